@@ -1,0 +1,185 @@
+// Package atisecrets is a Vault secrets engine that mints ATI session tokens.
+package atisecrets
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	// storageVersion is written into each storage entry. An entry with a higher
+	// one is refused, not misread.
+	storageVersion = 1
+
+	// roleCacheSize bounds the parsed roles kept in memory. A usual role takes
+	// some 2 KB there.
+	roleCacheSize = 10_000
+
+	// mountTuneTTL is how long a mint may go by the mount's former maximum TTL
+	// after it was tuned: asking for it is a round trip to Vault.
+	mountTuneTTL = 5 * time.Second
+
+	operationPrefix = "ati"
+
+	// nameField is the role's name, a part of the path.
+	nameField = "name"
+)
+
+type backend struct {
+	*framework.Backend
+
+	now func() time.Time
+
+	// lock makes a storage write and the caches' change one step. Filling a
+	// cache from storage takes it for reading, so that what a writer has
+	// replaced can't come back.
+	lock   sync.RWMutex
+	config atomic.Pointer[config]
+	roles  *lru.Cache[string, *role]
+
+	mountMax atomic.Pointer[mountMax]
+}
+
+type mountMax struct {
+	ttl    time.Duration
+	readAt time.Time
+}
+
+// Factory returns the factory of a backend that reports this version, a
+// semantic version with a leading v, to Vault.
+func Factory(version string) logical.Factory {
+	return func(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+		if conf == nil {
+			return nil, errors.New("configuration passed into backend is nil")
+		}
+		b, err := newBackend(version, time.Now)
+		if err != nil {
+			return nil, err
+		}
+		if err := b.Setup(ctx, conf); err != nil {
+			return nil, err
+		}
+		return b, nil
+	}
+}
+
+func newBackend(version string, now func() time.Time) (*backend, error) {
+	roles, err := lru.New[string, *role](roleCacheSize)
+	if err != nil {
+		return nil, fmt.Errorf("make the role cache: %w", err)
+	}
+	b := &backend{now: now, roles: roles}
+	b.Backend = &framework.Backend{
+		Help:           strings.TrimSpace(backendHelp),
+		BackendType:    logical.TypeLogical,
+		RunningVersion: version,
+		PathsSpecial: &logical.Paths{
+			// A policy needs sudo for these: an "ati/*" rule written in haste
+			// must neither plant a key nor, later, hand one out.
+			Root:            []string{"config", "config/*"},
+			SealWrapStorage: []string{configStoragePath, rolePrefix},
+		},
+		Paths: framework.PathAppend(
+			pathConfig(b),
+			pathRoles(b),
+			pathCreds(b),
+			pathCheck(b),
+			pathValidate(b),
+		),
+		Secrets:    []*framework.Secret{secretToken(b)},
+		Invalidate: b.invalidate,
+	}
+	return b, nil
+}
+
+// invalidate drops what another node of the cluster has changed in storage.
+func (b *backend) invalidate(_ context.Context, key string) {
+	b.lock.Lock()
+	defer b.lock.Unlock()
+	if key == configStoragePath {
+		b.config.Store(nil)
+	} else if name, ok := strings.CutPrefix(key, rolePrefix); ok {
+		b.roles.Remove(name)
+	}
+}
+
+// mountMaxTTL is the mount's maximum TTL, up to mountTuneTTL old.
+func (b *backend) mountMaxTTL() time.Duration {
+	now := b.now()
+	m := b.mountMax.Load()
+	if m == nil || now.Sub(m.readAt) >= mountTuneTTL || now.Before(m.readAt) {
+		m = &mountMax{ttl: b.System().MaxLeaseTTL(), readAt: now}
+		b.mountMax.Store(m)
+	}
+	return m.ttl
+}
+
+// operation declares a read or a write whose parameters are checked before the
+// handler sees them. Writes go to the node that can store them.
+func operation(op logical.Operation, callback framework.OperationFunc, summary, verb, suffix string, response framework.Response) *framework.PathOperation {
+	status := 200
+	if response.Fields == nil {
+		status = 204
+	}
+	return &framework.PathOperation{
+		Callback:     onlyKnownParameters(callback),
+		Summary:      summary,
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix},
+		Responses:    map[int][]framework.Response{status: {response}},
+	}
+}
+
+// storing makes an operation run on the active node only.
+func storing(op *framework.PathOperation) *framework.PathOperation {
+	op.ForwardPerformanceStandby = true
+	op.ForwardPerformanceSecondary = true
+	return op
+}
+
+// onlyKnownParameters refuses what the framework only warns of or silently
+// takes: a misspelt parameter (a mint with "tool" for "tools" would grant the
+// whole role), and null.
+func onlyKnownParameters(callback framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		for _, name := range slices.Sorted(maps.Keys(req.Data)) {
+			switch {
+			case d.Schema[name] == nil:
+				return logical.ErrorResponse("unknown parameter %q; this path takes %s", name, parameterNames(d)), nil
+			case name == nameField:
+				return logical.ErrorResponse("parameter %q stands in the path and can't be given again", name), nil
+			case req.Data[name] == nil:
+				return logical.ErrorResponse("parameter %q is null; leave it out, or give it a value", name), nil
+			}
+		}
+		return callback(ctx, req, d)
+	}
+}
+
+func parameterNames(d *framework.FieldData) string {
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(d.Schema)), func(name string) bool { return name == nameField })
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+const backendHelp = `
+The ATI secrets engine mints session tokens for AI agents that call tools
+through an ATI proxy.
+
+A security team writes the signing key and the proxy's address to config, and
+what a token may grant to roles/<name>. An orchestrator reads creds/<name> and
+gets a token. check/<name> says what a role opens; validate and inspect read a
+token.
+`

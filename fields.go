@@ -1,0 +1,253 @@
+package atisecrets
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-secure-stdlib/parseutil"
+	"github.com/hashicorp/vault/sdk/framework"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+// The forms of values, and the limits of lists. They are narrower than what
+// the proxy takes: it hands ids to programs, expands "${…}" in them, and splits
+// scopes at any Unicode white space.
+var (
+	idForm       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}\z`)
+	globForm     = regexp.MustCompile(`^[A-Za-z0-9._:@/+=*-]{1,128}\z`)
+	audienceForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\z`)
+)
+
+const (
+	maxItems       = 500
+	maxDescription = 1024
+	// The HTTP servers between a sandbox and the proxy usually take headers of
+	// 8 KB in all.
+	warnTokenBytes = 4 << 10
+	maxTokenBytes  = 8 << 10
+)
+
+func checkID(field, id string) error {
+	if !idForm.MatchString(id) || strings.Contains(id, "..") {
+		return fmt.Errorf(`%s %q: an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`, field, id)
+	}
+	return nil
+}
+
+func checkGlobs(field string, globs []string) error {
+	for _, g := range globs {
+		if !globForm.MatchString(g) {
+			return fmt.Errorf("%s %q: a glob is 1 to 128 letters, digits and ._:@/+=-*", field, g)
+		}
+	}
+	return nil
+}
+
+func checkAudience(field, value string) error {
+	if !audienceForm.MatchString(value) {
+		return fmt.Errorf("%s %q: must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit", field, value)
+	}
+	return nil
+}
+
+// scopesOf checks tools, skills and scopes, and returns the patterns of a
+// token that grants them, each once.
+func scopesOf(tools, skills, scopes []string) ([]string, error) {
+	for _, f := range []struct {
+		field, other string
+		items        []string
+	}{{"tools", "skill:", tools}, {"skills", "tool:", skills}} {
+		for _, item := range f.items {
+			if strings.HasPrefix(item, f.other) {
+				return nil, fmt.Errorf("%s %q: belongs into %ss", f.field, item, strings.TrimSuffix(f.other, ":"))
+			}
+		}
+	}
+	var all []string
+	for _, f := range []struct {
+		field, prefix string
+		items         []string
+	}{{"tools", "tool:", tools}, {"skills", "skill:", skills}, {"scopes", "", scopes}} {
+		for _, item := range f.items {
+			if item == "" {
+				return nil, fmt.Errorf(`%s "": an item must not be empty`, f.field)
+			}
+			pattern := item
+			if !strings.HasPrefix(item, f.prefix) {
+				pattern = f.prefix + item
+			}
+			if err := ati.CheckPattern(pattern); err != nil {
+				return nil, fmt.Errorf("%s %w", f.field, err)
+			}
+			if !slices.Contains(all, pattern) {
+				all = append(all, pattern)
+			}
+		}
+	}
+	return all, nil
+}
+
+// listField reads a list: a JSON array of strings, or one string with commas
+// between the items and blanks around them. It doesn't trim the items of an
+// array, as the framework does: a name with a no-break space at its end is a
+// mistake to be told, not mended.
+func listField(d *framework.FieldData, name string) ([]string, bool, error) {
+	raw, ok := d.Raw[name]
+	if !ok {
+		return nil, false, nil
+	}
+	items, err := stringItems(name, raw, ",")
+	if err != nil {
+		return nil, false, err
+	}
+	if len(items) > maxItems {
+		return nil, false, fmt.Errorf("%s has %d items; at most %d are allowed", name, len(items), maxItems)
+	}
+	return items, true, nil
+}
+
+// stringItems reads a list as Vault's HTTP API, its CLI and its query strings
+// give it.
+func stringItems(name string, raw any, separator string) ([]string, error) {
+	items := []string{}
+	switch v := raw.(type) {
+	case string:
+		if strings.Trim(v, asciiBlanks) == "" {
+			return items, nil
+		}
+		if separator == "" {
+			return []string{strings.Trim(v, asciiBlanks)}, nil
+		}
+		for _, item := range strings.Split(v, separator) {
+			items = append(items, strings.Trim(item, asciiBlanks))
+		}
+	case []string:
+		items = append(items, v...)
+	case []any:
+		for i, item := range v {
+			s, ok := item.(string)
+			if !ok {
+				return nil, fmt.Errorf("%s: item %d is not a string", name, i+1)
+			}
+			items = append(items, s)
+		}
+	default:
+		return nil, fmt.Errorf("%s must be a list of strings", name)
+	}
+	return items, nil
+}
+
+const asciiBlanks = " \t\r\n"
+
+// rateField reads the rates: a JSON object, or one or more "key=count/unit".
+func rateField(d *framework.FieldData, name string) (map[string]string, bool, error) {
+	raw, ok := d.Raw[name]
+	if !ok {
+		return nil, false, nil
+	}
+	rates := map[string]string{}
+	switch v := raw.(type) {
+	case map[string]any:
+		for key, value := range v {
+			s, ok := value.(string)
+			if !ok {
+				return nil, false, fmt.Errorf(`%s %q: the rate must be a string such as "10/hour"`, name, key)
+			}
+			rates[key] = s
+		}
+	case map[string]string:
+		for key, value := range v {
+			rates[key] = value
+		}
+	default:
+		items, err := stringItems(name, raw, "")
+		if err != nil {
+			return nil, false, fmt.Errorf(`%s must be a map, or items such as "tool:github:*=10/hour"`, name)
+		}
+		for _, item := range items {
+			// The last "=": a pattern may have one in it, a rate has none.
+			i := strings.LastIndexByte(item, '=')
+			if i < 0 {
+				return nil, false, fmt.Errorf(`%s %q: must be a pattern, "=" and a rate, as in "tool:github:*=10/hour"`, name, item)
+			}
+			if _, twice := rates[item[:i]]; twice {
+				return nil, false, fmt.Errorf("%s %q: is given twice", name, item[:i])
+			}
+			rates[item[:i]] = item[i+1:]
+		}
+	}
+	if len(rates) > maxItems {
+		return nil, false, fmt.Errorf("%s has %d items; at most %d are allowed", name, len(rates), maxItems)
+	}
+	return rates, true, nil
+}
+
+// parseRates checks rates and their keys, which are "*", or "tool:" and a
+// pattern: no other key ever matches a call at the proxy.
+func parseRates(field string, rates map[string]string) (map[string]ati.Rate, error) {
+	parsed := make(map[string]ati.Rate, len(rates))
+	for key, value := range rates {
+		if key != "*" && !strings.HasPrefix(key, "tool:") {
+			return nil, fmt.Errorf(`%s %q: the key must be "*", or "tool:" and a pattern; no other limits a call`, field, key)
+		}
+		if err := ati.CheckPattern(key); err != nil {
+			return nil, fmt.Errorf("%s %w", field, err)
+		}
+		rate, err := ati.ParseRate(value)
+		if err != nil {
+			return nil, fmt.Errorf("%s of %q: %w", field, key, err)
+		}
+		parsed[key] = rate
+	}
+	return parsed, nil
+}
+
+// durationField reads a duration of whole seconds, 0 or more.
+func durationField(d *framework.FieldData, name string) (time.Duration, bool, error) {
+	raw, ok := d.Raw[name]
+	if !ok {
+		return 0, false, nil
+	}
+	ttl, err := parseutil.ParseDurationSecond(raw)
+	if err != nil || raw == "" {
+		return 0, false, fmt.Errorf(`%s %q: must be a duration such as "90s", "1h" or a number of seconds`, name, rawString(raw))
+	}
+	if ttl < 0 || ttl%time.Second != 0 {
+		return 0, false, fmt.Errorf("%s %q: must be whole seconds, and not negative", name, rawString(raw))
+	}
+	return ttl, true, nil
+}
+
+// boolField reads a boolean. The framework reads an empty string, an unset
+// variable in a script, as false.
+func boolField(d *framework.FieldData, name string) (value, given bool, err error) {
+	raw, ok := d.Raw[name]
+	if !ok {
+		return false, false, nil
+	}
+	if raw == "" {
+		return false, false, fmt.Errorf(`%s "": must be true or false`, name)
+	}
+	return d.Get(name).(bool), true, nil
+}
+
+func rawString(raw any) string {
+	if n, ok := raw.(json.Number); ok {
+		return n.String()
+	}
+	return fmt.Sprint(raw)
+}
+
+func given(d *framework.FieldData, name string) bool {
+	_, ok := d.Raw[name]
+	return ok
+}
+
+// whole turns a duration of whole seconds into the seconds that Vault's API
+// answers with.
+func whole(d time.Duration) int64 { return int64(d / time.Second) }

@@ -1,0 +1,442 @@
+package atisecrets
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-secure-stdlib/strutil"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+const (
+	secretTokenType = "ati_token"
+	formatEnv       = "env"
+)
+
+func pathCreds(b *backend) []*framework.Path {
+	response := framework.Response{Description: "A token; with format=env, the sandbox's environment", Fields: credsResponse()}
+	return []*framework.Path{{
+		Pattern: "creds/" + framework.GenericNameRegex(nameField),
+		Fields: map[string]*framework.FieldSchema{
+			nameField: {
+				Type:        framework.TypeString,
+				Description: "Name of the role.",
+			},
+			"agent_id": {
+				Type:        framework.TypeString,
+				Description: "Subject of the token, where the role's allowed_agent_ids have it.",
+			},
+			"job_id": {
+				Type:        framework.TypeString,
+				Description: "Claim job_id, where the role's allowed_job_ids have it.",
+			},
+			"sandbox_id": {
+				Type:        framework.TypeString,
+				Description: "Claim sandbox_id, where the role's allowed_sandbox_ids have it.",
+			},
+			"ttl": {
+				Type:        framework.TypeDurationSecond,
+				Description: "TTL of the token. Longer than the role, config or mount allow is cut to that, with a warning.",
+			},
+			"tools": {
+				Type:        framework.TypeCommaStringSlice,
+				Description: "Fewer tools than the role grants. With tools, skills or scopes given, the token has just what is given.",
+			},
+			"skills": {
+				Type:        framework.TypeCommaStringSlice,
+				Description: "Fewer skills than the role grants.",
+			},
+			"scopes": {
+				Type:        framework.TypeCommaStringSlice,
+				Description: "Fewer scopes than the role grants.",
+			},
+			"rate": {
+				Type:        framework.TypeKVPairs,
+				Description: "Lower counts for rates that the role has, over the same window.",
+			},
+			"proxy_url": {
+				Type:        framework.TypeString,
+				Description: "Mint for the proxy at this address, and fail if this mount has no key for it.",
+			},
+			"format": {
+				Type:          framework.TypeString,
+				Description:   "env answers with ATI_PROXY_URL and ATI_SESSION_TOKEN only.",
+				AllowedValues: []any{formatEnv},
+			},
+		},
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation:   operation(logical.ReadOperation, b.pathCredsRead, "Mint a token for a role.", "generate", "credentials", response),
+			logical.UpdateOperation: operation(logical.UpdateOperation, b.pathCredsRead, "Mint a token for a role, narrowed by parameters.", "generate", "credentials-with-parameters", response),
+		},
+		HelpSynopsis:    pathCredsHelpSyn,
+		HelpDescription: pathCredsHelpDesc,
+	}}
+}
+
+func credsResponse() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		"token":             {Type: framework.TypeString, Description: "The session token, a JWT.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+		"jti":               {Type: framework.TypeString, Description: "Id of the token (claim jti), and of this request in Vault's audit log."},
+		"sub":               {Type: framework.TypeString, Description: "Subject (claim sub)."},
+		"scope":             {Type: framework.TypeString, Description: "What the token opens (claim scope)."},
+		"aud":               {Type: framework.TypeString, Description: "Audience (claim aud)."},
+		"proxy_url":         {Type: framework.TypeString, Description: "Address of the proxy that takes the token."},
+		"token_ttl":         {Type: framework.TypeInt64, Description: "Seconds from iat to exp."},
+		"expires_at":        {Type: framework.TypeInt64, Description: "Claim exp, in seconds since 1970."},
+		"key_version":       {Type: framework.TypeInt, Description: "Version of the key that signed."},
+		ati.EnvProxyURL:     {Type: framework.TypeString, Description: "With format=env: the proxy's address."},
+		ati.EnvSessionToken: {Type: framework.TypeString, Description: "With format=env: the session token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+	}
+}
+
+// secretToken is the lease that a role with generate_lease gives its tokens.
+// It can't be renewed: a token's expiry is signed into it.
+func secretToken(b *backend) *framework.Secret {
+	return &framework.Secret{
+		Type:   secretTokenType,
+		Fields: map[string]*framework.FieldSchema{"token": {Type: framework.TypeString, Description: "The session token."}},
+		Revoke: b.secretTokenRevoke,
+	}
+}
+
+func (b *backend) secretTokenRevoke(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	// Vault revokes a lease that has run out in the same way: then the token has too.
+	if req.Secret != nil && b.now().Before(req.Secret.ExpirationTime()) {
+		b.Logger().Warn("a lease was revoked, but its token lives until it expires", "lease_id", req.Secret.LeaseID, "expires", req.Secret.ExpirationTime())
+	}
+	return nil, nil
+}
+
+// credsParams are the parameters of a mint, checked for their form.
+type credsParams struct {
+	agentID, jobID, sandboxID string
+	ttl                       time.Duration
+	narrowed                  bool // tools, skills or scopes were given
+	granted                   []string
+	rates                     map[string]ati.Rate
+	proxyURL                  string
+	format                    string
+}
+
+func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	cfg, err := b.getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	if cfg == nil {
+		return noConfig(req), nil
+	}
+	name := d.Get(nameField).(string)
+	r, err := b.getRole(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil {
+		return noRole(req, name), nil
+	}
+	if req.ID == "" {
+		return nil, errors.New("the request has no id to name the token by")
+	}
+	p, err := parseCredsParams(d)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	who := caller{entityID: req.EntityID, displayName: req.DisplayName}
+	if asksIdentity := r.identityAsked(p); asksIdentity != "" && req.EntityID != "" {
+		if who.entity, err = b.System().EntityInfo(req.EntityID); err != nil {
+			return nil, fmt.Errorf("look up entity %s: %w", req.EntityID, err)
+		}
+		if asksIdentity == identityGroups {
+			if who.groups, err = b.System().GroupsForEntity(req.EntityID); err != nil {
+				return nil, fmt.Errorf("look up the groups of entity %s: %w", req.EntityID, err)
+			}
+		}
+	}
+	claims, warnings, err := r.mint(cfg, p, who, req.ID, b.now(), b.mountMaxTTL())
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	token, err := cfg.key.Sign(claims)
+	if err != nil {
+		return nil, err
+	}
+	if len(token) > maxTokenBytes {
+		return logical.ErrorResponse("the token has %d bytes; at most %d are allowed: ask for less with tools, skills or scopes", len(token), maxTokenBytes), nil
+	}
+	if len(token) > warnTokenBytes {
+		warnings = append(warnings, fmt.Sprintf("the token has %d bytes; over %d some HTTP servers refuse the request", len(token), warnTokenBytes))
+	}
+	ttl := time.Duration(claims.ExpiresAt-claims.IssuedAt) * time.Second
+	data := map[string]any{
+		"token":       token,
+		"jti":         claims.ID,
+		"sub":         claims.Subject,
+		"scope":       claims.Scope,
+		"aud":         claims.Audience,
+		"proxy_url":   cfg.Current.ProxyURL,
+		"token_ttl":   whole(ttl),
+		"expires_at":  claims.ExpiresAt,
+		"key_version": cfg.Current.Version,
+	}
+	if p.format == formatEnv {
+		data = map[string]any{ati.EnvProxyURL: cfg.Current.ProxyURL, ati.EnvSessionToken: token}
+	}
+	resp := &logical.Response{Data: data}
+	if r.GenerateLease {
+		resp = b.Secret(secretTokenType).Response(data, nil)
+		resp.Secret.TTL, resp.Secret.MaxTTL = ttl, ttl
+	}
+	resp.Warnings = warnings
+	return resp, nil
+}
+
+func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
+	p := new(credsParams)
+	for _, f := range []struct {
+		name  string
+		field *string
+		check func(field, value string) error
+	}{
+		{"agent_id", &p.agentID, checkID}, {"job_id", &p.jobID, checkID}, {"sandbox_id", &p.sandboxID, checkID},
+		{"proxy_url", &p.proxyURL, func(_, value string) (err error) { _, err = parseProxyURL(value); return err }},
+		{"format", &p.format, func(field, value string) error {
+			if value != formatEnv {
+				return fmt.Errorf("%s %q: must be %q, or left out", field, value, formatEnv)
+			}
+			return nil
+		}},
+	} {
+		if !given(d, f.name) {
+			continue
+		}
+		*f.field = d.Get(f.name).(string)
+		if *f.field == "" {
+			return nil, emptyParameter(f.name)
+		}
+		if err := f.check(f.name, *f.field); err != nil {
+			return nil, err
+		}
+	}
+	p.proxyURL = strings.TrimRight(p.proxyURL, "/")
+	ttl, ok, err := durationField(d, "ttl")
+	if err != nil {
+		return nil, err
+	}
+	if ok && ttl == 0 {
+		return nil, errors.New("ttl must be at least 1s")
+	}
+	p.ttl = ttl
+
+	lists := map[string][]string{}
+	for _, name := range []string{"tools", "skills", "scopes"} {
+		items, ok, err := listField(d, name)
+		if err != nil {
+			return nil, err
+		}
+		if ok && len(items) == 0 {
+			return nil, emptyParameter(name)
+		}
+		lists[name] = items
+		p.narrowed = p.narrowed || ok
+	}
+	if p.granted, err = scopesOf(lists["tools"], lists["skills"], lists["scopes"]); err != nil {
+		return nil, err
+	}
+	rate, ok, err := rateField(d, "rate")
+	if err != nil {
+		return nil, err
+	}
+	if ok && len(rate) == 0 {
+		return nil, emptyParameter("rate")
+	}
+	p.rates, err = parseRates("rate", rate)
+	return p, err
+}
+
+// emptyParameter refuses what is usually an unset variable, and would
+// otherwise mint the whole role.
+func emptyParameter(name string) error {
+	return fmt.Errorf("parameter %q is empty; leave it out, or give it a value", name)
+}
+
+// caller is who asked for a token.
+type caller struct {
+	entityID    string
+	displayName string
+	entity      *logical.Entity // nil where no template asks for it
+	groups      []*logical.Group
+}
+
+const (
+	identityEntity = "entity"
+	identityGroups = "groups"
+)
+
+// identityAsked says what the templates that this mint renders need of Vault's
+// identity system: each is a round trip.
+func (r *role) identityAsked(p *credsParams) string {
+	asked := ""
+	for _, t := range []struct {
+		template *idTemplate
+		chosen   string
+	}{{r.subject, p.agentID}, {r.jobID, p.jobID}, {r.sandboxID, p.sandboxID}} {
+		switch {
+		case t.chosen != "" || !t.template.asks("identity."):
+		case t.template.asks("identity.groups."):
+			return identityGroups
+		default:
+			asked = identityEntity
+		}
+	}
+	return asked
+}
+
+// tokenRequest is what a token has beside what config says.
+type tokenRequest struct {
+	scope                          string
+	rate                           map[string]string
+	ttl                            time.Duration
+	subject, jobID, sandboxID, jti string
+	now                            time.Time
+}
+
+func (r *role) claims(cfg *config, t tokenRequest) *ati.Claims {
+	audience := r.Audience
+	if audience == "" {
+		audience = cfg.Audience
+	}
+	iat := t.now.Unix()
+	return &ati.Claims{
+		Subject: t.subject, Audience: audience, IssuedAt: iat, ExpiresAt: iat + whole(t.ttl), Scope: t.scope,
+		Issuer: cfg.Issuer, ID: t.jti, ATI: &ati.Namespace{Version: 1, Rate: t.rate}, JobID: t.jobID, SandboxID: t.sandboxID,
+	}
+}
+
+// mint decides whether the caller gets a token, and what is in it. Its errors
+// are the caller's to mend.
+func (r *role) mint(cfg *config, p *credsParams, who caller, jti string, now time.Time, mountMax time.Duration) (*ati.Claims, []string, error) {
+	if err := r.checkEnabled(); err != nil {
+		return nil, nil, err
+	}
+	if p.proxyURL != "" && p.proxyURL != cfg.Current.ProxyURL {
+		return nil, nil, fmt.Errorf("proxy_url %q: this mount has no key for it; its proxy is at %q", p.proxyURL, cfg.Current.ProxyURL)
+	}
+	if err := r.checkAudience(cfg); err != nil {
+		return nil, nil, fmt.Errorf("role %q: %w", r.name, err)
+	}
+	t := tokenRequest{scope: r.scope, rate: r.Rate, jti: jti, now: now}
+	granted := r.granted
+	var err error
+	if p.narrowed {
+		if err = r.checkGranted(p.granted); err != nil {
+			return nil, nil, err
+		}
+		granted, t.scope = p.granted, strings.Join(p.granted, " ")
+	}
+	if err = cfg.checkCeiling(granted); err != nil {
+		return nil, nil, err
+	}
+	if len(p.rates) > 0 {
+		if t.rate, err = r.narrowRates(p.rates); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, id := range []struct {
+		name, chosen string
+		allowed      []string
+		fallback     func() (string, error)
+		out          *string
+	}{
+		{"agent_id", p.agentID, r.AllowedAgents, func() (string, error) { return r.subjectOf(who, jti) }, &t.subject},
+		{"job_id", p.jobID, r.AllowedJobs, func() (string, error) { return renderOptional(r.jobID, who, jti) }, &t.jobID},
+		{"sandbox_id", p.sandboxID, r.AllowedBoxes, func() (string, error) { return renderOptional(r.sandboxID, who, jti) }, &t.sandboxID},
+	} {
+		switch {
+		case id.chosen == "":
+			if *id.out, err = id.fallback(); err != nil {
+				return nil, nil, err
+			}
+		case !strutil.StrListContainsGlob(id.allowed, id.chosen):
+			return nil, nil, fmt.Errorf("%s %q is not one that role %q allows", id.name, id.chosen, r.name)
+		default:
+			*id.out = id.chosen
+		}
+	}
+	view := logical.StaticSystemView{MaxLeaseTTLVal: mountMax, DefaultLeaseTTLVal: mountMax}
+	ttl, warnings, err := framework.CalculateTTL(view, p.ttl, r.TTL, 0, r.longestTTL(), cfg.MaxTTL, time.Time{})
+	if err != nil {
+		return nil, nil, err
+	}
+	t.ttl = ttl
+	return r.claims(cfg, t), warnings, nil
+}
+
+// subjectOf is the subject of a caller that chose none.
+func (r *role) subjectOf(who caller, jti string) (string, error) {
+	if r.subject != nil {
+		return r.subject.render(jti, who.entity, who.groups)
+	}
+	if who.entityID != "" {
+		return who.entityID, checkID("entity id", who.entityID)
+	}
+	if err := checkID("display name", who.displayName); err != nil {
+		return "", fmt.Errorf("the caller has no identity entity, and its %w; set the role's subject or allowed_agent_ids", err)
+	}
+	return who.displayName, nil
+}
+
+func renderOptional(t *idTemplate, who caller, jti string) (string, error) {
+	if t == nil {
+		return "", nil
+	}
+	return t.render(jti, who.entity, who.groups)
+}
+
+// checkGranted refuses what the role doesn't grant.
+func (r *role) checkGranted(requested []string) error {
+	for _, scope := range requested {
+		if !coveredBy(r.granted, scope) {
+			return fmt.Errorf("scope %q is not covered by what role %q grants", scope, r.name)
+		}
+	}
+	return nil
+}
+
+// narrowRates lowers the role's rates. A key or a window that the role doesn't
+// have is refused: the proxy counts all tokens with the same key in one
+// bucket, so that it would change the limits of others.
+func (r *role) narrowRates(requested map[string]ati.Rate) (map[string]string, error) {
+	rates := maps.Clone(r.Rate)
+	for _, key := range slices.Sorted(maps.Keys(requested)) {
+		want := requested[key]
+		have, ok := r.rates[key]
+		switch {
+		case !ok:
+			return nil, fmt.Errorf("rate %q: role %q has no such rate, and a request can't add one", key, r.name)
+		case want.Window != have.Window:
+			return nil, fmt.Errorf("rate %q: %s is over another window than the role's %s", key, want, have)
+		case want.Count > have.Count:
+			return nil, fmt.Errorf("rate %q: %s is more than the role's %s", key, want, have)
+		}
+		rates[key] = ati.Rate{Count: want.Count, Unit: have.Unit}.String()
+	}
+	return rates, nil
+}
+
+const pathCredsHelpSyn = `Mint a token for a role.`
+
+const pathCredsHelpDesc = `
+Without parameters, the token has all that the role grants. Parameters only
+narrow it: what the role doesn't grant is refused, never cut down in silence.
+
+The claim jti is the id of this request in Vault's audit log.
+`

@@ -1,0 +1,232 @@
+package atisecrets
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+func pathValidate(b *backend) []*framework.Path {
+	token := &framework.FieldSchema{
+		Type:         framework.TypeString,
+		Required:     true,
+		Description:  "The session token. White space around it is cut.",
+		DisplayAttrs: &framework.DisplayAttributes{Sensitive: true},
+	}
+	return []*framework.Path{
+		{
+			Pattern: "validate",
+			Fields: map[string]*framework.FieldSchema{
+				"token": token,
+				"audience": {
+					Type:        framework.TypeString,
+					Description: "Required audience. Default: one of config's audience and accepted_audiences.",
+				},
+				"issuer": {
+					Type:        framework.TypeString,
+					Description: "Required issuer. Default: config's issuer.",
+				},
+				"leeway": {
+					Type:        framework.TypeDurationSecond,
+					Description: "Tolerated clock skew, up to 60s, which is the proxy's. Default: 60s.",
+				},
+				"scope": {
+					Type:        framework.TypeString,
+					Description: "A scope, such as tool:web_search, of which the answer says whether the token opens it now.",
+				},
+			},
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.UpdateOperation: operation(logical.UpdateOperation, b.pathValidateWrite, "Tell whether the proxy and its clients accept a token.", "validate", "token",
+					framework.Response{Description: "The verdict, and the claims of a valid token", Fields: validateResponse()}),
+			},
+			HelpSynopsis:    pathValidateHelpSyn,
+			HelpDescription: pathValidateHelpDesc,
+		},
+		{
+			Pattern:      "inspect",
+			Fields:       map[string]*framework.FieldSchema{"token": token},
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.UpdateOperation: operation(logical.UpdateOperation, b.pathInspectWrite, "Decode a token without verifying it.", "inspect", "token",
+					framework.Response{Description: "The claims as they stand", Fields: inspectResponse()}),
+			},
+			HelpSynopsis:    pathInspectHelpSyn,
+			HelpDescription: pathInspectHelpDesc,
+		},
+	}
+}
+
+// claimFields are the claims of a valid token, beside each other so that the
+// CLI's table reads well.
+func claimFields() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		"sub":         {Type: framework.TypeString, Description: "Subject."},
+		"aud":         {Type: framework.TypeString, Description: "Audience."},
+		"iat":         {Type: framework.TypeInt64, Description: "Issued at, in seconds since 1970."},
+		"exp":         {Type: framework.TypeInt64, Description: "Expires at, in seconds since 1970."},
+		"scope":       {Type: framework.TypeString, Description: "What the token opens."},
+		"iss":         {Type: framework.TypeString, Description: "Issuer."},
+		"jti":         {Type: framework.TypeString, Description: "Id of the token."},
+		"job_id":      {Type: framework.TypeString, Description: "Job."},
+		"sandbox_id":  {Type: framework.TypeString, Description: "Sandbox."},
+		"ati_version": {Type: framework.TypeInt, Description: "Claim ati.v."},
+		"rate":        {Type: framework.TypeKVPairs, Description: "Claim ati.rate."},
+	}
+}
+
+func validateResponse() map[string]*framework.FieldSchema {
+	fields := claimFields()
+	fields["valid"] = &framework.FieldSchema{Type: framework.TypeBool, Required: true, Description: "Whether both the proxy and its clients accept the token."}
+	fields["error"] = &framework.FieldSchema{Type: framework.TypeString, Description: "Why the token is not valid."}
+	fields["key_version"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Version of the key that signed."}
+	fields["allowed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the token opens the scope now."}
+	return fields
+}
+
+// inspectResponse leaves out the types of the claims: nothing was verified, so
+// they may have any.
+func inspectResponse() map[string]*framework.FieldSchema {
+	fields := map[string]*framework.FieldSchema{
+		"decoded": {Type: framework.TypeBool, Required: true, Description: "Whether the token could be decoded."},
+		"error":   {Type: framework.TypeString, Description: "Why the token could not be decoded."},
+		"ati":     {Type: framework.TypeMap, Description: "Claim ati."},
+	}
+	for _, name := range []string{"sub", "aud", "iat", "exp", "scope", "iss", "jti"} {
+		fields[name] = &framework.FieldSchema{Type: framework.TypeString, Description: "Claim " + name + ", of whatever type the token has."}
+	}
+	return fields
+}
+
+func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	cfg, err := b.getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	if cfg == nil {
+		return noConfig(req), nil
+	}
+	token, err := tokenField(d)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	options := []ati.ValidateOption{ati.WithTime(b.now), ati.WithAudience(cfg.audiences()...)}
+	if cfg.Issuer != "" {
+		options = append(options, ati.WithIssuer(cfg.Issuer))
+	}
+	for _, name := range []string{"audience", "issuer", "scope"} {
+		if given(d, name) && d.Get(name).(string) == "" {
+			return logical.ErrorResponse(emptyParameter(name).Error()), nil
+		}
+	}
+	if given(d, "audience") {
+		options = append(options, ati.WithAudience(d.Get("audience").(string)))
+	}
+	if given(d, "issuer") {
+		options = append(options, ati.WithIssuer(d.Get("issuer").(string)))
+	}
+	leeway, ok, err := durationField(d, "leeway")
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	if ok {
+		if leeway > ati.MaxLeeway {
+			return logical.ErrorResponse("leeway %v: must be at most %v, which is the proxy's", leeway, ati.MaxLeeway), nil
+		}
+		options = append(options, ati.WithLeeway(leeway))
+	}
+
+	claims, err := ati.ValidateToken(token, cfg.key, options...)
+	data := map[string]any{"valid": err == nil}
+	if err != nil {
+		data["error"] = reasonOf(err)
+	} else {
+		data["key_version"] = cfg.Current.Version
+		addClaims(data, claims)
+	}
+	if given(d, "scope") {
+		// The proxy's check of scopes has no leeway.
+		data["allowed"] = err == nil && b.now().Unix() <= claims.ExpiresAt && ati.Allows(claims.Scopes(), d.Get("scope").(string))
+	}
+	return &logical.Response{Data: data}, nil
+}
+
+// reasonOf says why a token is refused, as somebody would ask who has this
+// mount before them.
+func reasonOf(err error) string {
+	if errors.Is(err, ati.ErrSignature) {
+		return "signed by no key of this mount"
+	}
+	var tokenErr *ati.TokenError
+	if errors.As(err, &tokenErr) {
+		return strings.TrimPrefix(tokenErr.Error(), tokenErr.Op+": ")
+	}
+	return err.Error()
+}
+
+func addClaims(data map[string]any, c *ati.Claims) {
+	data["sub"], data["aud"], data["iat"], data["exp"], data["scope"] = c.Subject, c.Audience, c.IssuedAt, c.ExpiresAt, c.Scope
+	for name, value := range map[string]string{"iss": c.Issuer, "jti": c.ID, "job_id": c.JobID, "sandbox_id": c.SandboxID} {
+		if value != "" {
+			data[name] = value
+		}
+	}
+	if c.ATI != nil {
+		data["ati_version"] = int(c.ATI.Version)
+		if len(c.ATI.Rate) > 0 {
+			data["rate"] = c.ATI.Rate
+		}
+	}
+}
+
+func (b *backend) pathInspectWrite(_ context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	token, err := tokenField(d)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	claims, err := ati.InspectToken(token)
+	resp := &logical.Response{Data: map[string]any{"decoded": err == nil}}
+	if err != nil {
+		resp.Data["error"] = reasonOf(err)
+		return resp, nil
+	}
+	for name, value := range claims {
+		if n, ok := value.(json.Number); ok {
+			if i, err := n.Int64(); err == nil {
+				value = i
+			}
+		}
+		resp.Data[name] = value
+	}
+	resp.AddWarning("nothing was verified: anybody may have written this token; use validate to know")
+	return resp, nil
+}
+
+func tokenField(d *framework.FieldData) (string, error) {
+	token := strings.TrimSpace(d.Get("token").(string))
+	if token == "" {
+		return "", fmt.Errorf("token is required, in the request's body")
+	}
+	return token, nil
+}
+
+const pathValidateHelpSyn = `Tell whether the proxy and its clients accept a token.`
+
+const pathValidateHelpDesc = `
+A token that is not valid is an answer, valid=false with the reason, and no
+failed request. With scope=, allowed says whether the token opens it now.
+`
+
+const pathInspectHelpSyn = `Decode a token without verifying it.`
+
+const pathInspectHelpDesc = `
+Shows the claims as they stand in the token, whoever wrote it. To know whether
+a token is good, use validate.
+`
