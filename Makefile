@@ -1,0 +1,34 @@
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help build demo dev dev-stop test bench lint fmt clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## Build the plugin into bin/
+	@scripts/build.sh bin/vault-plugin-secrets-ati
+	@echo bin/vault-plugin-secrets-ati
+
+demo: ## Show the engine at work on a Vault server of its own
+	@scripts/demo.sh
+
+dev: ## Start a Vault server with the plugin and leave it running; again: register anew
+	@scripts/dev.sh
+
+dev-stop: ## Stop the server of make dev
+	@scripts/dev.sh stop
+
+test: ## Run all tests that need Go only, some of them against a real Vault
+	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test ./...
+
+bench: ## Run the Go benchmarks
+	@go test -run '^$$' -bench . -benchmem ./ ./ati
+
+lint: ## Run gofmt, go vet, staticcheck and govulncheck
+	@scripts/lint.sh
+
+fmt: ## Format the Go files
+	@gofmt -w $$(git ls-files '*.go')
+
+clean: dev-stop ## Remove what was built
+	@rm -rf bin

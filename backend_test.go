@@ -1,0 +1,635 @@
+package atisecrets_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	atisecrets "vault-plugin-secrets-ati"
+	"vault-plugin-secrets-ati/ati"
+)
+
+const (
+	testSecret = "efca767f4799094360a8673bdab2a37e6c6f89662ae447b51e47d2593facc112"
+	testProxy  = "https://ati.example.com"
+	testID     = "5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10" // of a request, and so the jti
+)
+
+type data = map[string]any
+
+// mount is a backend with its storage, a clock, and the Vault around it.
+type mount struct {
+	t       testing.TB
+	b       *framework.Backend
+	storage *testStorage
+	system  *testSystem
+	log     *strings.Builder
+	now     time.Time
+
+	// The caller of the next requests.
+	entityID, displayName string
+}
+
+func newMount(t testing.TB) *mount {
+	t.Helper()
+	m := &mount{
+		t:           t,
+		storage:     &testStorage{Storage: new(logical.InmemStorage)},
+		system:      &testSystem{StaticSystemView: logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour, PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}},
+		log:         new(strings.Builder),
+		now:         time.Unix(1_800_000_000, 0),
+		displayName: "token",
+	}
+	m.b = m.newBackend()
+	return m
+}
+
+// newBackend is what a restart of the plugin makes of the same mount.
+func (m *mount) newBackend() *framework.Backend {
+	m.t.Helper()
+	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{
+		Logger:      hclog.New(&hclog.LoggerOptions{Output: m.log, Level: hclog.Trace}),
+		System:      m.system,
+		StorageView: m.storage,
+	}, func() time.Time { return m.now })
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return b
+}
+
+// configured is a mount with a config and a role "r".
+func configured(t testing.TB, config, role data) *mount {
+	t.Helper()
+	m := newMount(t)
+	c := data{"proxy_url": testProxy, "secret": testSecret}
+	maps.Copy(c, config)
+	m.ok(logical.CreateOperation, "config", c)
+	r := data{"tools": "web_search"}
+	maps.Copy(r, role)
+	m.ok(logical.CreateOperation, "roles/r", r)
+	return m
+}
+
+func (m *mount) request(op logical.Operation, path string, d data) (*logical.Response, error) {
+	return m.b.HandleRequest(m.t.Context(), &logical.Request{
+		ID: testID, Operation: op, Path: path, Data: d, Storage: m.storage, MountPoint: "ati/",
+		EntityID: m.entityID, DisplayName: m.displayName,
+	})
+}
+
+// ok makes a request that must succeed, and holds its response against what
+// the path declares.
+func (m *mount) ok(op logical.Operation, path string, d data) *logical.Response {
+	m.t.Helper()
+	resp, err := m.request(op, path, d)
+	if err != nil || resp.IsError() {
+		m.t.Fatalf("%s %s %v: %v %v", op, path, d, err, resp.Error())
+	}
+	if t, ok := m.t.(*testing.T); ok && resp != nil { // nil is Vault's 204 or 404
+		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), resp, true)
+	}
+	return resp
+}
+
+// refused makes a request that must be refused as the user's mistake with
+// exactly this text, and checks that nothing was changed.
+func (m *mount) refused(op logical.Operation, path string, d data, want string) {
+	m.t.Helper()
+	before := m.storage.dump(m.t)
+	resp, err := m.request(op, path, d)
+	if err != nil {
+		m.t.Fatalf("%s %s %v: %v, and not a refusal", op, path, d, err)
+	}
+	if !resp.IsError() {
+		m.t.Fatalf("%s %s %v was not refused: %v", op, path, d, resp)
+	}
+	if got := resp.Error().Error(); got != want {
+		m.t.Errorf("%s %s %v:\n got %s\nwant %s", op, path, d, got, want)
+	}
+	if diff := cmp.Diff(before, m.storage.dump(m.t)); diff != "" {
+		m.t.Errorf("%s %s was refused, but changed storage:\n%s", op, path, diff)
+	}
+}
+
+func (m *mount) failed(op logical.Operation, path string, d data, want string) {
+	m.t.Helper()
+	resp, err := m.request(op, path, d)
+	if err == nil {
+		m.t.Fatalf("%s %s did not fail: %v", op, path, resp)
+	}
+	if err.Error() != want {
+		m.t.Errorf("%s %s:\n got %v\nwant %s", op, path, err, want)
+	}
+}
+
+func (m *mount) warnings(resp *logical.Response, want ...string) {
+	m.t.Helper()
+	var got []string
+	if resp != nil {
+		got = resp.Warnings
+	}
+	if diff := cmp.Diff(want, got, cmp.Transformer("empty", func(s []string) []string { return append([]string{}, s...) })); diff != "" {
+		m.t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+}
+
+// claims validates a response's token as proxy and client do.
+func (m *mount) claims(resp *logical.Response) *ati.Claims {
+	m.t.Helper()
+	return m.claimsOf(resp.Data["token"].(string), resp.Data["aud"].(string))
+}
+
+func (m *mount) claimsOf(token, audience string) *ati.Claims {
+	m.t.Helper()
+	key, err := ati.ParseSecret(testSecret)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	c, err := ati.ValidateToken(token, key, ati.WithAudience(audience), ati.WithTime(func() time.Time { return m.now }))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return c
+}
+
+// testStorage counts what is done to it, and fails where it is told.
+type testStorage struct {
+	logical.Storage
+	calls atomic.Int64
+	mu    sync.Mutex
+	fail  string // verb and key, "put config"
+	order []string
+}
+
+var errStorage = errors.New("disk on fire")
+
+func (s *testStorage) do(verb, key string) error {
+	s.calls.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if verb == "put" {
+		s.order = append(s.order, key)
+	}
+	if s.fail == verb+" "+key {
+		return errStorage
+	}
+	return nil
+}
+
+func (s *testStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	if err := s.do("get", key); err != nil {
+		return nil, err
+	}
+	return s.Storage.Get(ctx, key)
+}
+
+func (s *testStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
+	if err := s.do("put", e.Key); err != nil {
+		return err
+	}
+	return s.Storage.Put(ctx, e)
+}
+
+func (s *testStorage) Delete(ctx context.Context, key string) error {
+	if err := s.do("delete", key); err != nil {
+		return err
+	}
+	return s.Storage.Delete(ctx, key)
+}
+
+func (s *testStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	if err := s.do("list", prefix); err != nil {
+		return nil, err
+	}
+	return s.Storage.List(ctx, prefix)
+}
+
+// dump has all entries, read past the counters.
+func (s *testStorage) dump(t testing.TB) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := logical.ScanView(t.Context(), s.Storage.(logical.ClearableView), func(key string) {
+		e, err := s.Storage.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[key] = string(e.Value)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// testSystem counts the calls that are round trips to Vault for a plugin.
+type testSystem struct {
+	logical.StaticSystemView
+	maxTTLCalls, entityCalls, groupCalls atomic.Int64
+	entityErr                            error
+}
+
+func (s *testSystem) MaxLeaseTTL() time.Duration {
+	s.maxTTLCalls.Add(1)
+	return s.StaticSystemView.MaxLeaseTTL()
+}
+
+func (s *testSystem) EntityInfo(id string) (*logical.Entity, error) {
+	s.entityCalls.Add(1)
+	if s.entityErr != nil {
+		return nil, s.entityErr
+	}
+	return s.StaticSystemView.EntityInfo(id)
+}
+
+func (s *testSystem) GroupsForEntity(id string) ([]*logical.Group, error) {
+	s.groupCalls.Add(1)
+	return s.StaticSystemView.GroupsForEntity(id)
+}
+
+// paths are the backend's, as a request would name them.
+var paths = map[string][]logical.Operation{
+	"config":   {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"roles/":   {logical.ListOperation},
+	"roles/r":  {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"creds/r":  {logical.ReadOperation, logical.UpdateOperation},
+	"check/r":  {logical.ReadOperation, logical.UpdateOperation},
+	"validate": {logical.UpdateOperation},
+	"inspect":  {logical.UpdateOperation},
+}
+
+func TestEachPathDescribesItselfWhole(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	if got, want := len(m.b.Paths), len(paths); got != want {
+		t.Errorf("the backend has %d paths, and this test knows %d", got, want)
+	}
+	for name, want := range paths {
+		p := m.b.Route(name)
+		if p == nil {
+			t.Fatalf("no path %s", name)
+		}
+		if p.HelpSynopsis == "" || p.HelpDescription == "" {
+			t.Errorf("%s has no help", name)
+		}
+		operations := slices.Sorted(maps.Keys(p.Operations))
+		if diff := cmp.Diff(slices.Sorted(slices.Values(want)), operations); diff != "" {
+			t.Errorf("%s: operations (-want +got):\n%s", name, diff)
+		}
+		for field, s := range p.Fields {
+			if s.Description == "" {
+				t.Errorf("%s: field %s has no description", name, field)
+			}
+		}
+		for op, handler := range p.Operations {
+			properties := handler.Properties()
+			if properties.Summary == "" || len(properties.Responses) != 1 {
+				t.Errorf("%s %s: summary %q and %d responses", op, name, properties.Summary, len(properties.Responses))
+			}
+			for _, responses := range properties.Responses {
+				for field, s := range responses[0].Fields {
+					if s.Description == "" {
+						t.Errorf("%s %s: response field %s has no description", op, name, field)
+					}
+				}
+			}
+			if writes := p.ExistenceCheck != nil && op != logical.ReadOperation; properties.ForwardPerformanceStandby != writes || properties.ForwardPerformanceSecondary != writes {
+				t.Errorf("%s %s: forwarding is %v, want %v", op, name, properties.ForwardPerformanceStandby, writes)
+			}
+		}
+	}
+}
+
+func TestOpenAPIHasAnOperationIDOfItsOwnForEachOperation(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	resp, err := m.request(logical.HelpOperation, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(resp.Data["openapi"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Paths map[string]map[string]json.RawMessage
+	}
+	if err := json.Unmarshal(b, &doc); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for path, methods := range doc.Paths {
+		for method, raw := range methods {
+			var op struct{ OperationID string }
+			if json.Unmarshal(raw, &op) == nil && op.OperationID != "" {
+				got[method+" "+path] = op.OperationID
+			}
+		}
+	}
+	want := map[string]string{
+		"get /config":          "ati-read-configuration",
+		"post /config":         "ati-configure",
+		"delete /config":       "ati-delete-configuration",
+		"get /roles/":          "ati-list-roles",
+		"get /roles/{name}":    "ati-read-role",
+		"post /roles/{name}":   "ati-write-role",
+		"delete /roles/{name}": "ati-delete-role",
+		"get /creds/{name}":    "ati-generate-credentials",
+		"post /creds/{name}":   "ati-generate-credentials-with-parameters",
+		"get /check/{name}":    "ati-check-role",
+		"post /check/{name}":   "ati-check-role-with-parameters",
+		"post /validate":       "ati-validate-token",
+		"post /inspect":        "ati-inspect-token",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("operation ids (-want +got):\n%s", diff)
+	}
+}
+
+func TestKeysAreRootProtectedAndSealWrappedAndFieldsWithSecretsAreSensitive(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	want := &logical.Paths{Root: []string{"config", "config/*"}, SealWrapStorage: []string{"config", "role/"}}
+	if diff := cmp.Diff(want, m.b.SpecialPaths()); diff != "" {
+		t.Errorf("special paths (-want +got):\n%s", diff)
+	}
+	for _, f := range []*framework.FieldSchema{
+		m.b.Route("config").Fields["secret"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
+	} {
+		if f.DisplayAttrs == nil || !f.DisplayAttrs.Sensitive {
+			t.Errorf("%q is not sensitive", f.Description)
+		}
+	}
+}
+
+func TestFactoryReportsItsVersionAndNeedsAConfiguration(t *testing.T) {
+	t.Parallel()
+	b, err := atisecrets.Factory("v1.2.3")(t.Context(), &logical.BackendConfig{System: &logical.StaticSystemView{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.(logical.PluginVersioner).PluginVersion().Version; got != "v1.2.3" {
+		t.Errorf("version %q", got)
+	}
+	if b.Type() != logical.TypeLogical {
+		t.Errorf("type %v", b.Type())
+	}
+	if _, err := atisecrets.Factory("v1.2.3")(t.Context(), nil); err == nil {
+		t.Error("no error without a configuration")
+	}
+}
+
+// The promise: an unknown parameter is a 400 on every path, and so is null.
+func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
+	t.Parallel()
+	known := map[string]string{
+		"config":   "accepted_audiences, algorithm, allowed_scopes, audience, issuer, max_ttl, proxy_url, secret",
+		"roles/":   "none",
+		"roles/r":  "allowed_agent_ids, allowed_job_ids, allowed_sandbox_ids, audience, description, disabled, generate_lease, job_id, max_ttl, rate, sandbox_id, scopes, skills, subject, tools, ttl",
+		"creds/r":  "agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl",
+		"check/r":  "scope, skill, tool",
+		"validate": "audience, issuer, leeway, scope, token",
+		"inspect":  "token",
+	}
+	m := configured(t, nil, nil)
+	for path, operations := range paths {
+		for _, op := range operations {
+			m.refused(op, path, data{"toolz": "x"}, fmt.Sprintf("unknown parameter \"toolz\"; this path takes %s", known[path]))
+			if m.b.Route(path).Fields["name"] != nil {
+				m.refused(op, path, data{"name": "other"}, `parameter "name" stands in the path and can't be given again`)
+			}
+			for field := range m.b.Route(path).Fields {
+				if field != "name" {
+					m.refused(op, path, data{field: nil}, fmt.Sprintf("parameter %q is null; leave it out, or give it a value", field))
+				}
+			}
+		}
+	}
+}
+
+func TestNothingWorksWithoutAConfigAndSaysSo(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	const want = "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…"
+	m.refused(logical.CreateOperation, "roles/r", data{"tools": "x"}, want)
+	m.refused(logical.ReadOperation, "creds/r", nil, want)
+	m.refused(logical.ReadOperation, "check/r", data{"tool": "x"}, want)
+	m.refused(logical.UpdateOperation, "validate", data{"token": "x"}, want)
+	for _, path := range []string{"config", "roles/r"} {
+		if resp := m.ok(logical.ReadOperation, path, nil); resp != nil {
+			t.Errorf("read %s: %v, want none (404)", path, resp)
+		}
+	}
+}
+
+// The promise: a mint reads no storage once warm, nor asks Vault anything but
+// the mount's maximum TTL every 5 seconds.
+func TestAWarmMintTouchesNoStorage(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.b = m.newBackend() // cold
+	m.storage.calls.Store(0)
+	m.ok(logical.ReadOperation, "creds/r", nil)
+	if got := m.storage.calls.Load(); got != 2 {
+		t.Errorf("a cold mint did %d storage calls, want 2", got)
+	}
+	m.storage.calls.Store(0)
+	m.system.maxTTLCalls.Store(0)
+	for range 100 {
+		m.ok(logical.ReadOperation, "creds/r", nil)
+		m.ok(logical.UpdateOperation, "creds/r", data{"tools": "web_search", "ttl": "5m"})
+	}
+	if got := m.storage.calls.Load(); got != 0 {
+		t.Errorf("200 warm mints did %d storage calls", got)
+	}
+	if got := m.system.maxTTLCalls.Load(); got != 0 {
+		t.Errorf("200 warm mints asked for the mount's maximum %d times", got)
+	}
+	m.now = m.now.Add(5 * time.Second)
+	m.ok(logical.ReadOperation, "creds/r", nil)
+	if got := m.system.maxTTLCalls.Load(); got != 1 {
+		t.Errorf("5 seconds later it asked for the mount's maximum %d times, want 1", got)
+	}
+}
+
+// The promise: what another node of the cluster changes is seen after
+// Invalidate.
+func TestInvalidateDropsWhatAnotherNodeChanged(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.ok(logical.ReadOperation, "creds/r", nil)
+
+	other := *m
+	other.b = m.newBackend()
+	other.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://green.example.com"})
+	other.ok(logical.UpdateOperation, "roles/r", data{"tools": "arxiv"})
+
+	m.b.Invalidate(t.Context(), "config")
+	m.b.Invalidate(t.Context(), "role/r")
+	resp := m.ok(logical.ReadOperation, "creds/r", nil)
+	if got, want := []any{resp.Data["proxy_url"], resp.Data["scope"]}, []any{"https://green.example.com", "tool:arxiv"}; !cmp.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+
+	other.ok(logical.DeleteOperation, "roles/r", nil)
+	m.b.Invalidate(t.Context(), "role/r")
+	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
+}
+
+// A write and the mints around it: each token is the old role's or the new
+// one's, and after the write none is the old one's.
+func TestCachesHoldAgainstConcurrentWritesAndMints(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				resp, err := m.request(logical.ReadOperation, "creds/r", nil)
+				if err != nil || resp.IsError() {
+					t.Errorf("mint: %v %v", err, resp.Error())
+					return
+				}
+				m.b.Invalidate(context.Background(), "role/r")
+				m.b.Invalidate(context.Background(), "config")
+			}
+		})
+	}
+	for i := range 300 {
+		tool := fmt.Sprintf("tool%d", i)
+		m.ok(logical.UpdateOperation, "roles/r", data{"tools": tool})
+		if got, want := m.ok(logical.ReadOperation, "creds/r", nil).Data["scope"], "tool:"+tool; got != want {
+			t.Errorf("after the write of %s a token has %s", want, got)
+		}
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// The promise: trouble with storage is a 500 that says what failed, and leaves
+// the next request unharmed.
+func TestStorageTroubleIsAnErrorThatSaysWhatFailed(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		fail string
+		op   logical.Operation
+		path string
+		data data
+		want string
+	}{
+		"reading config":                 {"get config", logical.ReadOperation, "config", nil, "read config: disk on fire"},
+		"writing config, read":           {"get config", logical.UpdateOperation, "config", data{"issuer": "x"}, "read config: disk on fire"},
+		"writing config, put":            {"put config", logical.UpdateOperation, "config", data{"issuer": "x"}, "write config: disk on fire"},
+		"deleting config, read":          {"get config", logical.DeleteOperation, "config", nil, "read config: disk on fire"},
+		"deleting config, put":           {"put config", logical.DeleteOperation, "config", nil, "write config: disk on fire"},
+		"listing roles":                  {"list role/", logical.ListOperation, "roles/", nil, "list the roles: disk on fire"},
+		"reading a role":                 {"get role/r", logical.ReadOperation, "roles/r", nil, `read role "r": disk on fire`},
+		"writing a role, config":         {"get config", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, "read config: disk on fire"},
+		"writing a role, read":           {"get role/r", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, `read role "r": disk on fire`},
+		"writing a role, raising config": {"put config", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, "write config: disk on fire"},
+		"writing a role, put":            {"put role/r", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, `write role "r": disk on fire`},
+		"deleting a role":                {"delete role/r", logical.DeleteOperation, "roles/r", nil, `delete role "r": disk on fire`},
+		"minting, config":                {"get config", logical.ReadOperation, "creds/r", nil, "read config: disk on fire"},
+		"minting, role":                  {"get role/r", logical.ReadOperation, "creds/r", nil, `read role "r": disk on fire`},
+		"checking, config":               {"get config", logical.ReadOperation, "check/r", data{"tool": "x"}, "read config: disk on fire"},
+		"checking, role":                 {"get role/r", logical.ReadOperation, "check/r", data{"tool": "x"}, `read role "r": disk on fire`},
+		"validating":                     {"get config", logical.UpdateOperation, "validate", data{"token": "x"}, "read config: disk on fire"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			m.b = m.newBackend()
+			m.storage.fail = c.fail
+			m.failed(c.op, c.path, c.data, c.want)
+			m.storage.fail = ""
+			if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"]; got != int64(3600) {
+				t.Errorf("after the failure a token lives %v seconds, want 3600", got)
+			}
+			m.ok(c.op, c.path, c.data)
+		})
+	}
+	t.Run("the checks of existence", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, nil)
+		m.b = m.newBackend()
+		for path, fail := range map[string]string{"config": "get config", "roles/r": "get role/r"} {
+			m.storage.fail = fail
+			if _, _, err := m.b.HandleExistenceCheck(t.Context(), &logical.Request{Operation: logical.CreateOperation, Path: path, Storage: m.storage}); !errors.Is(err, errStorage) {
+				t.Errorf("%s: %v", path, err)
+			}
+			m.storage.fail = ""
+			if _, exists, err := m.b.HandleExistenceCheck(t.Context(), &logical.Request{Operation: logical.CreateOperation, Path: path, Storage: m.storage}); err != nil || !exists {
+				t.Errorf("%s: exists %v, %v", path, exists, err)
+			}
+		}
+	})
+}
+
+// The promise: an entry that a newer version wrote is refused, not misread.
+func TestStorageOfANewerVersionIsRefused(t *testing.T) {
+	t.Parallel()
+	for key, path := range map[string]string{"config": "config", "role/r": "roles/r"} {
+		m := configured(t, nil, nil)
+		entry, err := m.storage.Storage.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entry.Value = []byte(strings.Replace(string(entry.Value), `"storage_version":1`, `"storage_version":2`, 1))
+		if err := m.storage.Storage.Put(t.Context(), entry); err != nil {
+			t.Fatal(err)
+		}
+		m.b = m.newBackend()
+		_, err = m.request(logical.ReadOperation, path, nil)
+		if want := "the storage entry has version 2, and this plugin knows up to 1: a newer version of the plugin wrote it"; err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// The promise: no log line contains a secret or a token.
+func TestTheLogSaysWhatChangedAndNoSecret(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"generate_lease": true})
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
+	m.ok(logical.UpdateOperation, "config", data{"secret": testSecret, "issuer": "other"})
+	m.ok(logical.UpdateOperation, "validate", data{"token": token})
+	m.ok(logical.DeleteOperation, "roles/r", nil)
+	m.ok(logical.DeleteOperation, "config", nil)
+	log := m.log.String()
+	for _, want := range []string{
+		`[INFO]  config written: created=true parameters="proxy_url,secret" key_version=1`,
+		`[INFO]  role written: role=r created=true parameters="generate_lease,tools"`,
+		`[INFO]  config written: created=false parameters="issuer,secret" key_version=1`,
+		`[INFO]  role deleted: role=r`,
+		`[WARN]  config deleted and key forgotten: key_version=1`,
+	} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log has no line %s", want)
+		}
+	}
+	for _, secret := range []string{testSecret, token} {
+		if strings.Contains(log, secret) {
+			t.Errorf("the log has a secret in it:\n%s", log)
+		}
+	}
+}

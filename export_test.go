@@ -1,0 +1,18 @@
+package atisecrets
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// NewWithClock is Factory with a clock that the test sets.
+func NewWithClock(ctx context.Context, conf *logical.BackendConfig, now func() time.Time) (*framework.Backend, error) {
+	b, err := newBackend("v0.0.0-test", now)
+	if err != nil {
+		return nil, err
+	}
+	return b.Backend, b.Setup(ctx, conf)
+}

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Starts a Vault development server with the plugin and leaves it running. Run
+# again after a change, it builds and registers the plugin anew on that server.
+#   dev.sh        start, or register again
+#   dev.sh stop   end the server
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
+
+dir=bin/dev
+if [ "${1:-}" = stop ]; then
+  stop_vault "$dir"
+  rm -rf "$dir"
+  exit
+fi
+
+vault_bin=$(scripts/vault-bin.sh --any)
+mkdir -p "$dir"
+if [ -f "$dir/vault.pid" ] && kill -0 "$(cat "$dir/vault.pid")" 2>/dev/null; then
+  . "$dir/env"
+  say "Vault runs at $VAULT_ADDR: build and register the plugin again."
+  register "$dir"
+  show vault plugin reload -plugin="$plugin"
+else
+  rm -rf "$dir"
+  start_vault "$dir"
+  trap 'stop_vault "$dir"' EXIT # until all is well
+  say "A Vault development server at $VAULT_ADDR, with the plugin registered and mounted."
+  register "$dir"
+  show vault secrets enable -path=ati "$plugin"
+  secret=${ATI_JWT_SECRET:-$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')}
+  say "The proxy is to hold the same secret."
+  echo '$ printf %s "$ATI_JWT_SECRET" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-'
+  printf %s "$secret" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-
+  write_role
+  write_policy
+  # For the next make dev. The signing secret is in no file.
+  (umask 077 && echo "export VAULT_ADDR=$VAULT_ADDR VAULT_TOKEN=$VAULT_TOKEN" >"$dir/env")
+  trap - EXIT
+fi
+
+say "Vault is running; its log is $dir/vault.log. In your shell:"
+cat "$dir/env"
+if [ -n "${secret:-}" ]; then
+  echo "export ATI_JWT_SECRET=$secret"
+fi
+type -P vault >/dev/null || echo "alias vault=$(quote "$vault_bin")"
+echo "vault read ati/creds/researcher"
+say "A proxy for it: ati proxy --port 8090 --bind 127.0.0.1 --env-keys"
+say "After a change: make dev. To end it: make dev-stop."

@@ -1,0 +1,120 @@
+# Functions that demo.sh and dev.sh share. To be sourced.
+
+plugin=vault-plugin-secrets-ati
+
+say() { printf '\n# %s\n' "$*"; }
+
+# show prints a command as one would type it, and runs it. Its own errors are
+# shown, and end the script.
+show() {
+  printf '$ %s\n' "$(quote "$@")"
+  "$@"
+}
+
+# refused is show for a command that Vault must refuse.
+refused() {
+  printf '$ %s\n' "$(quote "$@")"
+  if "$@" 2>&1 | sed '/^$/d'; then
+    echo "this should have been refused" >&2
+    exit 1
+  fi
+}
+
+# quote writes a command so that it can be pasted into a shell.
+quote() {
+  local word name words=()
+  for word in "$@"; do
+    name=
+    if [[ $word =~ ^[a-z_]+= ]]; then # description='two words', not 'description=two words'
+      name=${BASH_REMATCH[0]}
+      word=${word#"$name"}
+    fi
+    if ! [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]*$ ]]; then
+      word="'${word//\'/\'\\\'\'}'"
+    fi
+    words+=("$name$word")
+  done
+  printf '%s' "${words[*]}"
+}
+
+# vault is the Vault that was found, under the name that people type.
+vault() { "$vault_bin" "$@"; }
+
+sha256() {
+  if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d' ' -f1
+}
+
+# start_vault DIR starts a development server that keeps its log, its process
+# id and its plugins in DIR, and sets VAULT_ADDR and VAULT_TOKEN.
+start_vault() {
+  local dir=$1 i
+  mkdir -p "$dir/plugins"
+  # Random, so that nothing else on this machine is taken for our server.
+  export VAULT_TOKEN="dev-$(od -An -tx1 -N12 /dev/urandom | tr -d ' \n')"
+  dir=$(cd "$dir" && pwd -P) # Vault wants no symbolic link in the path
+  printf 'plugin_directory = "%s/plugins"\n' "$dir" >"$dir/vault.hcl"
+  # Another program may take a free port before Vault does: then try the next.
+  for i in 1 2 3 4 5; do
+    export VAULT_ADDR="http://127.0.0.1:$((20000 + RANDOM % 10000))"
+    nohup "$vault_bin" server -dev -dev-no-store-token -dev-root-token-id="$VAULT_TOKEN" \
+      -dev-listen-address="${VAULT_ADDR#http://}" -config="$dir/vault.hcl" >"$dir/vault.log" 2>&1 </dev/null &
+    echo $! >"$dir/vault.pid"
+    if wait_for_vault "$dir"; then return; fi
+  done
+  cat "$dir/vault.log" >&2
+  echo "Vault did not start" >&2
+  return 1
+}
+
+wait_for_vault() {
+  local i
+  for i in $(seq 1 300); do
+    kill -0 "$(cat "$1/vault.pid")" 2>/dev/null || return 1
+    if vault token lookup >/dev/null 2>&1; then return 0; fi
+    sleep 0.1
+  done
+  return 1
+}
+
+# stop_vault DIR ends the server that start_vault started there.
+stop_vault() {
+  if [ -f "$1/vault.pid" ]; then
+    kill "$(cat "$1/vault.pid")" 2>/dev/null || true
+    wait "$(cat "$1/vault.pid")" 2>/dev/null || true
+    rm -f "$1/vault.pid"
+  fi
+}
+
+# register DIR builds the plugin into DIR, and tells Vault its SHA-256.
+register() {
+  local dir=$1
+  # Not over the old file: a running Vault may be using it.
+  scripts/build.sh "$dir/$plugin.new"
+  mv "$dir/$plugin.new" "$dir/plugins/$plugin"
+  show vault plugin register -sha256="$(sha256 "$dir/plugins/$plugin")" secret "$plugin"
+}
+
+# A role and a policy, as a security team would write them.
+write_role() {
+  say "The security team says what a researcher's token may open, how often, and for how long."
+  show vault write ati/roles/researcher \
+    tools=web_search,arxiv:search skills=summarize \
+    rate=tool:web_search=30/hour ttl=1h max_ttl=4h \
+    description="reads the web and arXiv"
+}
+
+write_policy() {
+  say "An orchestrator may read tokens of this role, and nothing else."
+  cat <<'POLICY'
+$ vault policy write researcher-orchestrator - <<'HCL'
+path "ati/creds/researcher" {
+  capabilities = ["read"]
+}
+HCL
+POLICY
+  vault policy write researcher-orchestrator - <<'HCL'
+path "ati/creds/researcher" {
+  capabilities = ["read"]
+}
+HCL
+}
