@@ -14,6 +14,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/errutil"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
@@ -101,6 +102,37 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 		Invalidate: b.invalidate,
 	}
 	return b, nil
+}
+
+// HandleRequest and HandleExistenceCheck keep the framework from quoting a
+// secret or a token in its own error where one is given as a list, say: that
+// would stand in the audit log.
+func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if err := b.checkSensitive(req); err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	return b.Backend.HandleRequest(ctx, req)
+}
+
+func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
+	if err := b.checkSensitive(req); err != nil {
+		return false, false, errutil.UserError{Err: err.Error()}
+	}
+	return b.Backend.HandleExistenceCheck(ctx, req)
+}
+
+func (b *backend) checkSensitive(req *logical.Request) error {
+	path := b.Route(req.Path)
+	if path == nil {
+		return nil
+	}
+	for name, field := range path.Fields {
+		value, given := req.Data[name]
+		if _, isString := value.(string); given && value != nil && !isString && field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
+			return fmt.Errorf("%s must be a string", name)
+		}
+	}
+	return nil
 }
 
 // invalidate drops what another node of the cluster has changed in storage.

@@ -34,7 +34,7 @@ type data = map[string]any
 // mount is a backend with its storage, a clock, and the Vault around it.
 type mount struct {
 	t       testing.TB
-	b       *framework.Backend
+	b       *atisecrets.Backend
 	storage *testStorage
 	system  *testSystem
 	log     *strings.Builder
@@ -59,7 +59,7 @@ func newMount(t testing.TB) *mount {
 }
 
 // newBackend is what a restart of the plugin makes of the same mount.
-func (m *mount) newBackend() *framework.Backend {
+func (m *mount) newBackend() *atisecrets.Backend {
 	m.t.Helper()
 	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{
 		Logger:      hclog.New(&hclog.LoggerOptions{Output: m.log, Level: hclog.Trace}),
@@ -421,6 +421,22 @@ func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 	}
 }
 
+// The promise: no error contains a secret or a token. The framework's own
+// errors quote a value of the wrong type.
+func TestASecretOfTheWrongTypeIsNotQuoted(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	for path, field := range map[string]string{"config": "secret", "validate": "token", "inspect": "token"} {
+		for _, value := range []any{[]any{testSecret}, data{"x": testSecret}, []string{testSecret}, 5} {
+			m.refused(logical.UpdateOperation, path, data{field: value}, field+" must be a string")
+			_, _, err := m.b.HandleExistenceCheck(t.Context(), &logical.Request{Operation: logical.UpdateOperation, Path: path, Data: data{field: value}, Storage: m.storage})
+			if err == nil || err.Error() != field+" must be a string" {
+				t.Errorf("%s: the check of existence says %v", path, err)
+			}
+		}
+	}
+}
+
 func TestNothingWorksWithoutAConfigAndSaysSo(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
@@ -478,15 +494,15 @@ func TestInvalidateDropsWhatAnotherNodeChanged(t *testing.T) {
 	other.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://green.example.com"})
 	other.ok(logical.UpdateOperation, "roles/r", data{"tools": "arxiv"})
 
-	m.b.Invalidate(t.Context(), "config")
-	m.b.Invalidate(t.Context(), "role/r")
+	m.b.InvalidateKey(t.Context(), "config")
+	m.b.InvalidateKey(t.Context(), "role/r")
 	resp := m.ok(logical.ReadOperation, "creds/r", nil)
 	if got, want := []any{resp.Data["proxy_url"], resp.Data["scope"]}, []any{"https://green.example.com", "tool:arxiv"}; !cmp.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 
 	other.ok(logical.DeleteOperation, "roles/r", nil)
-	m.b.Invalidate(t.Context(), "role/r")
+	m.b.InvalidateKey(t.Context(), "role/r")
 	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
 }
 
@@ -510,8 +526,8 @@ func TestCachesHoldAgainstConcurrentWritesAndMints(t *testing.T) {
 					t.Errorf("mint: %v %v", err, resp.Error())
 					return
 				}
-				m.b.Invalidate(context.Background(), "role/r")
-				m.b.Invalidate(context.Background(), "config")
+				m.b.InvalidateKey(context.Background(), "role/r")
+				m.b.InvalidateKey(context.Background(), "config")
 			}
 		})
 	}

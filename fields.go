@@ -84,12 +84,21 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 			if err := ati.CheckPattern(pattern); err != nil {
 				return nil, fmt.Errorf("%s %w", f.field, err)
 			}
-			if !slices.Contains(all, pattern) {
-				all = append(all, pattern)
-			}
+			all = append(all, pattern)
 		}
 	}
-	return all, nil
+	return unique(all), nil
+}
+
+// unique drops repeated items. (strutil's would drop empty ones too.)
+func unique(items []string) []string {
+	out := make([]string, 0, len(items))
+	for _, item := range items {
+		if !slices.Contains(out, item) {
+			out = append(out, item)
+		}
+	}
+	return out
 }
 
 // listField reads a list: a JSON array of strings, or one string with commas

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-secure-stdlib/strutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -298,7 +297,7 @@ func (e *configEntry) apply(d *framework.FieldData) error {
 				return err
 			}
 		}
-		e.AcceptedAudiences = strutil.RemoveDuplicatesStable(accepted, false)
+		e.AcceptedAudiences = unique(accepted)
 	}
 	allowed, ok, err := listField(d, "allowed_scopes")
 	if err != nil {
@@ -310,7 +309,7 @@ func (e *configEntry) apply(d *framework.FieldData) error {
 				return fmt.Errorf("allowed_scopes %w", err)
 			}
 		}
-		e.AllowedScopes = strutil.RemoveDuplicatesStable(allowed, false)
+		e.AllowedScopes = unique(allowed)
 	}
 	maxTTL, ok, err := durationField(d, "max_ttl")
 	if err != nil {
@@ -352,12 +351,12 @@ func parseProxyURL(raw string) (string, error) {
 	switch {
 	case strings.Contains(raw, "@"):
 		return "", errors.New("proxy_url must not have a user or password in it, and so no @")
-	case err != nil || len(raw) > maxProxyURLBytes || !urlForm.MatchString(strings.TrimRight(raw, "?#")):
+	case strings.ContainsAny(raw, "?#"):
+		return "", fmt.Errorf("proxy_url %q: must not have a query or fragment", raw)
+	case err != nil || len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
 		return "", fmt.Errorf("proxy_url %q: must be an http or https URL such as https://ati.example.com", raw)
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", fmt.Errorf("proxy_url %q: the scheme must be http or https", raw)
-	case strings.ContainsAny(raw, "?#"):
-		return "", fmt.Errorf("proxy_url %q: must not have a query or fragment", raw)
 	case u.Hostname() == "" || !validPort(u):
 		return "", fmt.Errorf("proxy_url %q: must have a host, and a port from 1 to 65535 or none", raw)
 	}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-secure-stdlib/strutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -334,7 +333,7 @@ func (e *roleEntry) apply(d *framework.FieldData) error {
 			return err
 		}
 		if ok {
-			*f.field = strutil.RemoveDuplicatesStable(items, false)
+			*f.field = unique(items)
 		}
 	}
 	for _, f := range []struct {

@@ -1,0 +1,239 @@
+package atisecrets_test
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const generatedWarning = "Vault generated the signing secret; until the proxy has it, it refuses this mount's tokens"
+
+func TestConfigDefaultsStandAtCreationOnly(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": "https://ati.example.com/base//", "secret": testSecret}))
+	want := data{
+		"proxy_url": "https://ati.example.com/base", "algorithm": "HS256", "audience": "ati-proxy", "accepted_audiences": []string{},
+		"issuer": "ati-orchestrator", "allowed_scopes": []string{}, "max_ttl": int64(0),
+		"key_version": 1, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": testFingerprint,
+	}
+	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
+		t.Errorf("after creation (-want +got):\n%s", diff)
+	}
+
+	changes := data{
+		"audience": "a", "accepted_audiences": "b,c, b", "issuer": "", "allowed_scopes": []any{"tool:github:*", "help"}, "max_ttl": "2h",
+	}
+	m.now = m.now.Add(time.Hour)
+	m.ok(logical.UpdateOperation, "config", changes)
+	for k, v := range (data{
+		"audience": "a", "accepted_audiences": []string{"b", "c"}, "issuer": "", "allowed_scopes": []string{"tool:github:*", "help"}, "max_ttl": int64(7200),
+	}) {
+		want[k] = v
+	}
+	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
+		t.Errorf("after an update (-want +got):\n%s", diff)
+	}
+
+	// Nothing given, nothing changed; then what is given empty is cleared.
+	m.ok(logical.UpdateOperation, "config", nil)
+	m.b = m.newBackend()
+	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
+		t.Errorf("after an empty update and a restart (-want +got):\n%s", diff)
+	}
+	m.ok(logical.UpdateOperation, "config", data{"accepted_audiences": "", "allowed_scopes": []any{}, "max_ttl": 0})
+	want["accepted_audiences"], want["allowed_scopes"], want["max_ttl"] = []string{}, []string{}, int64(0)
+	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
+		t.Errorf("after clearing (-want +got):\n%s", diff)
+	}
+}
+
+// The first 16 hex digits of:
+// printf 'ati key fingerprint' | openssl dgst -sha256 -mac HMAC -macopt hexkey:<testSecret>
+const testFingerprint = "605611d75fa41291"
+
+func TestConfigGeneratesASecretThatNobodyBrought(t *testing.T) {
+	t.Parallel()
+	fingerprints := map[any]bool{}
+	for range 3 {
+		m := newMount(t)
+		m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy}), generatedWarning)
+		fingerprints[m.ok(logical.ReadOperation, "config", nil).Data["key_fingerprint"]] = true
+		m.warnings(m.ok(logical.UpdateOperation, "config", data{"issuer": "x"}))
+	}
+	if len(fingerprints) != 3 {
+		t.Errorf("three generated secrets have the fingerprints %v", fingerprints)
+	}
+}
+
+type brokenRandom struct{ *testSystem }
+
+func (brokenRandom) GetRandom(int) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
+
+func TestConfigTakesTheSamePresentSecretAgain(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.ok(logical.UpdateOperation, "config", data{"secret": strings.ToUpper(testSecret) + "\n", "algorithm": "HS256"})
+	if got := m.ok(logical.ReadOperation, "config", nil).Data; got["key_fingerprint"] != testFingerprint || got["key_version"] != 1 {
+		t.Errorf("the key changed: %v", got)
+	}
+	m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
+}
+
+func TestConfigWarnsOfClearText(t *testing.T) {
+	t.Parallel()
+	for url, warned := range map[string]bool{
+		"http://ati.example.com": true, "http://10.0.0.1:8090": true, "http://localhost.example.com": true,
+		"https://ati.example.com": false, "http://localhost:8090": false, "http://127.0.0.2:8090": false, "http://[::1]:8090": false,
+	} {
+		m := newMount(t)
+		var want []string
+		if warned {
+			want = []string{fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", url)}
+		}
+		m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": url, "secret": testSecret}), want...)
+	}
+}
+
+func TestConfigRefuses(t *testing.T) {
+	t.Parallel()
+	const hint = ". One is made by: openssl rand -hex 32"
+	const form = "a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one \"*\""
+	long := strings.Repeat("a", 129)
+	many := make([]any, 501)
+	for i := range many {
+		many[i] = fmt.Sprintf("a%d", i)
+	}
+	cases := map[string]struct {
+		data data
+		want string
+	}{
+		"an empty secret":               {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hint},
+		"a short secret":                {data{"secret": testSecret[:63]}, "secret must be 64 hex characters; it has 63 characters" + hint},
+		"a long secret":                 {data{"secret": testSecret + "00"}, "secret must be 64 hex characters; it has 66 characters" + hint},
+		"a secret that is not hex":      {data{"secret": "x" + testSecret[1:]}, "secret must be 64 hex characters; it has 64 characters" + hint},
+		"a secret in quotes":            {data{"secret": `"` + testSecret + `"`}, "secret must be 64 hex characters; it has 66 characters" + hint},
+		"no value from a template":      {data{"secret": "<no value>"}, "secret must be 64 hex characters; it has 10 characters" + hint},
+		"a secret with a blank inside":  {data{"secret": testSecret[:31] + " " + testSecret[32:]}, "secret must be 64 hex characters; it has 64 characters" + hint},
+		"a secret of zeros":             {data{"secret": strings.Repeat("0", 64)}, "secret has 1 different bytes; a random one has at least 8" + hint},
+		"a secret of 7 different bytes": {data{"secret": strings.Repeat("01020304050607", 5)[:64]}, "secret has 7 different bytes; a random one has at least 8" + hint},
+		"another secret":                {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret is not the present one, and an update doesn't change the key: it would end every token at once; to do that, delete config and write it again"},
+		"another algorithm":             {data{"algorithm": "HS512"}, `algorithm "HS512": must be "HS256"`},
+		"an empty algorithm":            {data{"algorithm": ""}, `algorithm "": must be "HS256"`},
+
+		"an empty URL":                 {data{"proxy_url": ""}, `proxy_url "": must be an http or https URL such as https://ati.example.com`},
+		"a URL without a scheme":       {data{"proxy_url": "ati.example.com"}, `proxy_url "ati.example.com": the scheme must be http or https`},
+		"another scheme":               {data{"proxy_url": "ftp://ati.example.com"}, `proxy_url "ftp://ati.example.com": the scheme must be http or https`},
+		"a file":                       {data{"proxy_url": "file:///etc/passwd"}, `proxy_url "file:///etc/passwd": the scheme must be http or https`},
+		"a script":                     {data{"proxy_url": "javascript:alert(1)"}, `proxy_url "javascript:alert(1)": the scheme must be http or https`},
+		"a URL with user and password": {data{"proxy_url": "https://u:p@ati.example.com"}, "proxy_url must not have a user or password in it, and so no @"},
+		"a URL with a query":           {data{"proxy_url": "https://ati.example.com?x=1"}, `proxy_url "https://ati.example.com?x=1": must not have a query or fragment`},
+		"a URL with an empty query":    {data{"proxy_url": "https://ati.example.com?"}, `proxy_url "https://ati.example.com?": must not have a query or fragment`},
+		"a URL with a fragment":        {data{"proxy_url": "https://ati.example.com#"}, `proxy_url "https://ati.example.com#": must not have a query or fragment`},
+		"a URL without a host":         {data{"proxy_url": "https:///x"}, `proxy_url "https:///x": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with port 0":            {data{"proxy_url": "https://h:0"}, `proxy_url "https://h:0": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with too high a port":   {data{"proxy_url": "https://h:65536"}, `proxy_url "https://h:65536": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with an empty port":     {data{"proxy_url": "https://h:/x"}, `proxy_url "https://h:/x": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be an http or https URL such as https://ati.example.com`},
+		"a URL with a line break":      {data{"proxy_url": "https://h\n"}, `proxy_url "https://h\n": must be an http or https URL such as https://ati.example.com`},
+		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be an http or https URL such as https://ati.example.com`},
+		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": must be an http or https URL such as https://ati.example.com`},
+
+		"an empty audience":           {data{"audience": ""}, `audience "": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
+		"an audience with a comma":    {data{"audience": "a,b"}, `audience "a,b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
+		"an audience with a NBSP":     {data{"audience": "a\u00a0"}, `audience "a\u00a0": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
+		"an audience with line break": {data{"audience": "a\n"}, `audience "a\n": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
+		"a long audience":             {data{"audience": long}, fmt.Sprintf("audience %q: must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit", long)},
+		"an issuer with a blank":      {data{"issuer": "a b"}, `issuer "a b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
+		"an empty accepted audience":  {data{"accepted_audiences": "a,,b"}, `accepted_audiences "": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
+		"an accepted number":          {data{"accepted_audiences": []any{1}}, "accepted_audiences: item 1 is not a string"},
+		"501 accepted audiences":      {data{"accepted_audiences": many}, "accepted_audiences has 501 items; at most 500 are allowed"},
+		"501 allowed scopes":          {data{"allowed_scopes": many}, "allowed_scopes has 501 items; at most 500 are allowed"},
+		"an allowed scope t*":         {data{"allowed_scopes": "t*"}, `allowed_scopes "t*": a "*" needs a colon before it, as in "tool:github:*", or stands alone`},
+		"an allowed scope with NBSP":  {data{"allowed_scopes": []any{"tool:x\u00a0"}}, `allowed_scopes "tool:x\u00a0": ` + form},
+
+		"a negative max_ttl":          {data{"max_ttl": "-1s"}, "Field validation failed: error converting input for field \"max_ttl\": cannot provide negative value '-1'"},
+		"a max_ttl of half a second":  {data{"max_ttl": "500ms"}, `max_ttl "500ms": must be whole seconds, and not negative`},
+		"an empty max_ttl":            {data{"max_ttl": ""}, `max_ttl "": must be a duration such as "90s", "1h" or a number of seconds`},
+		"a max_ttl that is a word":    {data{"max_ttl": "long"}, "Field validation failed: error converting input for field \"max_ttl\": time: invalid duration \"long\""},
+		"a max_ttl beyond all bounds": {data{"max_ttl": "99999999999999999"}, "Field validation failed: error converting input for field \"max_ttl\": multiplication of durations resulted in overflow, one operand may be too large"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			m.refused(logical.UpdateOperation, "config", c.data, c.want)
+			if secret, ok := c.data["secret"].(string); ok && len(secret) > 10 && strings.Contains(c.want, secret) {
+				t.Errorf("the error tells the secret")
+			}
+		})
+	}
+	t.Run("a creation without proxy_url", func(t *testing.T) {
+		t.Parallel()
+		newMount(t).refused(logical.CreateOperation, "config", data{"secret": testSecret}, "proxy_url is required: the address of the ATI proxy, such as https://ati.example.com")
+	})
+	t.Run("a refused creation leaves no config", func(t *testing.T) {
+		t.Parallel()
+		m := newMount(t)
+		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": "x"}, "secret must be 64 hex characters; it has 1 characters"+hint)
+		if got := m.storage.dump(t); len(got) != 0 {
+			t.Errorf("storage has %v", got)
+		}
+	})
+}
+
+// The promises: a version number is never used twice, a deleted config
+// included; deletion forgets the key, and says what it doesn't do.
+func TestDeletingConfigForgetsTheKeyAndNeverReusesItsVersion(t *testing.T) {
+	t.Parallel()
+	m := configured(t, data{"audience": "a", "max_ttl": "24h"}, data{"ttl": "20h"})
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
+	m.warnings(m.ok(logical.DeleteOperation, "config", nil),
+		"the key is forgotten here, but tokens signed with it pass the proxy until they expire or the proxy gets another key")
+	if resp := m.ok(logical.ReadOperation, "config", nil); resp != nil {
+		t.Errorf("a deleted config reads as %v", resp.Data)
+	}
+	if got := m.storage.dump(t)["config"]; strings.Contains(got, testSecret) {
+		t.Errorf("storage still has the secret: %s", got)
+	}
+	m.refused(logical.ReadOperation, "creds/r", nil, "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…")
+	if resp := m.ok(logical.DeleteOperation, "config", nil); resp != nil {
+		t.Errorf("a second deletion says %v", resp)
+	}
+
+	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
+	got := m.ok(logical.ReadOperation, "config", nil).Data
+	if got["key_version"] != 2 || got["audience"] != "ati-proxy" || got["max_ttl"] != int64(0) {
+		t.Errorf("the new config is %v, want version 2 and defaults", got)
+	}
+	want := data{"valid": false, "error": "signed by no key of this mount"}
+	if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", data{"token": token, "audience": "a"}).Data); diff != "" {
+		t.Errorf("the old key's token (-want +got):\n%s", diff)
+	}
+	// The bound on the life of tokens survives: no role allows more than 20h.
+	if got := m.storage.dump(t)["config"]; !strings.Contains(got, fmt.Sprintf(`"longest_ttl":%d`, 20*time.Hour)) {
+		t.Errorf("storage has %s", got)
+	}
+}
+
+func TestNoRandomnessIsAnErrorAndNoConfig(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	b := m.newBackend()
+	if err := b.Setup(t.Context(), &logical.BackendConfig{System: brokenRandom{m.system}}); err != nil {
+		t.Fatal(err)
+	}
+	m.b = b
+	_, err := m.request(logical.CreateOperation, "config", data{"proxy_url": testProxy})
+	if err == nil || err.Error() != "generate a signing secret: unable to fill provided buffer with entropy: unexpected EOF" {
+		t.Errorf("got %v", err)
+	}
+	if got := m.storage.dump(t); len(got) != 0 {
+		t.Errorf("storage has %v", got)
+	}
+}

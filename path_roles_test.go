@@ -1,0 +1,384 @@
+package atisecrets_test
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func defaultRole() data {
+	return data{
+		"tools": []string{}, "skills": []string{}, "scopes": []string{}, "rate": map[string]string{},
+		"ttl": int64(3600), "max_ttl": int64(0), "audience": "", "subject": "", "job_id": "", "sandbox_id": "",
+		"allowed_agent_ids": []string{}, "allowed_job_ids": []string{}, "allowed_sandbox_ids": []string{},
+		"generate_lease": false, "disabled": false, "description": "",
+	}
+}
+
+func TestARoleHasDefaultsAndAnUpdateChangesOnlyTheGivenFields(t *testing.T) {
+	t.Parallel()
+	m := configured(t, data{"accepted_audiences": "mcp"}, nil)
+	read := func() data { return m.ok(logical.ReadOperation, "roles/x", nil).Data }
+
+	m.warnings(m.ok(logical.CreateOperation, "roles/x", data{"tools": "web_search, arxiv:search,web_search"}))
+	want := defaultRole()
+	want["tools"] = []string{"web_search", "arxiv:search"}
+	if diff := cmp.Diff(want, read()); diff != "" {
+		t.Errorf("after creation (-want +got):\n%s", diff)
+	}
+
+	all := data{
+		"skills": []any{"summarize", "skill:cite"}, "scopes": "help", "rate": data{"tool:web_search": "30/hour", "*": "5/s"},
+		"ttl": "30m", "max_ttl": "7200", "audience": "mcp", "subject": "team/{{ identity.entity.name }}", "job_id": "{{jti}}", "sandbox_id": "box:{{identity.entity.id}}",
+		"allowed_agent_ids": "sandbox:*", "allowed_job_ids": "job-*,*", "allowed_sandbox_ids": []any{"box:*"},
+		"generate_lease": true, "disabled": "true", "description": "für Leser\n",
+	}
+	m.ok(logical.UpdateOperation, "roles/x", all)
+	maps.Copy(want, data{
+		"skills": []string{"summarize", "skill:cite"}, "scopes": []string{"help"}, "rate": map[string]string{"tool:web_search": "30/hour", "*": "5/s"},
+		"ttl": int64(1800), "max_ttl": int64(7200), "audience": "mcp", "subject": "team/{{ identity.entity.name }}", "job_id": "{{jti}}", "sandbox_id": "box:{{identity.entity.id}}",
+		"allowed_agent_ids": []string{"sandbox:*"}, "allowed_job_ids": []string{"job-*", "*"}, "allowed_sandbox_ids": []string{"box:*"},
+		"generate_lease": true, "disabled": true, "description": "für Leser\n",
+	})
+	if diff := cmp.Diff(want, read()); diff != "" {
+		t.Errorf("after an update of all fields (-want +got):\n%s", diff)
+	}
+
+	m.ok(logical.UpdateOperation, "roles/x", nil)
+	m.b = m.newBackend()
+	if diff := cmp.Diff(want, read()); diff != "" {
+		t.Errorf("after an empty update and a restart (-want +got):\n%s", diff)
+	}
+
+	m.ok(logical.UpdateOperation, "roles/x", data{
+		"skills": "", "scopes": []any{}, "rate": data{}, "max_ttl": 0, "audience": "", "subject": "", "job_id": "", "sandbox_id": "",
+		"allowed_agent_ids": "", "allowed_job_ids": []any{}, "allowed_sandbox_ids": " ", "generate_lease": false, "disabled": "false", "description": "",
+	})
+	cleared := defaultRole()
+	cleared["tools"], cleared["ttl"] = want["tools"], want["ttl"]
+	if diff := cmp.Diff(cleared, read()); diff != "" {
+		t.Errorf("after clearing (-want +got):\n%s", diff)
+	}
+}
+
+func TestRolesAreListedByCaseSensitiveNamesAndDeleted(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.ok(logical.CreateOperation, "roles/R", data{"tools": "arxiv"})
+	m.ok(logical.CreateOperation, "roles/a.b-c_d", data{"tools": "x"})
+	list := func() any { return m.ok(logical.ListOperation, "roles/", nil).Data["keys"] }
+	if got, want := list(), []string{"R", "a.b-c_d", "r"}; !cmp.Equal(got, want) {
+		t.Errorf("list is %v, want %v", got, want)
+	}
+	m.ok(logical.DeleteOperation, "roles/R", nil)
+	m.ok(logical.DeleteOperation, "roles/R", nil)
+	if got, want := list(), []string{"a.b-c_d", "r"}; !cmp.Equal(got, want) {
+		t.Errorf("after the deletion: %v, want %v", got, want)
+	}
+	m.refused(logical.ReadOperation, "creds/R", nil, `role "R" does not exist; vault list ati/roles shows those that do`)
+	if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["scope"]; got != "tool:web_search" {
+		t.Errorf("role r was touched: %v", got)
+	}
+}
+
+// The promise: ttl is 1h, or the ceiling where that is lower.
+func TestARolesDefaultTTLIsAnHourOrTheLowerMaximum(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		mount  time.Duration
+		config any
+		want   int64
+	}{
+		"neither is lower": {2 * time.Hour, 0, 3600},
+		"config's":         {2 * time.Hour, "30m", 1800},
+		"the mount's":      {20 * time.Minute, "30m", 1200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMount(t)
+			m.system.MaxLeaseTTLVal = c.mount
+			m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret, "max_ttl": c.config})
+			m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
+			if got := m.ok(logical.ReadOperation, "roles/r", nil).Data["ttl"]; got != c.want {
+				t.Errorf("ttl is %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// The promise: the bound on the life of tokens is raised before the role that
+// needs it is stored, and is never lowered.
+func TestTheLongestTTLIsStoredInConfigBeforeTheRole(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	longest := func() string {
+		_, after, _ := strings.Cut(m.storage.dump(t)["config"], `"longest_ttl":`)
+		n, _, _ := strings.Cut(after, "}")
+		return n
+	}
+	seconds := func(s int64) string { return fmt.Sprint(s * int64(time.Second)) }
+	for _, step := range []struct {
+		data data
+		want string
+		puts []string
+	}{
+		{data{"ttl": "30m"}, seconds(3600), []string{"role/r"}}, // configured's role had the default
+		{data{"max_ttl": "5h"}, seconds(18000), []string{"config", "role/r"}},
+		{data{"max_ttl": "2h"}, seconds(18000), []string{"role/r"}},
+		{data{"max_ttl": 0, "ttl": "6h"}, seconds(21600), []string{"config", "role/r"}},
+	} {
+		m.storage.order = nil
+		m.ok(logical.UpdateOperation, "roles/r", step.data)
+		if got := longest(); got != step.want {
+			t.Errorf("%v: longest_ttl is %s, want %s", step.data, got, step.want)
+		}
+		if diff := cmp.Diff(step.puts, m.storage.order); diff != "" {
+			t.Errorf("%v: writes (-want +got):\n%s", step.data, diff)
+		}
+	}
+	m.ok(logical.DeleteOperation, "roles/r", nil)
+	if got := longest(); got != seconds(21600) {
+		t.Errorf("after the deletion: %s", got)
+	}
+}
+
+const (
+	patternForm  = `a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one "*"`
+	skillForm    = `after "skill:" come 1 to 128 letters, digits and _.:/@+- beginning with a letter, digit or _, then at most one "*"`
+	rateFormText = `a rate is a count from 0 to 999999999, "/", and one of s, sec, second, m, min, minute, h, hr, hour, d, day, as in "10/hour"`
+	idFormText   = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
+	globFormText = "a glob is 1 to 128 letters, digits and ._:@/+=-*"
+	starMiddle   = `a "*" is a wildcard only at the end of a pattern`
+	starColon    = `a "*" needs a colon before it, as in "tool:github:*", or stands alone`
+	noValue      = "is no value of an entity; see the identity templates in Vault's documentation of policies"
+	literalText  = "outside of {{…}} only letters, digits and ._:@/+=- are allowed"
+)
+
+func TestARoleRefuses(t *testing.T) {
+	t.Parallel()
+	many := make([]any, 10_000)
+	for i := range many {
+		many[i] = fmt.Sprintf("t%d", i)
+	}
+	long := strings.Repeat("a", 256)
+	big := make([]any, 400)
+	for i := range big {
+		big[i] = fmt.Sprintf("provider:a_tool_with_a_name_%d", i)
+	}
+	type c struct {
+		data data
+		want string
+	}
+	cases := map[string]c{
+		"nothing granted":                    {data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes"},
+		"an empty name":                      {data{"tools": "a,,b"}, `tools "": an item must not be empty`},
+		"a name that is only a prefix":       {data{"tools": "tool:"}, `tools "tool:": names no tool`},
+		"a number for a name":                {data{"tools": []any{7}}, "tools: item 1 is not a string"},
+		"a list in a list":                   {data{"tools": []any{[]any{"a"}}}, "Field validation failed: error converting input for field \"tools\": 1 error(s) decoding:\n\n* '[0]' expected type 'string', got unconvertible type '[]interface {}', value: '[a]'"},
+		"a skill among the tools":            {data{"tools": "skill:x"}, `tools "skill:x": belongs into skills`},
+		"a tool among the skills":            {data{"skills": "tool:x"}, `skills "tool:x": belongs into tools`},
+		"a skill *":                          {data{"skills": "*"}, `skills "skill:*": opens nothing at the proxy; for every skill and every tool, use the scope "*"`},
+		"skill:* as a scope":                 {data{"scopes": "skill:*"}, `scopes "skill:*": opens nothing at the proxy; for every skill and every tool, use the scope "*"`},
+		"t* as a scope":                      {data{"scopes": "t*"}, `scopes "t*": ` + starColon},
+		"** as a scope":                      {data{"scopes": "**"}, `scopes "**": ` + starColon},
+		"a * in the middle":                  {data{"tools": "a*b"}, `tools "tool:a*b": ` + starMiddle},
+		"two *":                              {data{"tools": "a**"}, `tools "tool:a**": ` + starMiddle},
+		"a long tool":                        {data{"tools": long}, fmt.Sprintf("tools %q: %s", "tool:"+long, patternForm)},
+		"a long skill":                       {data{"skills": long[:129]}, fmt.Sprintf("skills %q: %s", "skill:"+long[:129], skillForm)},
+		"a skill with characters of a scope": {data{"skills": "a=b"}, `skills "skill:a=b": ` + skillForm},
+		"ten thousand names":                 {data{"tools": many}, "tools has 10000 items; at most 500 are allowed"},
+		"501 rates":                          {data{"rate": ratesOf(501)}, "rate has 501 items; at most 500 are allowed"},
+		"a token over 8 KB":                  {data{"tools": big}, "a token of this role has 19924 bytes; at most 8192 are allowed: grant less, or use patterns"},
+
+		"an unknown unit":             {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
+		"a fraction":                  {data{"rate": data{"*": "1.5/s"}}, `rate of "*": "1.5/s": ` + rateFormText},
+		"a sign":                      {data{"rate": data{"*": "+5/hour"}}, `rate of "*": "+5/hour": ` + rateFormText},
+		"a minus":                     {data{"rate": data{"*": "-5/hour"}}, `rate of "*": "-5/hour": ` + rateFormText},
+		"leading zeros":               {data{"rate": data{"*": "007/hour"}}, `rate of "*": "007/hour": ` + rateFormText},
+		"an overflow":                 {data{"rate": data{"*": "1000000000/s"}}, `rate of "*": "1000000000/s": ` + rateFormText},
+		"a blank":                     {data{"rate": data{"*": "5/ hour"}}, `rate of "*": "5/ hour": ` + rateFormText},
+		"two slashes":                 {data{"rate": data{"*": "5/hour/s"}}, `rate of "*": "5/hour/s": ` + rateFormText},
+		"a line break":                {data{"rate": data{"*": "5/hour\n"}}, `rate of "*": "5/hour\n": ` + rateFormText},
+		"a rate without a unit":       {data{"rate": data{"*": "5"}}, `rate of "*": "5": ` + rateFormText},
+		"an empty rate":               {data{"rate": data{"*": ""}}, `rate of "*": "": ` + rateFormText},
+		"a number for a rate":         {data{"rate": data{"*": 5}}, `rate "*": the rate must be a string such as "10/hour"`},
+		"a rate without a key":        {data{"rate": "10/hour"}, `Field validation failed: error converting input for field "rate": invalid key pair "10/hour"`},
+		"a rate given twice":          {data{"rate": []any{"*=1/s", "*=2/s"}}, `rate "*": is given twice`},
+		"a key that can't match":      {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": the key must be "*", or "tool:" and a pattern; no other limits a call`},
+		"a skill's key":               {data{"rate": data{"skill:x": "1/s"}}, `rate "skill:x": the key must be "*", or "tool:" and a pattern; no other limits a call`},
+		"a key without a name":        {data{"rate": data{"tool:": "1/s"}}, `rate "tool:": names no tool`},
+		"a key with a * in between":   {data{"rate": data{"tool:a*b": "1/s"}}, `rate "tool:a*b": ` + starMiddle},
+		"a key with a no-break space": {data{"rate": data{"tool:a\u00a0": "1/s"}}, `rate "tool:a\u00a0": ` + patternForm},
+
+		"a ttl of zero":              {data{"ttl": 0}, "ttl must be at least 1s"},
+		"a negative ttl":             {data{"ttl": -1}, "Field validation failed: error converting input for field \"ttl\": cannot provide negative value '-1'"},
+		"a ttl that rounds to zero":  {data{"ttl": "900ms"}, `ttl "900ms": must be whole seconds, and not negative`},
+		"an empty ttl":               {data{"ttl": ""}, `ttl "": must be a duration such as "90s", "1h" or a number of seconds`},
+		"a ttl over its max_ttl":     {data{"ttl": "3h", "max_ttl": "2h"}, "ttl 3h0m0s is longer than the role's max_ttl 2h0m0s"},
+		"a ttl over the ceiling":     {data{"ttl": "11h"}, "ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
+		"a max_ttl over the ceiling": {data{"max_ttl": "11h"}, "max_ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
+		"a scope over the ceiling":   {data{"scopes": "tool:*"}, `scope "tool:*" is beyond config's allowed_scopes (tool:web_search, tool:a:*, skill:s, help)`},
+		"a skill over the ceiling":   {data{"skills": "s2"}, `scope "skill:s2" is beyond config's allowed_scopes (tool:web_search, tool:a:*, skill:s, help)`},
+
+		"an audience that config doesn't know": {data{"audience": "other"}, `audience "other" is none of config's (ati-proxy, mcp)`},
+		"an empty boolean":                     {data{"disabled": ""}, `disabled "": must be true or false`},
+		"a boolean that is a word":             {data{"disabled": "maybe"}, "Field validation failed: error converting input for field \"disabled\": cannot parse '' as bool: strconv.ParseBool: parsing \"maybe\": invalid syntax"},
+		"a long description":                   {data{"description": strings.Repeat("x", 1025)}, "description has 1025 bytes; at most 1024 are allowed"},
+		"a glob with a blank":                  {data{"allowed_agent_ids": "a b"}, `allowed_agent_ids "a b": ` + globFormText},
+		"an empty glob":                        {data{"allowed_job_ids": []any{""}}, `allowed_job_ids "": ` + globFormText},
+		"a template as a glob":                 {data{"allowed_sandbox_ids": "{{identity.entity.id}}"}, `allowed_sandbox_ids "{{identity.entity.id}}": ` + globFormText},
+
+		"a plain subject with a blank":        {data{"subject": "a b"}, `subject "a b": ` + literalText},
+		"a subject that is a variable":        {data{"subject": "${JWT_SUB}"}, `subject "${JWT_SUB}": ` + literalText},
+		"a subject with two dots":             {data{"subject": "a..b"}, `subject "a..b": renders to ids such as "a..b"; ` + idFormText},
+		"a subject that begins with a dash":   {data{"subject": "-a"}, `subject "-a": renders to ids such as "-a"; ` + idFormText},
+		"a long subject":                      {data{"subject": long[:129]}, fmt.Sprintf("subject %q: renders to ids such as %q; %s", long[:129], long[:129], idFormText)},
+		"an open directive":                   {data{"subject": "{{identity.entity.id"}, `subject "{{identity.entity.id": a {{ has no }}`},
+		"a closing brace alone":               {data{"subject": "a}}"}, `subject "a}}": ` + literalText},
+		"a single brace":                      {data{"subject": "{identity.entity.id}"}, `subject "{identity.entity.id}": ` + literalText},
+		"a misspelt directive":                {data{"subject": "{{identity.entity.nam}}"}, `subject "{{identity.entity.nam}}": {{identity.entity.nam}}: ` + noValue},
+		"a directive without identity":        {data{"subject": "{{entity.name}}"}, `subject "{{entity.name}}": {{entity.name}}: must begin with identity.entity. or identity.groups.`},
+		"an empty directive":                  {data{"subject": "{{}}"}, `subject "{{}}": {{}}: must begin with identity.entity. or identity.groups.`},
+		"the time":                            {data{"subject": "{{time.now}}"}, `subject "{{time.now}}": {{time.now}}: must begin with identity.entity. or identity.groups.`},
+		"all metadata at once":                {data{"subject": "{{identity.entity.metadata}}"}, `subject "{{identity.entity.metadata}}": {{identity.entity.metadata}}: ` + noValue},
+		"metadata without a key":              {data{"subject": "{{identity.entity.metadata.}}"}, `subject "{{identity.entity.metadata.}}": {{identity.entity.metadata.}}: ` + noValue},
+		"all groups at once":                  {data{"subject": "{{identity.entity.groups.names}}"}, `subject "{{identity.entity.groups.names}}": {{identity.entity.groups.names}}: ` + noValue},
+		"an alias without a value":            {data{"subject": "{{identity.entity.aliases.acc}}"}, `subject "{{identity.entity.aliases.acc}}": {{identity.entity.aliases.acc}}: ` + noValue},
+		"a group without a value":             {data{"subject": "{{identity.groups.names.g}}"}, `subject "{{identity.groups.names.g}}": {{identity.groups.names.g}}: ` + noValue},
+		"a jti as subject":                    {data{"subject": "{{jti}}"}, `subject "{{jti}}": {{jti}}: is allowed in job_id and sandbox_id only`},
+		"a misspelt jti":                      {data{"job_id": "{{JTI}}"}, `job_id "{{JTI}}": {{JTI}}: must begin with identity.entity. or identity.groups.`},
+		"values that run together":            {data{"sandbox_id": "{{identity.entity.name}}{{identity.entity.id}}"}, `sandbox_id "{{identity.entity.name}}{{identity.entity.id}}": between two directives must be one of ":/=", which no value has in it`},
+		"values joined by what they may have": {data{"job_id": "{{identity.entity.name}}-{{identity.entity.id}}"}, `job_id "{{identity.entity.name}}-{{identity.entity.id}}": between two directives must be one of ":/=", which no value has in it`},
+	}
+	for name, bad := range map[string]string{
+		"a blank": "a b", "a tab": "a\tb", "a no-break space": "a\u00a0b", "a line separator": "a\u2028b", "an ideographic space": "a\u3000b", "a next line": "a\u0085b",
+		"a zero byte": "a\x00b", "an escape": "a\x1bb", "a dollar": "${X}", "a brace": "a{b", "a closing brace": "a}b", "non-ASCII": "café", "a quote": `a"b`, "a backslash": `a\b`,
+		"a bar": "a|b", "a semicolon": "a;b", "a question mark": "a?", "half a character": "a\xff", "a dash in front": "-a", "a dot in front": ".a", "a line break at the end": "a\n", "a no-break space at the end": "a\u00a0",
+	} {
+		cases["a scope with "+name] = c{data{"scopes": []any{bad}}, fmt.Sprintf("scopes %q: %s", bad, patternForm)}
+		cases["a subject with "+name] = c{data{"subject": bad}, fmt.Sprintf("subject %q: %s", bad, literalText)}
+		if !strings.HasPrefix(name, "a dash") && !strings.HasPrefix(name, "a dot") { // fine behind "tool:"
+			cases["a tool with "+name] = c{data{"tools": []any{bad}}, fmt.Sprintf("tools %q: %s", "tool:"+bad, patternForm)}
+		} else {
+			cases["a subject with "+name] = c{data{"subject": bad}, fmt.Sprintf("subject %q: renders to ids such as %q; %s", bad, bad, idFormText)}
+		}
+		cases["a skill with "+name] = c{data{"skills": []any{bad}}, fmt.Sprintf("skills %q: %s", "skill:"+bad, skillForm)}
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, data{"max_ttl": "10h", "accepted_audiences": "mcp"}, nil)
+			if strings.Contains(name, "over the ceiling") {
+				m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:web_search,tool:a:*,skill:s,help"})
+			}
+			m.refused(logical.UpdateOperation, "roles/r", c.data, c.want)
+		})
+	}
+	t.Run("a ttl over the mount's maximum", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, nil)
+		m.system.MaxLeaseTTLVal = 2 * time.Hour
+		m.refused(logical.UpdateOperation, "roles/r", data{"max_ttl": "3h"}, "max_ttl 3h0m0s is longer than the mount's maximum 2h0m0s; to raise that: vault secrets tune -max-lease-ttl")
+	})
+	t.Run("a partial update is judged as the whole that it makes", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, data{"max_ttl": "2h"})
+		m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "3h"}, "ttl 3h0m0s is longer than the role's max_ttl 2h0m0s")
+		m.refused(logical.UpdateOperation, "roles/r", data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes")
+	})
+	t.Run("a refused creation leaves no role", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, nil)
+		m.refused(logical.CreateOperation, "roles/new", data{"tools": "a b"}, fmt.Sprintf("tools %q: %s", "tool:a b", patternForm))
+		if resp := m.ok(logical.ReadOperation, "roles/new", nil); resp != nil {
+			t.Errorf("it reads as %v", resp.Data)
+		}
+	})
+}
+
+func ratesOf(n int) data {
+	rates := data{}
+	for i := range n {
+		rates[fmt.Sprintf("tool:t%d", i)] = "1/s"
+	}
+	return rates
+}
+
+func TestARoleTakesAllLegalForms(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ given, want data }{
+		"everything":              {data{"tools": "", "scopes": "*"}, data{"tools": []string{}, "scopes": []string{"*"}}},
+		"all tools":               {data{"tools": "*"}, data{"tools": []string{"*"}}},
+		"a name of 250 letters":   {data{"tools": strings.Repeat("a", 250)}, data{"tools": []string{strings.Repeat("a", 250)}}},
+		"every character":         {data{"tools": []any{"_A9.:/@+~%=,()#-x:*"}}, data{"tools": []string{"_A9.:/@+~%=,()#-x:*"}}},
+		"a list as one string":    {data{"tools": "a, b ,c\n"}, data{"tools": []string{"a", "b", "c"}}},
+		"a list of a query":       {data{"tools": []string{"a", "b"}}, data{"tools": []string{"a", "b"}}},
+		"rates of the CLI":        {data{"rate": []any{"tool:a=b=1/s", "*=2/m"}}, data{"rate": map[string]string{"tool:a=b": "1/s", "*": "2/m"}}},
+		"one rate of the CLI":     {data{"rate": "tool:web_search=0/day"}, data{"rate": map[string]string{"tool:web_search": "0/day"}}},
+		"the largest rate":        {data{"rate": data{"*": "999999999/second"}}, data{"rate": map[string]string{"*": "999999999/second"}}},
+		"a ttl of a second":       {data{"ttl": "1s"}, data{"ttl": int64(1)}},
+		"a ttl in days":           {data{"ttl": "1d"}, data{"ttl": int64(86400)}},
+		"a plain subject":         {data{"subject": "9:a/b@c+d=e-f_g.h"}, data{"subject": "9:a/b@c+d=e-f_g.h"}},
+		"an alias' metadata":      {data{"subject": "{{identity.entity.aliases.auth_approle_1.metadata.role_name}}"}, data{"subject": "{{identity.entity.aliases.auth_approle_1.metadata.role_name}}"}},
+		"an alias' custom data":   {data{"subject": "{{identity.entity.aliases.acc.custom_metadata.x}}"}, data{"subject": "{{identity.entity.aliases.acc.custom_metadata.x}}"}},
+		"a group's name":          {data{"subject": "{{identity.groups.ids.1234.name}}"}, data{"subject": "{{identity.groups.ids.1234.name}}"}},
+		"a group's metadata":      {data{"subject": "{{identity.groups.names.g.metadata.cost.center}}"}, data{"subject": "{{identity.groups.names.g.metadata.cost.center}}"}},
+		"directives well apart":   {data{"job_id": "{{identity.entity.name}}/{{identity.entity.metadata.team}}:{{jti}}"}, data{"job_id": "{{identity.entity.name}}/{{identity.entity.metadata.team}}:{{jti}}"}},
+		"a jti beside a value":    {data{"job_id": "{{identity.entity.name}}{{jti}}"}, data{"job_id": "{{identity.entity.name}}{{jti}}"}},
+		"a glob with stars":       {data{"allowed_agent_ids": "*:a*b"}, data{"allowed_agent_ids": []string{"*:a*b"}}},
+		"500 globs":               {data{"allowed_agent_ids": strings.TrimSuffix(strings.Repeat("a,", 500), ",")}, data{"allowed_agent_ids": []string{"a"}}},
+		"a description in French": {data{"description": "réservé à l'équipe"}, data{"description": "réservé à l'équipe"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			before := m.ok(logical.ReadOperation, "roles/r", nil).Data
+			m.ok(logical.UpdateOperation, "roles/r", c.given)
+			maps.Copy(before, c.want)
+			if diff := cmp.Diff(before, m.ok(logical.ReadOperation, "roles/r", nil).Data); diff != "" {
+				t.Errorf("role (-want +got):\n%s", diff)
+			}
+			m.b = m.newBackend() // what was stored can be read again
+			m.ok(logical.ReadOperation, "roles/r", nil)
+		})
+	}
+}
+
+// The promise: what is legal and useless, or wider than it looks, is a warning.
+func TestARoleWarns(t *testing.T) {
+	t.Parallel()
+	big := make([]any, 120)
+	for i := range big {
+		big[i] = fmt.Sprintf("provider:a_tool_with_name_%d", i)
+	}
+	for name, c := range map[string]struct {
+		data data
+		want []string
+	}{
+		"nothing about a plain role":                    {data{"tools": "web_search,github:*,*", "skills": "x", "scopes": "help", "rate": data{"tool:web_search": "10000/hour", "tool:*": "1/s"}}, nil},
+		"of names before 0.2.0":                         {data{"tools": "github__*"}, []string{`scope "tool:github__*" opens no tool of a provider on a proxy since ati 0.2.0, which calls them "tool:github:*"`}},
+		"of a tool before 0.2.0":                        {data{"tools": "github__search"}, []string{`scope "tool:github__search" opens no tool of a provider on a proxy since ati 0.2.0, which calls them "tool:github:search"`}},
+		"of a provider's alias":                         {data{"tools": "git_hub_*"}, []string{`scope "tool:git_hub_*" opens every tool of a provider named "git_hub" too: the proxy also reads "tool:git_hub:x" as "tool:git_hub_x"`}},
+		"of a skill's wildcard":                         {data{"skills": "research-*"}, []string{`scope "skill:research-*" opens nothing: the proxy matches skills by their exact names`}},
+		"of an idle rate":                               {data{"rate": data{"tool:other": "1/s"}}, []string{`rate "tool:other" limits nothing that this role grants`}},
+		"of an idle rate's pattern":                     {data{"rate": data{"tool:webs*": "1/s"}}, []string{`rate "tool:webs*" limits nothing that this role grants`}},
+		"of no idle rate":                               {data{"tools": "git_*,a:b", "rate": data{"tool:git:*": "1/s", "tool:git_*": "1/s", "tool:a_b": "1/s"}}, []string{`scope "tool:git_*" opens every tool of a provider named "git" too: the proxy also reads "tool:git:x" as "tool:git_x"`}},
+		"of no idle rate beside a manifest's own scope": {data{"scopes": "finance:read", "rate": data{"tool:other": "1/s"}}, nil},
+		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
+		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`rate "*" allows 10001 calls; the proxy keeps a line for each`}},
+		"of a short ttl":                                {data{"ttl": "5m"}, []string{"ttl 5m0s is not longer than the 5m0s after which Vault Agent reads a new token by default; set its static_secret_render_interval to about 0.7 of the ttl"}},
+		"of a lease, not its ttl":                       {data{"ttl": "60s", "generate_lease": true}, []string{"revoking a lease does not revoke its token: that lives until it expires"}},
+		"of a big token":                                {data{"tools": big}, []string{"a token of this role has 5791 bytes; over 4096 some HTTP servers refuse the request"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			m.warnings(m.ok(logical.UpdateOperation, "roles/r", c.data), c.want...)
+		})
+	}
+}
