@@ -109,9 +109,12 @@ func secretToken(b *backend) *framework.Secret {
 }
 
 func (b *backend) secretTokenRevoke(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	// Vault revokes a lease that has run out in the same way: then the token has too.
-	if req.Secret != nil && b.now().Before(req.Secret.ExpirationTime()) {
-		b.Logger().Warn("a lease was revoked, but its token lives until it expires", "lease_id", req.Secret.LeaseID, "expires", req.Secret.ExpirationTime())
+	if s := req.Secret; s != nil {
+		// Vault revokes a lease that has run out in the same way: then the token
+		// has too. (ExpirationTime would count the TTL from now.)
+		if expires := s.IssueTime.Add(s.TTL); b.now().Before(expires) {
+			b.Logger().Warn("a lease was revoked, but its token lives until it expires", "lease_id", s.LeaseID, "expires", expires)
+		}
 	}
 	return nil, nil
 }

@@ -91,16 +91,17 @@ func validateResponse() map[string]*framework.FieldSchema {
 	return fields
 }
 
-// inspectResponse leaves out the types of the claims: nothing was verified, so
-// they may have any.
+// inspectResponse has the claims that ati-client reads, with the types that
+// they have in a well-formed token: in others they may have any.
 func inspectResponse() map[string]*framework.FieldSchema {
 	fields := map[string]*framework.FieldSchema{
 		"decoded": {Type: framework.TypeBool, Required: true, Description: "Whether the token could be decoded."},
 		"error":   {Type: framework.TypeString, Description: "Why the token could not be decoded."},
 		"ati":     {Type: framework.TypeMap, Description: "Claim ati."},
 	}
+	known := claimFields()
 	for _, name := range []string{"sub", "aud", "iat", "exp", "scope", "iss", "jti"} {
-		fields[name] = &framework.FieldSchema{Type: framework.TypeString, Description: "Claim " + name + ", of whatever type the token has."}
+		fields[name] = known[name]
 	}
 	return fields
 }
@@ -198,15 +199,29 @@ func (b *backend) pathInspectWrite(_ context.Context, _ *logical.Request, d *fra
 		return resp, nil
 	}
 	for name, value := range claims {
-		if n, ok := value.(json.Number); ok {
-			if i, err := n.Int64(); err == nil {
-				value = i
-			}
+		if name != "ati" {
+			value = flat(value)
 		}
 		resp.Data[name] = value
 	}
 	resp.AddWarning("nothing was verified: anybody may have written this token; use validate to know")
 	return resp, nil
+}
+
+// flat is an unverified claim as it can stand beside the others: whole numbers
+// as such, and what should be no list or object as its JSON text.
+func flat(value any) any {
+	switch v := value.(type) {
+	case json.Number:
+		if i, err := v.Int64(); err == nil {
+			return i
+		}
+	case []any, map[string]any:
+		if b, err := json.Marshal(v); err == nil {
+			return string(b)
+		}
+	}
+	return value
 }
 
 func tokenField(d *framework.FieldData) (string, error) {

@@ -1,0 +1,78 @@
+package atisecrets_test
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func TestCheckTellsWhatARoleOpens(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{
+		"tools": "web_search,github:*,linear_*,git*", "skills": "summarize,research-*", "scopes": "help,finance:*",
+		"rate": data{"tool:github:*": "10/min", "*": "100/hour", "tool:web_search": "1/s"},
+	})
+	assumes := func(scope string) string {
+		return `this assumes that the tool's manifest has the scope "` + scope + `"; where it has another one, ask with scope=`
+	}
+	const byName = "not allowed by its name; but a tool that the role opens may bring the skill along"
+	all := map[string]string{"*": "100/hour"}
+	for name, c := range map[string]struct {
+		data     data
+		scopes   []string
+		rates    map[string]string
+		warnings []string
+	}{
+		"a tool":                      {data{"tool": "web_search"}, []string{"tool:web_search"}, map[string]string{"*": "100/hour", "tool:web_search": "1/s"}, []string{assumes("tool:web_search")}},
+		"a tool with its prefix":      {data{"tool": "tool:web_search"}, []string{"tool:web_search"}, map[string]string{"*": "100/hour", "tool:web_search": "1/s"}, []string{assumes("tool:web_search")}},
+		"a tool by two patterns":      {data{"tool": "github:x"}, []string{"tool:github:*", "tool:git*"}, map[string]string{"*": "100/hour", "tool:github:*": "10/min"}, []string{assumes("tool:github:x")}},
+		"a tool by the legacy alias":  {data{"tool": "linear:x"}, []string{"tool:linear_*"}, all, []string{assumes("tool:linear:x")}},
+		"a tool that is not granted":  {data{"tool": "shell"}, []string{}, all, []string{assumes("tool:shell")}},
+		"a tool of another case":      {data{"tool": "Web_Search"}, []string{}, all, []string{assumes("tool:Web_Search")}},
+		"a scope":                     {data{"scope": "finance:read"}, []string{"finance:*"}, all, nil},
+		"a scope that is not granted": {data{"scope": "files:read"}, []string{}, all, nil},
+		"a tool's scope":              {data{"scope": "tool:web_search"}, []string{"tool:web_search"}, map[string]string{"*": "100/hour", "tool:web_search": "1/s"}, nil},
+		"a skill":                     {data{"skill": "summarize"}, []string{"skill:summarize"}, map[string]string{}, nil},
+		"a skill of a wildcard":       {data{"skill": "research-a"}, []string{}, map[string]string{}, []string{byName}},
+		"a skill that is not granted": {data{"scope": "skill:other"}, []string{}, map[string]string{}, []string{byName}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
+				resp := m.ok(op, "check/r", c.data)
+				want := data{"allowed": len(c.scopes) > 0, "matched_scopes": c.scopes, "matched_rates": c.rates}
+				if diff := cmp.Diff(want, resp.Data); diff != "" {
+					t.Errorf("answer (-want +got):\n%s", diff)
+				}
+				m.warnings(resp, c.warnings...)
+			}
+		})
+	}
+	for name, c := range map[string]struct {
+		data data
+		want string
+	}{
+		"nothing":             {nil, "one of scope, tool and skill is required"},
+		"two":                 {data{"tool": "a", "skill": "b"}, "give one of scope, tool and skill, not more"},
+		"an empty tool":       {data{"tool": ""}, `parameter "tool" is empty; leave it out, or give it a value`},
+		"a pattern":           {data{"tool": "github:*"}, `tool "github:*": names one thing, without *`},
+		"everything":          {data{"scope": "*"}, `scope "*": names one thing, without *`},
+		"a name with a blank": {data{"tool": "a b"}, `tool "tool:a b": ` + patternForm},
+		"only a prefix":       {data{"skill": "skill:"}, `skill "skill:": names no skill`},
+	} {
+		t.Run(name, func(t *testing.T) { m.refused(logical.ReadOperation, "check/r", c.data, c.want) })
+	}
+	m.refused(logical.ReadOperation, "check/nobody", data{"tool": "x"}, `role "nobody" does not exist; vault list ati/roles shows those that do`)
+	m.refused(logical.UpdateOperation, "check/nobody", data{"tool": "x"}, `role "nobody" does not exist; vault list ati/roles shows those that do`)
+	m.refused(logical.UpdateOperation, "creds/nobody", nil, `role "nobody" does not exist; vault list ati/roles shows those that do`)
+}
+
+func TestCheckSaysWhenNoTokenCanBeMinted(t *testing.T) {
+	t.Parallel()
+	m := configured(t, data{"accepted_audiences": "mcp"}, data{"scopes": "help", "disabled": true, "audience": "mcp"})
+	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "help", "accepted_audiences": ""})
+	m.warnings(m.ok(logical.ReadOperation, "check/r", data{"scope": "help"}),
+		`no token can be minted for the whole role now: role "r" is disabled`,
+		`no token can be minted for the whole role now: scope "tool:web_search" is beyond config's allowed_scopes (help)`,
+		`no token can be minted for the whole role now: audience "mcp" is none of config's (ati-proxy)`)
+}

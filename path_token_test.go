@@ -1,0 +1,527 @@
+package atisecrets_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+const testEntity = "a3f5d7c1-0b6d-4d52-9a5b-2f5c1f0e9d11"
+
+// entity makes the next requests come from an entity.
+func (m *mount) entity(e *logical.Entity, groups ...*logical.Group) {
+	m.entityID = testEntity
+	if e == nil {
+		e = new(logical.Entity)
+	}
+	e.ID = testEntity
+	m.system.EntityVal, m.system.GroupsVal = e, groups
+}
+
+func TestATokenHasWhatTheRoleGrantsAndTheAnswerSaysIt(t *testing.T) {
+	t.Parallel()
+	role := data{
+		"tools": "web_search,tool:github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour", "*": "5/s"},
+		"ttl": "30m", "job_id": "{{jti}}", "sandbox_id": "box-1",
+	}
+	for name, op := range map[string]logical.Operation{"read": logical.ReadOperation, "update": logical.UpdateOperation} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, role)
+			resp := m.ok(op, "creds/r", nil)
+			m.warnings(resp)
+			scope := "tool:web_search tool:github:* skill:summarize help"
+			wantClaims := &ati.Claims{
+				Subject: "token", Audience: "ati-proxy", IssuedAt: 1_800_000_000, ExpiresAt: 1_800_001_800, Scope: scope, Issuer: "ati-orchestrator", ID: testID,
+				ATI:   &ati.Namespace{Version: 1, Rate: map[string]string{"tool:github:*": "10/hour", "*": "5/s"}},
+				JobID: testID, SandboxID: "box-1",
+			}
+			if diff := cmp.Diff(wantClaims, m.claims(resp)); diff != "" {
+				t.Errorf("claims (-want +got):\n%s", diff)
+			}
+			want := data{
+				"token": resp.Data["token"], "jti": testID, "sub": "token", "scope": scope, "aud": "ati-proxy", "proxy_url": testProxy,
+				"token_ttl": int64(1800), "expires_at": int64(1_800_001_800), "key_version": 1,
+			}
+			if diff := cmp.Diff(want, resp.Data); diff != "" {
+				t.Errorf("answer (-want +got):\n%s", diff)
+			}
+			if resp.Secret != nil {
+				t.Errorf("there is a lease: %v", resp.Secret)
+			}
+		})
+	}
+}
+
+// The promise: the claims are those that ati-client would have written, byte
+// for byte.
+func TestATokenIsTheOneThatAtiClientWouldIssue(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"allowed_agent_ids": "*", "rate": data{"tool:web_search": "10/hour"}, "ttl": "2h"})
+	m.entity(nil)
+	got := m.ok(logical.ReadOperation, "creds/r", data{"agent_id": "sandbox:abc123"}).Data["token"]
+	key, err := ati.ParseSecret(testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := ati.IssueToken(key, ati.IssueRequest{
+		Subject: "sandbox:abc123", Scope: "tool:web_search", TTL: 2 * time.Hour, ID: testID, Rate: map[string]string{"tool:web_search": "10/hour"}, IssuedAt: m.now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want {
+		t.Errorf("token\n got %s\nwant %s", got, want)
+	}
+}
+
+func TestFormatEnvIsExactlyWhatProvisionSandboxReturns(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	resp := m.ok(logical.ReadOperation, "creds/r", data{"format": "env"})
+	want := data{"ATI_PROXY_URL": testProxy, "ATI_SESSION_TOKEN": resp.Data["ATI_SESSION_TOKEN"]}
+	if diff := cmp.Diff(want, resp.Data); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
+	}
+	if got := m.claimsOf(resp.Data["ATI_SESSION_TOKEN"].(string), "ati-proxy").ID; got != testID {
+		t.Errorf("jti %q", got)
+	}
+}
+
+func TestAudienceAndIssuerFollowRoleAndConfig(t *testing.T) {
+	t.Parallel()
+	m := configured(t, data{"accepted_audiences": "mcp"}, data{"audience": "mcp"})
+	c := m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
+	if c.Audience != "mcp" || c.Issuer != "ati-orchestrator" {
+		t.Errorf("aud %q, iss %q", c.Audience, c.Issuer)
+	}
+	m.ok(logical.UpdateOperation, "config", data{"issuer": "", "audience": "new"})
+	m.ok(logical.UpdateOperation, "roles/r", data{"audience": ""})
+	c = m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
+	if c.Audience != "new" || c.Issuer != "" {
+		t.Errorf("aud %q, iss %q", c.Audience, c.Issuer)
+	}
+}
+
+func TestTheSubjectIsTheCallersUnlessTheRoleSaysOtherwise(t *testing.T) {
+	t.Parallel()
+	alice := func() *logical.Entity {
+		return &logical.Entity{
+			Name: "alice", Metadata: map[string]string{"team": "blue", "url": "a:b/c"},
+			Aliases: []*logical.Alias{{MountAccessor: "auth_approle_1", Name: "role-id-1", Metadata: map[string]string{"role_name": "ci"}, CustomMetadata: map[string]string{"x": "y"}}},
+		}
+	}
+	group := &logical.Group{ID: "g1", Name: "ops", Metadata: map[string]string{"cost": "42"}}
+	for name, c := range map[string]struct {
+		template string
+		entity   *logical.Entity
+		want     string
+		lookups  [2]int64 // of the entity and of its groups
+	}{
+		"the display name without an entity":     {"", nil, "token", [2]int64{}},
+		"the entity id":                          {"", alice(), testEntity, [2]int64{}},
+		"plain":                                  {"agent/7", alice(), "agent/7", [2]int64{}},
+		"plain without an entity":                {"agent/7", nil, "agent/7", [2]int64{}},
+		"the entity's name":                      {"{{identity.entity.name}}", alice(), "alice", [2]int64{1, 0}},
+		"a value with joiners that is the whole": {"{{identity.entity.metadata.url}}", alice(), "a:b/c", [2]int64{1, 0}},
+		"several values":                         {"{{ identity.entity.metadata.team }}/{{identity.entity.id}}:x", alice(), "blue/" + testEntity + ":x", [2]int64{1, 0}},
+		"an alias' values":                       {"{{identity.entity.aliases.auth_approle_1.metadata.role_name}}:{{identity.entity.aliases.auth_approle_1.custom_metadata.x}}", alice(), "ci:y", [2]int64{1, 0}},
+		"a group's values":                       {"{{identity.groups.names.ops.metadata.cost}}/{{identity.groups.ids.g1.name}}", alice(), "42/ops", [2]int64{1, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, data{"subject": c.template})
+			if c.entity != nil {
+				m.entity(c.entity, group)
+			}
+			resp := m.ok(logical.ReadOperation, "creds/r", nil)
+			if got := m.claims(resp).Subject; got != c.want || resp.Data["sub"] != c.want {
+				t.Errorf("sub is %q and %q, want %q", got, resp.Data["sub"], c.want)
+			}
+			if got := [2]int64{m.system.entityCalls.Load(), m.system.groupCalls.Load()}; got != c.lookups {
+				t.Errorf("%v look-ups of entity and groups, want %v", got, c.lookups)
+			}
+		})
+	}
+}
+
+// The promises: there is never an empty sub, and no two entities' values run
+// together into the same one.
+func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
+	t.Parallel()
+	const joined = "; beside other text a value is letters, digits and ._@+- beginning with a letter or digit"
+	meta := func(v string) *logical.Entity { return &logical.Entity{Metadata: map[string]string{"k": v}} }
+	for name, c := range map[string]struct {
+		template string
+		entity   *logical.Entity
+		want     string
+	}{
+		"no entity":                      {"{{identity.entity.name}}", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity"},
+		"no metadata":                    {"x:{{identity.entity.metadata.k}}", new(logical.Entity), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity},
+		"empty metadata":                 {"x:{{identity.entity.metadata.k}}", meta(""), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity},
+		"a colon in a value":             {"x:{{identity.entity.metadata.k}}", meta("a:b"), `subject: {{identity.entity.metadata.k}} is "a:b" for entity ` + testEntity + joined},
+		"a slash in a value":             {"x:{{identity.entity.metadata.k}}", meta("a/b"), `subject: {{identity.entity.metadata.k}} is "a/b" for entity ` + testEntity + joined},
+		"a star in a value":              {"x:{{identity.entity.metadata.k}}", meta("*"), `subject: {{identity.entity.metadata.k}} is "*" for entity ` + testEntity + joined},
+		"a blank in a value":             {"x:{{identity.entity.metadata.k}}", meta("a b"), `subject: {{identity.entity.metadata.k}} is "a b" for entity ` + testEntity + joined},
+		"a blank in the whole":           {"{{identity.entity.metadata.k}}", meta("a b"), `subject "a b": ` + idFormText},
+		"a variable in the whole":        {"{{identity.entity.metadata.k}}", meta("${JWT_SUB}"), `subject "${JWT_SUB}": ` + idFormText},
+		"a directive as a value":         {"{{identity.entity.metadata.k}}", meta("{{identity.entity.id}}"), `subject "{{identity.entity.id}}": ` + idFormText},
+		"too long a whole":               {"{{identity.entity.metadata.k}}", meta(strings.Repeat("a", 129)), fmt.Sprintf("subject %q: %s", strings.Repeat("a", 129), idFormText)},
+		"two dots across value and text": {"a.{{identity.entity.metadata.k}}", meta("x.."), `subject "a.x..": ` + idFormText},
+		"another group":                  {"{{identity.groups.names.ops.id}}", new(logical.Entity), "subject: {{identity.groups.names.ops.id}} has no value for entity " + testEntity},
+		"another alias":                  {"{{identity.entity.aliases.acc.id}}", new(logical.Entity), "subject: {{identity.entity.aliases.acc.id}} has no value for entity " + testEntity},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, data{"subject": c.template})
+			if c.entity != nil {
+				m.entity(c.entity, &logical.Group{ID: "g", Name: "dev"})
+			}
+			m.refused(logical.ReadOperation, "creds/r", nil, c.want)
+		})
+	}
+	t.Run("an entity that is gone", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, data{"subject": "{{identity.entity.name}}"})
+		m.entityID = testEntity
+		m.refused(logical.ReadOperation, "creds/r", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity")
+	})
+	t.Run("a display name that is no id", func(t *testing.T) {
+		t.Parallel()
+		for _, name := range []string{"ldap-Jane Doe", "", "github-é"} {
+			m := configured(t, nil, nil)
+			m.displayName = name
+			m.refused(logical.ReadOperation, "creds/r", nil, fmt.Sprintf("the caller has no identity entity, and its display name %q: %s; set the role's subject or allowed_agent_ids", name, idFormText))
+		}
+	})
+	t.Run("an identity system that fails", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, data{"subject": "{{identity.entity.name}}"})
+		m.entity(nil)
+		m.system.entityErr = errors.New("no leader")
+		m.failed(logical.ReadOperation, "creds/r", nil, "look up entity "+testEntity+": no leader")
+	})
+	t.Run("a request without an id", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, nil)
+		_, err := m.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.ReadOperation, Path: "creds/r", Storage: m.storage, DisplayName: "token"})
+		if err == nil || err.Error() != "the request has no id to name the token by" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
+	t.Parallel()
+	role := data{
+		"allowed_agent_ids": "sandbox:*,exact,*-end", "allowed_job_ids": "job-*", "allowed_sandbox_ids": "*",
+		"subject": "{{identity.entity.name}}", "job_id": "{{jti}}/{{identity.entity.name}}", "sandbox_id": "{{identity.entity.id}}",
+	}
+	m := configured(t, nil, role)
+	// What is chosen is not rendered: nothing is asked of a missing identity.
+	for _, agent := range []string{"sandbox:1", "sandbox:", "exact", "any-end"} {
+		c := m.claims(m.ok(logical.ReadOperation, "creds/r", data{"agent_id": agent, "job_id": "job-7", "sandbox_id": "a/b"}))
+		if got, want := []string{c.Subject, c.JobID, c.SandboxID}, []string{agent, "job-7", "a/b"}; !cmp.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	m.entity(&logical.Entity{Name: "alice"})
+	c := m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
+	if got, want := []string{c.Subject, c.JobID, c.SandboxID}, []string{"alice", testID + "/alice", testEntity}; !cmp.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+
+	for name, c := range map[string]struct {
+		data data
+		want string
+	}{
+		"an agent_id that no glob has":   {data{"agent_id": "other"}, `agent_id "other" is not one that role "r" allows`},
+		"an agent_id of another case":    {data{"agent_id": "EXACT"}, `agent_id "EXACT" is not one that role "r" allows`},
+		"a job_id that no glob has":      {data{"job_id": "other"}, `job_id "other" is not one that role "r" allows`},
+		"an agent_id with a blank":       {data{"agent_id": "sandbox:a b"}, `agent_id "sandbox:a b": ` + idFormText},
+		"an agent_id that is a variable": {data{"agent_id": "sandbox:${JWT_SUB}"}, `agent_id "sandbox:${JWT_SUB}": ` + idFormText},
+		"an agent_id that is a template": {data{"agent_id": "sandbox:{{jti}}"}, `agent_id "sandbox:{{jti}}": ` + idFormText},
+		"an agent_id with a line break":  {data{"agent_id": "sandbox:a\n"}, `agent_id "sandbox:a\n": ` + idFormText},
+		"an agent_id with two dots":      {data{"agent_id": "sandbox:../x"}, `agent_id "sandbox:../x": ` + idFormText},
+		"a sandbox_id with a star":       {data{"sandbox_id": "*"}, `sandbox_id "*": ` + idFormText},
+		"a long sandbox_id":              {data{"sandbox_id": strings.Repeat("a", 129)}, fmt.Sprintf("sandbox_id %q: %s", strings.Repeat("a", 129), idFormText)},
+		"an agent_id that is a list":     {data{"agent_id": []string{"sandbox:1", "sandbox:2"}}, "Field validation failed: error converting input for field \"agent_id\": '' expected type 'string', got unconvertible type '[]string', value: '[sandbox:1 sandbox:2]'"},
+		"a proxy_url of somebody else":   {data{"proxy_url": "https://evil.example.com"}, `proxy_url "https://evil.example.com": this mount has no key for it; its proxy is at "https://ati.example.com"`},
+		"a proxy_url that is none":       {data{"proxy_url": "blue"}, `proxy_url "blue": the scheme must be http or https`},
+		"another format":                 {data{"format": "json"}, `format "json": must be "env", or left out`},
+	} {
+		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "creds/r", c.data, c.want) })
+	}
+
+	m.ok(logical.UpdateOperation, "roles/r", data{"allowed_agent_ids": "", "allowed_job_ids": "", "allowed_sandbox_ids": ""})
+	for _, field := range []string{"agent_id", "job_id", "sandbox_id"} {
+		m.refused(logical.ReadOperation, "creds/r", data{field: "x"}, fmt.Sprintf(`%s "x" is not one that role "r" allows`, field))
+	}
+	// The proxy at this address, with the slashes that config cuts too.
+	m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy + "/"})
+}
+
+// The promise: a request beyond the role is refused with a message that names
+// the item; a narrower one gets just what it asks for, and the role's rates.
+func TestNarrowing(t *testing.T) {
+	t.Parallel()
+	role := data{
+		"tools": "web_search,github:*,linear_*", "skills": "summarize,research-*", "scopes": "help,finance:*,provider:x",
+		"rate": data{"tool:github:*": "10/min", "*": "100/hour"},
+	}
+	roleRate := map[string]string{"tool:github:*": "10/min", "*": "100/hour"}
+	m := configured(t, nil, role)
+	for name, c := range map[string]struct {
+		data  data
+		scope string
+		rate  map[string]string
+	}{
+		"nothing":                  {nil, "tool:web_search tool:github:* tool:linear_* skill:summarize skill:research-* help finance:* provider:x", roleRate},
+		"one tool":                 {data{"tools": "web_search"}, "tool:web_search", roleRate},
+		"a tool of a pattern":      {data{"tools": "tool:github:search"}, "tool:github:search", roleRate},
+		"a narrower pattern":       {data{"tools": "github:search_*,linear_*"}, "tool:github:search_* tool:linear_*", roleRate},
+		"the same pattern":         {data{"tools": []any{"github:*"}}, "tool:github:*", roleRate},
+		"a tool twice":             {data{"tools": "web_search,tool:web_search", "scopes": "tool:web_search"}, "tool:web_search", roleRate},
+		"a skill":                  {data{"skills": "summarize"}, "skill:summarize", roleRate},
+		"a skill's own pattern":    {data{"skills": "research-*"}, "skill:research-*", roleRate},
+		"scopes":                   {data{"scopes": "help,finance:read,tool:web_search"}, "help finance:read tool:web_search", roleRate},
+		"all three":                {data{"tools": "web_search", "skills": "summarize", "scopes": "help"}, "tool:web_search skill:summarize help", roleRate},
+		"a lower rate":             {data{"rate": data{"tool:github:*": "3/min"}}, "tool:web_search tool:github:* tool:linear_* skill:summarize skill:research-* help finance:* provider:x", map[string]string{"tool:github:*": "3/min", "*": "100/hour"}},
+		"a rate in other spelling": {data{"tools": "web_search", "rate": []any{"tool:github:*=10/m", "*=0/hr"}}, "tool:web_search", map[string]string{"tool:github:*": "10/min", "*": "0/hour"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c2 := m.claims(m.ok(logical.UpdateOperation, "creds/r", c.data))
+			if c2.Scope != c.scope {
+				t.Errorf("scope %q, want %q", c2.Scope, c.scope)
+			}
+			if diff := cmp.Diff(c.rate, c2.ATI.Rate); diff != "" {
+				t.Errorf("rate (-want +got):\n%s", diff)
+			}
+		})
+	}
+	const beyond = ` is not covered by what role "r" grants`
+	for name, c := range map[string]struct {
+		data data
+		want string
+	}{
+		"another tool":           {data{"tools": "web_search,shell"}, `scope "tool:shell"` + beyond},
+		"a wider pattern":        {data{"tools": "git*"}, `scope "tool:git*"` + beyond},
+		"all tools":              {data{"tools": "*"}, `scope "tool:*"` + beyond},
+		"everything":             {data{"scopes": "*"}, `scope "*"` + beyond},
+		"the alias of a pattern": {data{"tools": "github_search"}, `scope "tool:github_search"` + beyond},
+		"a longer name":          {data{"tools": "web_search2"}, `scope "tool:web_search2"` + beyond},
+		"another case":           {data{"tools": "Web_search"}, `scope "tool:Web_search"` + beyond},
+		"a pattern over a name":  {data{"tools": "web_search*"}, `scope "tool:web_search*"` + beyond},
+		"another skill":          {data{"skills": "other"}, `scope "skill:other"` + beyond},
+		"a skill of a wildcard that opens nothing": {data{"skills": "research-a"}, `scope "skill:research-a"` + beyond},
+		"another scope":            {data{"scopes": "provider:y"}, `scope "provider:y"` + beyond},
+		"a tool that adds a scope": {data{"tools": []any{"web_search shell"}}, `tools "tool:web_search shell": ` + patternForm},
+		"an empty tool":            {data{"tools": []any{"web_search", ""}}, `tools "": an item must not be empty`},
+		"501 tools":                {data{"tools": strings.Repeat("a,", 500) + "a"}, "tools has 501 items; at most 500 are allowed"},
+		"a higher rate":            {data{"rate": data{"*": "101/hour"}}, `rate "*": 101/hour is more than the role's 100/hour`},
+		"another window":           {data{"rate": data{"*": "1/s"}}, `rate "*": 1/s is over another window than the role's 100/hour`},
+		"another key":              {data{"rate": data{"tool:web_search": "1/s"}}, `rate "tool:web_search": role "r" has no such rate, and a request can't add one`},
+		"a key that can't match":   {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": the key must be "*", or "tool:" and a pattern; no other limits a call`},
+		"a rate that is none":      {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
+	} {
+		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "creds/r", c.data, c.want) })
+	}
+	t.Run("a role without rates gets none", func(t *testing.T) {
+		m := configured(t, nil, nil)
+		m.refused(logical.ReadOperation, "creds/r", data{"rate": "*=1/s"}, `rate "*": role "r" has no such rate, and a request can't add one`)
+	})
+}
+
+// The promise: an empty parameter, an unset variable, never mints the whole
+// role.
+func TestEmptyParametersAreRefused(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"rate": data{"*": "1/s"}, "allowed_agent_ids": "*", "allowed_job_ids": "*", "allowed_sandbox_ids": "*"})
+	for field, values := range map[string][]any{
+		"tools": {"", " ", []any{}}, "skills": {"", []any{}}, "scopes": {"", []any{}}, "rate": {data{}, []any{}},
+		"agent_id": {""}, "job_id": {""}, "sandbox_id": {""}, "proxy_url": {""}, "format": {""},
+	} {
+		for _, value := range values {
+			m.refused(logical.UpdateOperation, "creds/r", data{field: value}, fmt.Sprintf("parameter %q is empty; leave it out, or give it a value", field))
+		}
+	}
+	m.refused(logical.UpdateOperation, "creds/r", data{"rate": ""}, `Field validation failed: error converting input for field "rate": invalid key pair ""`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": must be a duration such as "90s", "1h" or a number of seconds`)
+}
+
+func TestTTLs(t *testing.T) {
+	t.Parallel()
+	capped := func(asked, limit string) string {
+		return fmt.Sprintf("TTL of %q exceeded the effective max_ttl of %q; TTL value is capped accordingly", asked, limit)
+	}
+	for name, c := range map[string]struct {
+		role    data
+		config  any // max_ttl, lowered after the role was written
+		mount   time.Duration
+		ttl     any
+		want    int64
+		warning string
+	}{
+		"the role's":                          {nil, nil, 0, nil, 3600, ""},
+		"a shorter one":                       {nil, nil, 0, "10m", 600, ""},
+		"a second":                            {nil, nil, 0, 1, 1, ""},
+		"a number of a query":                 {nil, nil, 0, "90", 90, ""},
+		"a JSON number":                       {nil, nil, 0, json.Number("90"), 90, ""},
+		"longer than max_ttl unset":           {nil, nil, 0, "61m", 3600, capped("1h1m", "1h")},
+		"up to max_ttl":                       {data{"max_ttl": "2h"}, nil, 0, "2h", 7200, ""},
+		"longer than max_ttl":                 {data{"max_ttl": "2h"}, nil, 0, "7201s", 7200, capped("2h1s", "2h")},
+		"longer than config's":                {nil, "30m", 0, "45m", 1800, capped("45m", "30m")},
+		"the role's, longer than config's":    {nil, "30m", 0, nil, 1800, capped("1h", "30m")},
+		"longer than the mount's":             {nil, nil, 20 * time.Minute, "45m", 1200, capped("45m", "20m")},
+		"the role's, longer than the mount's": {nil, "30m", 20 * time.Minute, nil, 1200, capped("1h", "20m")},
+		"beyond all bounds":                   {nil, nil, 0, "2540400h", 3600, capped("2540400h", "1h")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, c.role)
+			if c.config != nil {
+				m.ok(logical.UpdateOperation, "config", data{"max_ttl": c.config})
+			}
+			if c.mount != 0 {
+				m.system.MaxLeaseTTLVal = c.mount
+			}
+			d := data{}
+			if c.ttl != nil {
+				d["ttl"] = c.ttl
+			}
+			resp := m.ok(logical.UpdateOperation, "creds/r", d)
+			claims := m.claims(resp)
+			if got := claims.ExpiresAt - claims.IssuedAt; got != c.want || resp.Data["token_ttl"] != c.want {
+				t.Errorf("exp - iat is %d, token_ttl %v, want %d", got, resp.Data["token_ttl"], c.want)
+			}
+			if claims.IssuedAt != m.now.Unix() {
+				t.Errorf("iat is %d, and the clock says %d", claims.IssuedAt, m.now.Unix())
+			}
+			if c.warning == "" {
+				m.warnings(resp)
+			} else {
+				m.warnings(resp, c.warning)
+			}
+		})
+	}
+	m := configured(t, nil, nil)
+	for ttl, want := range map[any]string{
+		0:       "ttl must be at least 1s",
+		"0s":    "ttl must be at least 1s",
+		"500ms": `ttl "500ms": must be whole seconds, and not negative`,
+		"1.5s":  `ttl "1.5s": must be whole seconds, and not negative`,
+		"-5m":   "Field validation failed: error converting input for field \"ttl\": cannot provide negative value '-300'",
+		"1 h":   "Field validation failed: error converting input for field \"ttl\": time: unknown unit \" h\" in duration \"1 h\"",
+	} {
+		m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ttl}, want)
+	}
+}
+
+// The promise: the mount's maximum may be up to 5 seconds old, not more.
+func TestATunedMountCountsWithinFiveSeconds(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	ttl := func() any { return m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"] }
+	before := ttl()
+	m.system.MaxLeaseTTLVal = 10 * time.Minute
+	m.now = m.now.Add(5*time.Second - time.Nanosecond)
+	early := ttl()
+	m.now = m.now.Add(time.Nanosecond)
+	if got, want := []any{before, early, ttl()}, []any{int64(3600), int64(3600), int64(600)}; !cmp.Equal(got, want) {
+		t.Errorf("ttls %v, want %v", got, want)
+	}
+	m.system.MaxLeaseTTLVal = 20 * time.Minute
+	m.now = m.now.Add(-time.Hour) // a clock set back doesn't freeze the cache
+	if got := ttl(); got != int64(1200) {
+		t.Errorf("after the clock was set back: %v", got)
+	}
+}
+
+func TestTheCeilingIsJudgedAgainAtEachMint(t *testing.T) {
+	t.Parallel()
+	m := configured(t, data{"accepted_audiences": "mcp"}, data{"tools": "web_search,github:*", "audience": "mcp"})
+	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:web_search,tool:github:read_*"})
+	m.refused(logical.ReadOperation, "creds/r", nil, `scope "tool:github:*" is beyond config's allowed_scopes (tool:web_search, tool:github:read_*)`)
+	m.ok(logical.ReadOperation, "creds/r", data{"tools": "web_search,github:read_file"})
+	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "", "accepted_audiences": ""})
+	m.refused(logical.ReadOperation, "creds/r", nil, `role "r": audience "mcp" is none of config's (ati-proxy)`)
+}
+
+func TestADisabledRoleMintsNothingAndStays(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"disabled": true})
+	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
+	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false})
+	m.ok(logical.ReadOperation, "creds/r", nil)
+}
+
+func TestTokenSizeIsBoundedAtTheMint(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"tools": "p:*"})
+	tools := func(n int) data {
+		items := make([]any, n)
+		for i := range items {
+			items[i] = fmt.Sprintf("p:a_tool_with_a_rather_long_name_%03d", i)
+		}
+		return data{"tools": items}
+	}
+	resp := m.ok(logical.UpdateOperation, "creds/r", tools(70))
+	m.warnings(resp, fmt.Sprintf("the token has %d bytes; over 4096 some HTTP servers refuse the request", len(resp.Data["token"].(string))))
+	m.refused(logical.UpdateOperation, "creds/r", tools(150), "the token has 8696 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes")
+}
+
+// The promises: a lease never outlives its token, can't be renewed, and
+// revoking it does nothing to the token, and says so.
+func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
+	t.Parallel()
+	for _, format := range []data{nil, {"format": "env"}} {
+		m := configured(t, nil, data{"generate_lease": true, "max_ttl": "2h"})
+		d := data{"ttl": "90m"}
+		maps.Copy(d, format)
+		resp := m.ok(logical.UpdateOperation, "creds/r", d)
+		want := &logical.Secret{
+			LeaseOptions: logical.LeaseOptions{TTL: 90 * time.Minute, MaxTTL: 90 * time.Minute},
+			InternalData: map[string]any{"secret_type": "ati_token"},
+		}
+		if diff := cmp.Diff(want, resp.Secret); diff != "" {
+			t.Errorf("lease (-want +got):\n%s", diff)
+		}
+		resp.Secret.IssueTime = m.now
+		resp.Secret.LeaseID = "ati/creds/r/abc"
+		if _, err := m.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RenewOperation, Secret: resp.Secret, Storage: m.storage}); !errors.Is(err, logical.ErrUnsupportedOperation) {
+			t.Errorf("renewal: %v", err)
+		}
+		if _, err := m.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RevokeOperation, Secret: resp.Secret, Storage: m.storage}); err != nil {
+			t.Errorf("revocation: %v", err)
+		}
+		if !strings.Contains(m.log.String(), "[WARN]  a lease was revoked, but its token lives until it expires: lease_id=ati/creds/r/abc") {
+			t.Errorf("the log says nothing of it:\n%s", m.log)
+		}
+		m.log.Reset()
+		m.now = m.now.Add(90 * time.Minute)
+		if _, err := m.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RevokeOperation, Secret: resp.Secret, Storage: m.storage}); err != nil || m.log.Len() > 0 {
+			t.Errorf("the end of a lease: %v, log %s", err, m.log)
+		}
+	}
+}
+
+// The keys that Vault Agent and consul-template read meaning into.
+func TestTheAnswerHasNoKeyThatAgentReadsMeaningInto(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	fields := m.b.Route("creds/r").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
+	for _, key := range []string{"rotation_period", "certificate", "secret_id", "metadata", "data", "_raw", "ttl", "lease_duration"} {
+		if _, ok := fields[key]; ok {
+			t.Errorf("creds answers with %q", key)
+		}
+	}
+}

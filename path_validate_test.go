@@ -1,0 +1,192 @@
+package atisecrets_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+func TestValidateAnswersWithTheClaimsOfAValidToken(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"rate": data{"*": "5/s"}, "job_id": "j", "sandbox_id": "s"})
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
+	want := data{
+		"valid": true, "key_version": 1, "sub": "token", "aud": "ati-proxy", "iat": int64(1_800_000_000), "exp": int64(1_800_003_600),
+		"scope": "tool:web_search", "iss": "ati-orchestrator", "jti": testID, "job_id": "j", "sandbox_id": "s", "ati_version": 1, "rate": map[string]string{"*": "5/s"},
+	}
+	for _, given := range []string{token, "\n " + token + "\u00a0\n"} {
+		if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", data{"token": given}).Data); diff != "" {
+			t.Errorf("answer (-want +got):\n%s", diff)
+		}
+	}
+	// The claims that a token may lack are left out.
+	key, err := ati.ParseSecret(testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare, err := key.Sign(&ati.Claims{Subject: "a", Audience: "ati-proxy", IssuedAt: m.now.Unix(), ExpiresAt: m.now.Unix() + 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.ok(logical.UpdateOperation, "config", data{"issuer": ""})
+	want = data{"valid": true, "key_version": 1, "sub": "a", "aud": "ati-proxy", "iat": int64(1_800_000_000), "exp": int64(1_800_000_001), "scope": ""}
+	if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", data{"token": bare}).Data); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
+	}
+}
+
+// The promise: a bad token is an answer, not a failed request.
+func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
+	t.Parallel()
+	stranger := configured(t, data{"secret": strings.Repeat("0123456789abcdef", 4)}, nil)
+	other := stranger.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
+	m := configured(t, data{"accepted_audiences": "mcp"}, nil)
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
+	for name, c := range map[string]struct {
+		after time.Duration
+		data  data
+		want  string
+	}{
+		"not a token":            {0, data{"token": "hello"}, "malformed token: it has 1 segments, not 3"},
+		"of another key":         {0, data{"token": other}, "signed by no key of this mount"},
+		"cut off":                {0, data{"token": token[:len(token)-3]}, "signed by no key of this mount"},
+		"with a line break":      {0, data{"token": token[:9] + "\n" + token[9:]}, "malformed token: segment 1 has a line break in it"},
+		"expired":                {time.Hour + 60*time.Second, data{}, "token has expired: exp is 2027-01-15T09:00:00Z"},
+		"expired without leeway": {time.Hour, data{"leeway": 0}, "token has expired: exp is 2027-01-15T09:00:00Z"},
+		"from the future":        {-61 * time.Second, data{}, "token is not valid yet: iat is 2027-01-15T08:00:00Z"},
+		"for another audience":   {0, data{"audience": "mcp"}, `audience is not accepted: aud is "ati-proxy", not one of ["mcp"]`},
+		"of another issuer":      {0, data{"issuer": "x"}, `issuer is not accepted: iss is "ati-orchestrator", not "x"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clock := *m
+			m := &clock
+			m.b = m.newBackend()
+			m.now = m.now.Add(c.after)
+			d := data{"token": token, "scope": "tool:web_search"}
+			for k, v := range c.data {
+				d[k] = v
+			}
+			want := data{"valid": false, "error": c.want, "allowed": false}
+			if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", d).Data); diff != "" {
+				t.Errorf("answer (-want +got):\n%s", diff)
+			}
+		})
+	}
+	for name, c := range map[string]struct {
+		data data
+		want string
+	}{
+		"no token":          {nil, "token is required, in the request's body"},
+		"an empty token":    {data{"token": " \n"}, "token is required, in the request's body"},
+		"too much leeway":   {data{"token": token, "leeway": "61s"}, "leeway 1m1s: must be at most 1m0s, which is the proxy's"},
+		"an empty audience": {data{"token": token, "audience": ""}, `parameter "audience" is empty; leave it out, or give it a value`},
+		"an empty issuer":   {data{"token": token, "issuer": ""}, `parameter "issuer" is empty; leave it out, or give it a value`},
+		"an empty scope":    {data{"token": token, "scope": ""}, `parameter "scope" is empty; leave it out, or give it a value`},
+	} {
+		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "validate", c.data, c.want) })
+	}
+}
+
+// The promise: allowed is false once exp has passed, without leeway, as at the
+// proxy, while the token is valid for 60 seconds more.
+func TestValidateTellsWhetherTheTokenOpensAScopeNow(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"tools": "github_*"})
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
+	ask := func(scope string) [2]any {
+		d := m.ok(logical.UpdateOperation, "validate", data{"token": token, "scope": scope}).Data
+		return [2]any{d["valid"], d["allowed"]}
+	}
+	for scope, want := range map[string]bool{"tool:github:x": true, "tool:github_x": true, "tool:shell": false, "skill:x": false, "help": false} {
+		if got := ask(scope); got != [2]any{true, want} {
+			t.Errorf("%s: %v, want %v", scope, got, want)
+		}
+	}
+	m.now = m.now.Add(time.Hour)
+	if got := ask("tool:github:x"); got != [2]any{true, true} {
+		t.Errorf("at exp: %v", got)
+	}
+	m.now = m.now.Add(time.Second)
+	if got := ask("tool:github:x"); got != [2]any{true, false} {
+		t.Errorf("a second after exp: %v", got)
+	}
+}
+
+// The vectors through the engine: validate takes what proxy and client take,
+// inspect reads what the client reads.
+func TestValidateAndInspectAgreeWithTheVectors(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(filepath.Join("testdata", "validate.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vectors struct {
+		Secret string
+		Cases  []struct {
+			Name, Token string
+			Issuer      struct{ Valid bool } `json:"validate_issuer"`
+			ProxyIssuer int                  `json:"proxy_issuer"`
+			Inspect     struct {
+				Decoded bool
+				Claims  data
+			}
+		}
+	}
+	if err := json.Unmarshal(b, &vectors); err != nil {
+		t.Fatal(err)
+	}
+	m := configured(t, data{"secret": vectors.Secret}, nil)
+	for _, c := range vectors.Cases {
+		if strings.TrimSpace(c.Token) == "" {
+			m.refused(logical.UpdateOperation, "validate", data{"token": c.Token}, "token is required, in the request's body")
+			m.refused(logical.UpdateOperation, "inspect", data{"token": c.Token}, "token is required, in the request's body")
+			continue
+		}
+		// White space around a token is cut here, and by the proxy's HTTP server.
+		trimmed := c.Token != strings.TrimSpace(c.Token)
+		if got, want := m.ok(logical.UpdateOperation, "validate", data{"token": c.Token}).Data["valid"], (c.Issuer.Valid || trimmed) && c.ProxyIssuer == 200; got != want {
+			t.Errorf("%s: valid is %v, want %v", c.Name, got, want)
+		}
+		resp := m.ok(logical.UpdateOperation, "inspect", data{"token": c.Token})
+		if trimmed {
+			continue
+		}
+		want := data{"decoded": c.Inspect.Decoded}
+		for k, v := range c.Inspect.Claims {
+			if list, ok := v.([]any); ok { // an aud that is a list is shown as its JSON
+				b, err := json.Marshal(list)
+				if err != nil {
+					t.Fatal(err)
+				}
+				v = string(b)
+			}
+			want[k] = v
+		}
+		got := data{}
+		b, err := json.Marshal(resp.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(b, &got); err != nil {
+			t.Fatal(err)
+		}
+		if got["error"] != nil && c.Inspect.Decoded {
+			t.Errorf("%s: inspect says %v", c.Name, got["error"])
+		}
+		delete(got, "error")
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: inspect (-want +got):\n%s", c.Name, diff)
+		}
+		if c.Inspect.Decoded {
+			m.warnings(resp, "nothing was verified: anybody may have written this token; use validate to know")
+		}
+	}
+}
