@@ -55,7 +55,7 @@ func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
 		data  data
 		want  string
 	}{
-		"not a token":            {0, data{"token": "hello"}, "malformed token: it has 1 segments, not 3"},
+		"not a token":            {0, data{"token": "hello"}, "malformed token: it has 0 dots, not 2"},
 		"of another key":         {0, data{"token": other}, "signed by no key of this mount"},
 		"cut off":                {0, data{"token": token[:len(token)-3]}, "signed by no key of this mount"},
 		"with a line break":      {0, data{"token": token[:9] + "\n" + token[9:]}, "malformed token: segment 1 has a line break in it"},

@@ -128,8 +128,8 @@ var segmentEncoding = base64.RawURLEncoding.Strict()
 
 func encodeSegment(b []byte) string { return segmentEncoding.EncodeToString(b) }
 
-// maxDepth is how deep a token's JSON may nest. Python's parser gives up near
-// 1,000.
+// maxDepth is how deep a token's JSON may nest: far from where Python's parser
+// gives up, near 1,000.
 const maxDepth = 127
 
 // wireClaims reads claims as strictly as the proxy (serde) and ati-client
@@ -233,6 +233,9 @@ func readObject(b []byte, read func(name string, value json.RawMessage) error) (
 			return nil, err
 		}
 		name, _ := t.(string)
+		if strings.ContainsRune(name, utf8.RuneError) {
+			return nil, errors.New("a member's name must be valid Unicode")
+		}
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
 			return nil, err

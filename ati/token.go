@@ -149,8 +149,8 @@ func WithTime(now func() time.Time) ValidateOption {
 // ati-client accept under this key. Any other token gives a *[TokenError].
 //
 // It is stricter than the two together in corners that no issuer uses: a "jwk"
-// header, an nbf written as a string, an exp beyond 2^63, and U+FFFD in a
-// claim.
+// or "crit" header, an nbf that is not a number, an exp beyond 2^63, JSON that
+// nests deeper than 127, and U+FFFD or a lone surrogate in a claim.
 func ValidateToken(token string, key Key, opts ...ValidateOption) (*Claims, error) {
 	v := validation{audiences: []string{DefaultAudience}, leeway: MaxLeeway, now: time.Now}
 	for _, opt := range opts {
@@ -189,6 +189,7 @@ func (v *validation) refusal(err error, c *Claims) error {
 	reason, detail := ErrMalformed, err
 	switch {
 	case errors.Is(err, jwt.ErrTokenMalformed):
+		detail = errors.New(strings.TrimPrefix(err.Error(), jwt.ErrTokenMalformed.Error()+": "))
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid), errors.Is(err, jwt.ErrTokenUnverifiable):
 		reason, detail = ErrSignature, nil
 	case errors.Is(err, jwt.ErrTokenExpired):
@@ -258,7 +259,7 @@ func checkEnvelope(token string) error {
 func splitToken(token string) (header, payload, signature []byte, err error) {
 	segments := strings.Split(token, ".")
 	if len(segments) != 3 {
-		return nil, nil, nil, fmt.Errorf("it has %d segments, not 3", len(segments))
+		return nil, nil, nil, fmt.Errorf("it has %d dots, not 2", len(segments)-1)
 	}
 	var decoded [3][]byte
 	for i, segment := range segments {
