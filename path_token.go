@@ -113,7 +113,7 @@ func (b *backend) secretTokenRevoke(_ context.Context, req *logical.Request, _ *
 		// Vault revokes a lease that has run out in the same way: then the token
 		// has too. (ExpirationTime would count the TTL from now.)
 		if expires := s.IssueTime.Add(s.TTL); b.now().Before(expires) {
-			b.Logger().Warn("a lease was revoked, but its token lives until it expires", "lease_id", s.LeaseID, "expires", expires)
+			b.Logger().Warn("a lease was revoked, but its token lives until it expires", "path", req.Path, "jti", s.InternalData["jti"], "expires", expires)
 		}
 	}
 	return nil, nil
@@ -195,7 +195,7 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	}
 	resp := &logical.Response{Data: data}
 	if r.GenerateLease {
-		resp = b.Secret(secretTokenType).Response(data, nil)
+		resp = b.Secret(secretTokenType).Response(data, map[string]any{"jti": claims.ID})
 		resp.Secret.TTL, resp.Secret.MaxTTL = ttl, ttl
 	}
 	resp.Warnings = warnings

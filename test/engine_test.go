@@ -1,0 +1,490 @@
+package test
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/api"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+type data = map[string]any
+
+// read and write make requests as a program would.
+func (s *server) read(token, path string, query ...string) *api.Secret {
+	s.t.Helper()
+	values := map[string][]string{}
+	for _, q := range query {
+		k, v, _ := strings.Cut(q, "=")
+		values[k] = append(values[k], v)
+	}
+	secret, err := s.client(token).Logical().ReadWithData(path, values)
+	if err != nil {
+		s.t.Fatalf("read %s: %v", path, err)
+	}
+	return secret
+}
+
+func (s *server) write(token, path string, d data) *api.Secret {
+	s.t.Helper()
+	secret, err := s.client(token).Logical().Write(path, d)
+	if err != nil {
+		s.t.Fatalf("write %s: %v", path, err)
+	}
+	return secret
+}
+
+// status is the HTTP status of a failed request.
+func status(t testing.TB, err error) int {
+	t.Helper()
+	var respErr *api.ResponseError
+	if err == nil {
+		return http.StatusOK
+	}
+	if !errors.As(err, &respErr) {
+		t.Fatal(err)
+	}
+	return respErr.StatusCode
+}
+
+func claims(t testing.TB, secret string, creds *api.Secret) *ati.Claims {
+	t.Helper()
+	key, err := ati.ParseSecret(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := ati.ValidateToken(creds.Data["token"].(string), key, ati.WithAudience(creds.Data["aud"].(string)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestTheWholeLifeOfAMount(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+
+	s.vault(s.root, "write", "ati/roles/researcher", "tools=web_search,arxiv:*", "skills=summarize", "rate=tool:web_search=30/hour", "rate=*=100/hour", "ttl=1h", "max_ttl=2h", "job_id={{jti}}")
+	creds := s.read(s.root, "ati/creds/researcher")
+	c := claims(t, secret, creds)
+	want := &ati.Claims{
+		Subject: "root", Audience: "ati-proxy", IssuedAt: c.IssuedAt, ExpiresAt: c.IssuedAt + 3600, Scope: "tool:web_search tool:arxiv:* skill:summarize", Issuer: "ati-orchestrator",
+		ID: creds.RequestID, ATI: &ati.Namespace{Version: 1, Rate: map[string]string{"tool:web_search": "30/hour", "*": "100/hour"}}, JobID: creds.RequestID,
+	}
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Errorf("claims (-want +got):\n%s", diff)
+	}
+	if late := time.Now().Unix() - c.IssuedAt; late < 0 || late > 60 {
+		t.Errorf("iat is %d s ago", late)
+	}
+	if creds.LeaseID != "" || creds.LeaseDuration != 0 || creds.Renewable {
+		t.Errorf("there is a lease: %+v", creds)
+	}
+
+	// Narrowed, by query and by body.
+	c = claims(t, secret, s.read(s.root, "ati/creds/researcher", "tools=arxiv:search", "tools=web_search", "ttl=10m", "rate=*=5/hour"))
+	if c.Scope != "tool:arxiv:search tool:web_search" || c.ExpiresAt-c.IssuedAt != 600 || c.ATI.Rate["*"] != "5/hour" {
+		t.Errorf("narrowed by query: %+v %+v", c, c.ATI)
+	}
+	c = claims(t, secret, s.write(s.root, "ati/creds/researcher", data{"skills": []string{"summarize"}, "ttl": 60, "rate": data{"tool:web_search": "0/h"}}))
+	if c.Scope != "skill:summarize" || c.ExpiresAt-c.IssuedAt != 60 || c.ATI.Rate["tool:web_search"] != "0/hour" {
+		t.Errorf("narrowed by body: %+v %+v", c, c.ATI)
+	}
+	capped := s.write(s.root, "ati/creds/researcher", data{"ttl": "3h"})
+	if diff := cmp.Diff([]string{`TTL of "3h" exceeded the effective max_ttl of "2h"; TTL value is capped accordingly`}, capped.Warnings); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+
+	env := s.read(s.root, "ati/creds/researcher", "format=env")
+	if len(env.Data) != 2 || env.Data["ATI_PROXY_URL"] != "https://ati.example.com" || !strings.HasPrefix(env.Data["ATI_SESSION_TOKEN"].(string), "eyJ") {
+		t.Errorf("format=env answers with %v", env.Data)
+	}
+
+	verdict := s.write(s.root, "ati/validate", data{"token": creds.Data["token"], "scope": "tool:arxiv:x"})
+	if verdict.Data["valid"] != true || verdict.Data["allowed"] != true || verdict.Data["jti"] != creds.RequestID {
+		t.Errorf("validate says %v", verdict.Data)
+	}
+	inspected := s.write(s.root, "ati/inspect", data{"token": creds.Data["token"]})
+	if inspected.Data["decoded"] != true || inspected.Data["sub"] != "root" {
+		t.Errorf("inspect says %v", inspected.Data)
+	}
+	check := s.read(s.root, "ati/check/researcher", "skill=summarize")
+	if diff := cmp.Diff(data{"allowed": true, "matched_scopes": []any{"skill:summarize"}, "matched_rates": data{}}, check.Data); diff != "" {
+		t.Errorf("check (-want +got):\n%s", diff)
+	}
+
+	// A mount tuned lower caps what was allowed before, within 5 seconds.
+	s.vault(s.root, "secrets", "tune", "-max-lease-ttl=30m", "ati")
+	s.eventually("the tuned maximum counts", func() error {
+		if got := s.read(s.root, "ati/creds/researcher").Data["token_ttl"]; got != json.Number("1800") {
+			return fmt.Errorf("token_ttl is %v", got)
+		}
+		return nil
+	})
+	s.vault(s.root, "secrets", "tune", "-max-lease-ttl=0", "ati")
+
+	// Sealed and unsealed, it is as before.
+	config := s.read(s.root, "ati/config").Data
+	role := s.read(s.root, "ati/roles/researcher").Data
+	if err := s.client(s.root).Sys().Seal(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client(s.root).Logical().Read("ati/creds/researcher"); status(t, err) != http.StatusServiceUnavailable {
+		t.Errorf("sealed: %v", err)
+	}
+	s.unseal()
+	if diff := cmp.Diff([]data{config, role}, []data{s.read(s.root, "ati/config").Data, s.read(s.root, "ati/roles/researcher").Data}); diff != "" {
+		t.Errorf("after the seal (-before +after):\n%s", diff)
+	}
+	claims(t, secret, s.read(s.root, "ati/creds/researcher"))
+
+	s.vault(s.root, "delete", "ati/roles/researcher")
+	if out, err := s.tryVault(s.root, "read", "ati/creds/researcher"); err == nil || !strings.Contains(out, `role "researcher" does not exist; vault list ati/roles shows those that do`) {
+		t.Errorf("a deleted role: %v\n%s", err, out)
+	}
+	s.vault(s.root, "secrets", "disable", "ati")
+}
+
+// The claims that a mint takes from the caller: its entity, from Vault's
+// identity system, with aliases and groups.
+func TestIdentityOfARealCaller(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.vault(s.root, "auth", "enable", "userpass")
+	s.vault(s.root, "policy", "write", "mint", writeFile(t, `path "ati/creds/*" { capabilities = ["read", "update"] }`))
+	s.vault(s.root, "write", "auth/userpass/users/alice", "password=x", "token_policies=mint")
+	login := s.write("", "auth/userpass/login/alice", data{"password": "x"})
+	alice, entity := login.Auth.ClientToken, login.Auth.EntityID
+	if entity == "" {
+		t.Fatal("alice has no entity")
+	}
+	s.write(s.root, "identity/entity/id/"+entity, data{"name": "alice", "metadata": data{"team": "blue", "path": "a:b"}})
+	s.write(s.root, "identity/group", data{"name": "ops", "member_entity_ids": entity, "metadata": data{"cost": "42"}})
+	var accessor string
+	mounts, err := s.client(s.root).Sys().ListAuth()
+	if err != nil {
+		t.Fatal(err)
+	}
+	accessor = mounts["userpass/"].Accessor
+
+	for subject, want := range map[string]string{
+		"":                         entity,
+		"{{identity.entity.name}}": "alice",
+		"{{identity.entity.metadata.team}}/{{identity.entity.aliases." + accessor + ".name}}": "blue/alice",
+		"{{identity.groups.names.ops.metadata.cost}}:{{identity.entity.id}}":                  "42:" + entity,
+	} {
+		s.write(s.root, "ati/roles/r", data{"tools": "x", "subject": subject})
+		if got := claims(t, secret, s.read(alice, "ati/creds/r")).Subject; got != want {
+			t.Errorf("subject %q: sub is %q, want %q", subject, got, want)
+		}
+	}
+	// The caller can't choose: no parameter, and no other entity's value.
+	for _, d := range []data{{"agent_id": "bob"}, {"subject": "bob"}, {"sub": "bob"}} {
+		if _, err := s.client(alice).Logical().Write("ati/creds/r", d); status(t, err) != http.StatusBadRequest {
+			t.Errorf("%v: %v", d, err)
+		}
+	}
+	s.write(s.root, "ati/roles/r", data{"subject": "x:{{identity.entity.metadata.path}}"})
+	if _, err := s.client(alice).Logical().Read("ati/creds/r"); status(t, err) != http.StatusBadRequest {
+		t.Errorf("a value with a colon: %v", err)
+	}
+	s.write(s.root, "ati/roles/r", data{"subject": "{{identity.groups.names.dev.id}}"})
+	if _, err := s.client(alice).Logical().Read("ati/creds/r"); status(t, err) != http.StatusBadRequest {
+		t.Errorf("another group: %v", err)
+	}
+	// The root token has no entity.
+	s.write(s.root, "ati/roles/r", data{"subject": "{{identity.entity.name}}"})
+	if _, err := s.client(s.root).Logical().Read("ati/creds/r"); status(t, err) != http.StatusBadRequest {
+		t.Errorf("no entity: %v", err)
+	}
+}
+
+func writeFile(t testing.TB, text string) string {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// A policy that lets a client do one thing, and what it refuses.
+func TestAnOrchestratorsPolicy(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "*"})
+	s.write(s.root, "ati/roles/admin", data{"scopes": "*"})
+	orchestrator := s.policy("orchestrator", `
+path "ati/creds/researcher" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = { "agent_id" = ["sandbox:*"], "ttl" = [] }
+}`)
+	for name, c := range map[string]struct {
+		method, path string
+		data         data
+		want         int
+	}{
+		"its token":                     {"GET", "ati/creds/researcher", nil, 200},
+		"its token, narrowed":           {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "ttl": "5m"}, 200},
+		"its token, narrowed by query":  {"GET", "ati/creds/researcher?ttl=5m", nil, 200},
+		"an agent_id of others":         {"PUT", "ati/creds/researcher", data{"agent_id": "other"}, 403},
+		"a parameter beyond the policy": {"PUT", "ati/creds/researcher", data{"tools": "web_search"}, 403},
+		"a query beyond the policy":     {"GET", "ati/creds/researcher?tools=web_search", nil, 403},
+		"another role":                  {"GET", "ati/creds/admin", nil, 403},
+		"a role that isn't there":       {"GET", "ati/creds/nobody", nil, 403},
+		"the list of roles":             {"LIST", "ati/roles", nil, 403},
+		"its role":                      {"GET", "ati/roles/researcher", nil, 403},
+		"a change of its role":          {"PUT", "ati/roles/researcher", data{"scopes": "*"}, 403},
+		"the deletion of its role":      {"DELETE", "ati/roles/researcher", nil, 403},
+		"config":                        {"GET", "ati/config", nil, 403},
+		"a change of config":            {"PUT", "ati/config", data{"proxy_url": "https://evil.example.com"}, 403},
+		"the deletion of config":        {"DELETE", "ati/config", nil, 403},
+		"check":                         {"GET", "ati/check/researcher?tool=x", nil, 403},
+		"validate":                      {"PUT", "ati/validate", data{"token": "x"}, 403},
+		"inspect":                       {"PUT", "ati/inspect", data{"token": "x"}, 403},
+	} {
+		if got := s.request(orchestrator, c.method, c.path, c.data); got != c.want {
+			t.Errorf("%s: %s %s is a %d, want %d", name, c.method, c.path, got, c.want)
+		}
+	}
+
+	// A rule written in haste neither reads nor plants a key.
+	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
+	for path, want := range map[string]int{"GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
+		method, path, _ := strings.Cut(path, " ")
+		if got := s.request(hasty, method, path, data{"proxy_url": "https://evil.example.com"}); got != want {
+			t.Errorf("hasty: %s %s is a %d, want %d", method, path, got, want)
+		}
+	}
+	admin := s.policy("admin", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`)
+	if got := s.request(admin, "GET", "ati/config", nil); got != 200 {
+		t.Errorf("admin: reading config is a %d", got)
+	}
+}
+
+// request returns the HTTP status of a request; reads send no body.
+func (s *server) request(token, method, path string, d data) int {
+	s.t.Helper()
+	c := s.client(token)
+	path, query, _ := strings.Cut(path, "?")
+	req := c.NewRequest(method, "/v1/"+path)
+	for _, q := range strings.Split(query, "&") {
+		if k, v, ok := strings.Cut(q, "="); ok {
+			req.Params.Add(k, v)
+		}
+	}
+	if method == "PUT" {
+		if err := req.SetJSONBody(d); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	resp, err := c.RawRequest(req)
+	if resp != nil {
+		resp.Body.Close()
+	}
+	return status(s.t, err)
+}
+
+// The promises: a token leads to the line of the audit log that says who asked
+// for it; neither audit log nor server log has a secret or a token in it.
+func TestTheAuditLogNamesEachTokenAndHoldsNoSecret(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search", "generate_lease": true, "ttl": "1h"})
+	orchestrator := s.policy("minter", `path "ati/creds/r" { capabilities = ["read", "update"] }`)
+	var tokens []string
+	for _, creds := range []*api.Secret{s.read(orchestrator, "ati/creds/r"), s.write(orchestrator, "ati/creds/r", data{"tools": "web_search"})} {
+		c := claims(t, secret, creds)
+		tokens = append(tokens, creds.Data["token"].(string))
+		if c.ID != creds.RequestID || c.ID != creds.Data["jti"] {
+			t.Errorf("jti %q, request id %q, answer %q", c.ID, creds.RequestID, creds.Data["jti"])
+		}
+		line := s.auditLine(c.ID)
+		if line.Request.Path != "ati/creds/r" || line.Auth.DisplayName != "token-minter" || c.Subject != "token-minter" {
+			t.Errorf("the audit line of %s has %+v, and sub is %q", c.ID, line, c.Subject)
+		}
+	}
+	// Requests that fail, with the secret or a token in them.
+	for _, d := range []data{{"secret": []string{secret}}, {"secret": secret + "0"}, {"secret": strings.Repeat("ab", 32), "issuer": "x y"}} {
+		if got := s.request(s.root, "PUT", "ati/config", d); got != 400 {
+			t.Errorf("config %v is a %d", d, got)
+		}
+	}
+	s.write(s.root, "ati/validate", data{"token": tokens[0]})
+	s.write(s.root, "ati/inspect", data{"token": tokens[0]})
+	s.write(s.root, "ati/validate", data{"token": tokens[0] + "x"})
+	if got := s.request(s.root, "PUT", "ati/validate", data{"token": []string{tokens[0]}}); got != 400 {
+		t.Errorf("a list for a token is a %d", got)
+	}
+	b, err := os.ReadFile(s.audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"audit log": string(b), "server log": s.log()} {
+		if !strings.Contains(text, "ati") {
+			t.Errorf("the %s is empty", name)
+		}
+		for _, leak := range append(tokens, secret, strings.Split(tokens[0], ".")[2]) {
+			if strings.Contains(text, leak) {
+				t.Errorf("the %s has a secret or token in it", name)
+			}
+		}
+	}
+}
+
+type auditLine struct {
+	Type    string
+	Request struct{ ID, Path string }
+	Auth    struct {
+		DisplayName string `json:"display_name"`
+	}
+}
+
+func (s *server) auditLine(id string) auditLine {
+	s.t.Helper()
+	f, err := os.Open(s.audit)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var l auditLine
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			s.t.Fatal(err)
+		}
+		if l.Type == "request" && l.Request.ID == id {
+			return l
+		}
+	}
+	s.t.Fatalf("the audit log has no request %s", id)
+	return auditLine{}
+}
+
+// A lease lives as long as its token, can't be renewed, and its revocation
+// leaves the token valid.
+func TestLeases(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "x", "generate_lease": true, "ttl": "10m"})
+	creds := s.read(s.root, "ati/creds/r")
+	if creds.LeaseDuration != 600 || creds.Renewable || !strings.HasPrefix(creds.LeaseID, "ati/creds/r/") {
+		t.Errorf("lease %q of %d s, renewable %v", creds.LeaseID, creds.LeaseDuration, creds.Renewable)
+	}
+	if _, err := s.client(s.root).Sys().Renew(creds.LeaseID, 3600); status(t, err) != http.StatusBadRequest {
+		t.Errorf("renewal: %v", err)
+	}
+	s.vault(s.root, "lease", "revoke", "-sync", creds.LeaseID)
+	claims(t, secret, creds)
+	// Vault prints the plugin's fields in the order of their names.
+	if log := s.log(); !strings.Contains(log, "a lease was revoked, but its token lives until it expires: ") || !strings.Contains(log, "jti="+creds.RequestID) {
+		t.Errorf("the server's log doesn't say that the token lives on:\n%s", log)
+	}
+	// Unmounting revokes the leases that are left.
+	s.read(s.root, "ati/creds/r")
+	s.vault(s.root, "secrets", "disable", "ati")
+}
+
+// The plugin upgraded to another version, as the README says, while roles and
+// config stay.
+func TestUpgradeToAnotherVersion(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	before := []data{s.read(s.root, "ati/config").Data, s.read(s.root, "ati/roles/r").Data}
+	running := func() string { return s.read(s.root, "sys/mounts/ati").Data["running_plugin_version"].(string) }
+	if got := running(); got != "v0.1.0" {
+		t.Errorf("running version %s", got)
+	}
+
+	s.register("v0.2.0")
+	s.vault(s.root, "secrets", "tune", "-plugin-version=v0.2.0", "ati")
+	s.vault(s.root, "plugin", "reload", "-plugin="+pluginName)
+
+	if got := running(); got != "v0.2.0" {
+		t.Errorf("running version %s, want v0.2.0", got)
+	}
+	if diff := cmp.Diff(before, []data{s.read(s.root, "ati/config").Data, s.read(s.root, "ati/roles/r").Data}); diff != "" {
+		t.Errorf("after the upgrade (-before +after):\n%s", diff)
+	}
+	claims(t, secret, s.read(s.root, "ati/creds/r"))
+	if list := s.vault(s.root, "plugin", "list", "secret"); strings.Count(list, pluginName) != 2 || !strings.Contains(list, "v0.2.0") {
+		t.Errorf("plugin list:\n%s", list)
+	}
+}
+
+// A killed plugin is started again by Vault, and nothing is lost.
+func TestPluginReload(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "x"})
+	for range 3 {
+		s.vault(s.root, "plugin", "reload", "-plugin="+pluginName)
+		claims(t, secret, s.read(s.root, "ati/creds/r"))
+	}
+}
+
+// Two mounts share the process (multiplexing), and nothing else.
+func TestTwoMountsAreApart(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.vault(s.root, "secrets", "enable", "-path=team/ati2", pluginName)
+	s.write(s.root, "ati/roles/r", data{"tools": "x"})
+	if _, err := s.client(s.root).Logical().Read("team/ati2/creds/r"); err == nil || !strings.Contains(err.Error(), "vault write team/ati2/config proxy_url=") {
+		t.Errorf("the second mount says %v", err)
+	}
+	s.write(s.root, "team/ati2/config", data{"proxy_url": "https://other.example.com"})
+	s.write(s.root, "team/ati2/roles/r", data{"tools": "x"})
+	verdict := s.write(s.root, "team/ati2/validate", data{"token": s.read(s.root, "ati/creds/r").Data["token"]})
+	if verdict.Data["valid"] != false || verdict.Data["error"] != "signed by no key of this mount" {
+		t.Errorf("the second mount says %v", verdict.Data)
+	}
+	claims(t, secret, s.read(s.root, "ati/creds/r"))
+}
+
+// What the CLI's user sees, in the words of the design.
+func TestErrorsOfTheCLI(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "x"})
+	for _, c := range []struct{ args, want string }{
+		{"read ati/creds/r tools=", `parameter "tools" is empty; leave it out, or give it a value`},
+		{"read ati/creds/r tool=x", `unknown parameter "tool"; this path takes agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl`},
+		{"read ati/creds/nobody", `role "nobody" does not exist; vault list ati/roles shows those that do`},
+		{"write -f ati/creds/nobody", `role "nobody" does not exist; vault list ati/roles shows those that do`},
+		{"write ati/config secret=abc", "secret must be 64 hex characters; it has 3 characters. One is made by: openssl rand -hex 32"},
+		{"read ati/config token=x", `unknown parameter "token"`},
+		{"read ati/nothing", "No value found at ati/nothing"},
+		{"read ati/roles/nobody", "No value found at ati/roles/nobody"},
+	} {
+		out, err := s.tryVault(s.root, strings.Fields(c.args)...)
+		if err == nil || !strings.Contains(out, c.want) {
+			t.Errorf("vault %s: %v\n%s", c.args, err, out)
+		}
+	}
+	for request, want := range map[string]int{"LIST ati/roles?x=1": 400, "DELETE ati/roles/r?x=1": 400, "GET ati/config?x=1": 400, "GET ati/nothing": 404, "PUT ati/creds/a/b": 404} {
+		method, path, _ := strings.Cut(request, " ")
+		if got := s.request(s.root, method, path, nil); got != want {
+			t.Errorf("%s is a %d, want %d", request, got, want)
+		}
+	}
+	for _, path := range []string{"ati", "ati/config", "ati/roles/r", "ati/roles", "ati/creds/r", "ati/check/r", "ati/validate", "ati/inspect"} {
+		if out := s.vault(s.root, "path-help", path); !strings.Contains(out, "## DESCRIPTION") {
+			t.Errorf("path-help %s:\n%s", path, out)
+		}
+	}
+}

@@ -1,0 +1,306 @@
+// Package test tries the engine on real parts: a Vault server that runs the
+// built plugin, registered by its SHA-256.
+package test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+const pluginName = "vault-plugin-secrets-ati"
+
+// What the whole package needs once: a Vault and the plugin, in two versions.
+var (
+	vaultBin   string
+	pluginDirs string // holds a binary for each version that was built
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		fmt.Println("left out by -short: these tests need a Vault")
+		os.Exit(0)
+	}
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	find := exec.Command("../scripts/vault-bin.sh")
+	find.Stderr = os.Stderr
+	out, err := find.Output()
+	if err != nil {
+		return 1, fmt.Errorf("find or build a Vault: %w", err)
+	}
+	vaultBin = strings.TrimSpace(string(out))
+	dir, err := os.MkdirTemp("", "ati-plugins")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	if pluginDirs, err = filepath.EvalSymlinks(dir); err != nil {
+		return 1, err
+	}
+	return m.Run(), nil
+}
+
+var builds sync.Map // version → *sync.Once
+
+// buildPlugin builds the plugin in a version, once, and returns its path.
+func buildPlugin(t testing.TB, version string) string {
+	t.Helper()
+	path := filepath.Join(pluginDirs, pluginName+"-"+version)
+	once, _ := builds.LoadOrStore(version, new(sync.Once))
+	once.(*sync.Once).Do(func() {
+		if out, err := exec.Command("../scripts/build.sh", path, version).CombinedOutput(); err != nil {
+			t.Errorf("build the plugin: %v\n%s", err, out)
+		}
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return path
+}
+
+// server is a Vault of the test's own, unsealed, with an audit file.
+type server struct {
+	t         testing.TB
+	addr      string
+	root      string
+	unsealKey string
+	dir       string // with plugins, server.log and audit.log
+	audit     string
+}
+
+func startVault(t testing.TB) *server {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log")}
+	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for attempt := 0; ; attempt++ {
+		if s.start() {
+			break
+		}
+		if attempt == 4 {
+			t.Fatalf("Vault did not start:\n%s", s.log())
+		}
+	}
+	c := s.client("")
+	keys, err := c.Sys().Init(&api.InitRequest{SecretShares: 1, SecretThreshold: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.root, s.unsealKey = keys.RootToken, keys.Keys[0]
+	s.unseal()
+	if err := s.client(s.root).Sys().EnableAuditWithOptions("file", &api.EnableAuditOptions{Type: "file", Options: map[string]string{"file_path": s.audit}}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// start starts the server on a port that was free a moment ago, and reports
+// whether it answers.
+func (s *server) start() bool {
+	s.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	address := l.Addr().String()
+	if err := l.Close(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.addr = "http://" + address
+	config := filepath.Join(s.dir, "vault.hcl")
+	hcl := fmt.Sprintf(`
+storage "inmem" {}
+listener "tcp" {
+  address     = %q
+  tls_disable = true
+}
+api_addr         = %q
+plugin_directory = %q
+disable_mlock    = true
+log_level        = "trace"
+`, address, s.addr, s.pluginDir())
+	if err := os.WriteFile(config, []byte(hcl), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(s.dir, "server.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(vaultBin, "server", "-config="+config)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(exited) }()
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		select {
+		case <-exited:
+		case <-time.After(20 * time.Second):
+			_ = cmd.Process.Kill()
+			<-exited
+		}
+	})
+	for range 300 {
+		select {
+		case <-exited:
+			return false
+		case <-time.After(100 * time.Millisecond):
+		}
+		resp, err := http.Get(s.addr + "/v1/sys/seal-status")
+		if err == nil {
+			resp.Body.Close()
+			return true
+		}
+	}
+	return false
+}
+
+func (s *server) pluginDir() string { return filepath.Join(s.dir, "plugins") }
+
+func (s *server) log() string {
+	b, err := os.ReadFile(filepath.Join(s.dir, "server.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b)
+}
+
+func (s *server) unseal() {
+	s.t.Helper()
+	if _, err := s.client("").Sys().Unseal(s.unsealKey); err != nil {
+		s.t.Fatal(err)
+	}
+	s.eventually("Vault is active", func() error {
+		health, err := s.client("").Sys().Health()
+		if err == nil && (health.Sealed || health.Standby) {
+			err = fmt.Errorf("sealed is %v, standby is %v", health.Sealed, health.Standby)
+		}
+		return err
+	})
+}
+
+// eventually polls for up to 20 seconds.
+func (s *server) eventually(what string, try func() error) {
+	s.t.Helper()
+	var err error
+	for range 200 {
+		if err = try(); err == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.t.Fatalf("%s: %v", what, err)
+}
+
+func (s *server) client(token string) *api.Client {
+	s.t.Helper()
+	config := api.DefaultConfig()
+	config.Address = s.addr
+	config.MaxRetries = 0
+	c, err := api.NewClient(config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c.SetToken(token)
+	c.ClearNamespace()
+	return c
+}
+
+// register puts the plugin of a version into the plugin directory, and tells
+// Vault its SHA-256.
+func (s *server) register(version string) {
+	s.t.Helper()
+	b, err := os.ReadFile(buildPlugin(s.t, version))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	command := pluginName + "-" + version
+	if err := os.WriteFile(filepath.Join(s.pluginDir(), command), b, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	sum := sha256.Sum256(b)
+	s.vault(s.root, "plugin", "register", "-sha256="+hex.EncodeToString(sum[:]), "-command="+command, "-version="+version, "secret", pluginName)
+}
+
+// startEngine is a server with the engine mounted at ati/ and configured.
+func startEngine(t testing.TB) (s *server, secret string) {
+	t.Helper()
+	s = startVault(t)
+	s.register("v0.1.0")
+	s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
+	raw := make([]byte, 32)
+	if _, err := rand.Read(raw); err != nil {
+		t.Fatal(err)
+	}
+	secret = hex.EncodeToString(raw)
+	s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+secret)
+	return s, secret
+}
+
+// vault runs the CLI as a user would, and returns what it printed.
+func (s *server) vault(token string, args ...string) string {
+	s.t.Helper()
+	out, err := s.tryVault(token, args...)
+	if err != nil {
+		s.t.Fatalf("vault %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (s *server) tryVault(token string, args ...string) (string, error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, vaultBin, args...)
+	cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+s.dir)
+	cmd.Stdin = strings.NewReader("")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	return out.String(), err
+}
+
+// policy writes a policy and returns a token that has just it.
+func (s *server) policy(name, rules string) string {
+	s.t.Helper()
+	if err := s.client(s.root).Sys().PutPolicy(name, rules); err != nil {
+		s.t.Fatal(err)
+	}
+	secret, err := s.client(s.root).Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{name}, NoDefaultPolicy: true, DisplayName: name})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return secret.Auth.ClientToken
+}
