@@ -1,6 +1,8 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test bench lint fmt clean
+.PHONY: help build demo dev dev-stop test race bench lint fmt clean
+
+BENCHTIME ?= 1s
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,8 +23,11 @@ dev-stop: ## Stop the server of make dev
 test: ## Run all tests that need Go only, some of them against a real Vault
 	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test ./...
 
+race: ## Run the unit tests under the race detector (needs a C compiler)
+	@go test -race . ./ati
+
 bench: ## Run the Go benchmarks
-	@go test -run '^$$' -bench . -benchmem ./ ./ati
+	@go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) . ./ati
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh

@@ -78,7 +78,7 @@ func tryDirective(directive string, jtiAllowed bool) error {
 	case directive == jtiDirective:
 		return errors.New("is allowed in job_id and sandbox_id only")
 	case !strings.HasPrefix(directive, "identity."):
-		return errors.New("must begin with identity.entity. or identity.groups.")
+		return errors.New("is neither identity.entity.… nor identity.groups.…")
 	}
 	entity, groups := madeUpIdentity(directive)
 	if value, err := renderDirective(directive, entity, groups); err != nil || value == "" {

@@ -2,9 +2,11 @@ package test
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -278,24 +280,25 @@ path "ati/creds/researcher" {
 // request returns the HTTP status of a request; reads send no body.
 func (s *server) request(token, method, path string, d data) int {
 	s.t.Helper()
-	c := s.client(token)
-	path, query, _ := strings.Cut(path, "?")
-	req := c.NewRequest(method, "/v1/"+path)
-	for _, q := range strings.Split(query, "&") {
-		if k, v, ok := strings.Cut(q, "="); ok {
-			req.Params.Add(k, v)
-		}
-	}
-	if method == "PUT" {
-		if err := req.SetJSONBody(d); err != nil {
+	var body io.Reader
+	if method == http.MethodPut {
+		b, err := json.Marshal(d)
+		if err != nil {
 			s.t.Fatal(err)
 		}
+		body = bytes.NewReader(b)
 	}
-	resp, err := c.RawRequest(req)
-	if resp != nil {
-		resp.Body.Close()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.addr+"/v1/"+path, body)
+	if err != nil {
+		s.t.Fatal(err)
 	}
-	return status(s.t, err)
+	req.Header.Set("X-Vault-Token", token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode
 }
 
 // The promises: a token leads to the line of the audit log that says who asked
