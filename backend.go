@@ -122,13 +122,15 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 }
 
 func (b *backend) checkSensitive(req *logical.Request) error {
-	path := b.Route(req.Path)
-	if path == nil {
-		return nil
-	}
-	for name, field := range path.Fields {
-		value, given := req.Data[name]
-		if _, isString := value.(string); given && value != nil && !isString && field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
+	for name, value := range req.Data {
+		if _, isString := value.(string); isString || value == nil {
+			continue
+		}
+		path := b.Route(req.Path)
+		if path == nil {
+			return nil
+		}
+		if field := path.Fields[name]; field != nil && field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
 			return fmt.Errorf("%s must be a string", name)
 		}
 	}
@@ -184,7 +186,12 @@ func storing(op *framework.PathOperation) *framework.PathOperation {
 // whole role), and null.
 func onlyKnownParameters(callback framework.OperationFunc) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-		for _, name := range slices.Sorted(maps.Keys(req.Data)) {
+		names := make([]string, 0, len(req.Data))
+		for name := range req.Data {
+			names = append(names, name)
+		}
+		slices.Sort(names) // so that of several mistakes the same one is told
+		for _, name := range names {
 			switch {
 			case d.Schema[name] == nil:
 				return logical.ErrorResponse("unknown parameter %q; this path takes %s", name, parameterNames(d)), nil

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -66,7 +65,12 @@ func (c *Claims) appendJSON(b []byte) []byte {
 	}
 	if c.ATI != nil {
 		b = strconv.AppendUint(append(b, `,"ati":{"v":`...), uint64(c.ATI.Version), 10)
-		for i, pattern := range slices.Sorted(maps.Keys(c.ATI.Rate)) {
+		patterns := make([]string, 0, len(c.ATI.Rate))
+		for pattern := range c.ATI.Rate {
+			patterns = append(patterns, pattern)
+		}
+		slices.Sort(patterns)
+		for i, pattern := range patterns {
 			if i == 0 {
 				b = append(b, `,"rate":{`...)
 			} else {

@@ -12,6 +12,9 @@ import (
 // section 3.2).
 const HS256 = "HS256"
 
+// maxSignature is the length of the longest encoded signature.
+const maxSignature = 86
+
 // Key signs and verifies tokens. Its zero value does neither. Printing a Key
 // never shows what is in it.
 type Key struct {
@@ -74,16 +77,15 @@ func (k Key) Sign(c *Claims) (string, error) {
 	if k.material == nil {
 		return "", &TokenError{Op: "issue token", Err: errors.New("the key is empty")}
 	}
-	payload := c.appendJSON(make([]byte, 0, 256+len(c.Scope)))
-	signed := make([]byte, 0, len(k.material.header)+segmentEncoding.EncodedLen(len(payload)))
-	signed = append(signed, k.material.header...)
-	signed = segmentEncoding.AppendEncode(signed, payload)
-	text := string(signed)
+	payload := c.appendJSON(make([]byte, 0, 512+len(c.Scope)))
+	token := make([]byte, 0, len(k.material.header)+segmentEncoding.EncodedLen(len(payload))+1+maxSignature)
+	token = append(token, k.material.header...)
+	token = segmentEncoding.AppendEncode(token, payload)
 	// Not jwt.Token.SignedString: it marshals the header anew for every
 	// token, which costs more than the signature.
-	sig, err := k.material.method.Sign(text, k.material.sign)
+	sig, err := k.material.method.Sign(string(token), k.material.sign)
 	if err != nil {
 		return "", &TokenError{Op: "issue token", Err: err}
 	}
-	return text + "." + encodeSegment(sig), nil
+	return string(segmentEncoding.AppendEncode(append(token, '.'), sig)), nil
 }
