@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test race bench lint fmt clean
+.PHONY: help build demo dev dev-stop test race docs-test bench lint fmt clean
 
 BENCHTIME ?= 1s
 
@@ -26,8 +26,12 @@ test: ## Run all tests that need Go only, some of them against a real Vault
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati
 
-bench: ## Run the Go benchmarks
+docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
+	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test -tags docs -run 'TestREADME' -count=1 ./test
+
+bench: ## Run the Go benchmarks, the last against a real Vault with 100,000 roles
 	@go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) . ./ati
+	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test -run '^$$' -bench . -benchtime 1x -timeout 20m ./test
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh

@@ -3,12 +3,13 @@
 # again after a change, it builds and registers the plugin anew on that server.
 #   dev.sh        start, or register again
 #   dev.sh stop   end the server
+# Its files are in bin/dev, or in the directory DEV_DIR.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 
-dir=bin/dev
+dir=${DEV_DIR:-bin/dev}
 if [ "${1:-}" = stop ]; then
   stop_vault "$dir"
   rm -rf "$dir"

@@ -90,15 +90,20 @@ type server struct {
 	unsealKey string
 	dir       string // with plugins, server.log and audit.log
 	audit     string
+	logLevel  string
 }
 
-func startVault(t testing.TB) *server {
+// startVault starts a server that logs at trace, so that tests can look for
+// secrets there.
+func startVault(t testing.TB) *server { return startVaultLogging(t, "trace") }
+
+func startVaultLogging(t testing.TB, logLevel string) *server {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log")}
+	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel}
 	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -110,8 +115,7 @@ func startVault(t testing.TB) *server {
 			t.Fatalf("Vault did not start:\n%s", s.log())
 		}
 	}
-	c := s.client("")
-	keys, err := c.Sys().Init(&api.InitRequest{SecretShares: 1, SecretThreshold: 1})
+	keys, err := s.client("").Sys().Init(&api.InitRequest{SecretShares: 1, SecretThreshold: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,8 +150,8 @@ listener "tcp" {
 api_addr         = %q
 plugin_directory = %q
 disable_mlock    = true
-log_level        = "trace"
-`, address, s.addr, s.pluginDir())
+log_level        = %q
+`, address, s.addr, s.pluginDir(), s.logLevel)
 	if err := os.WriteFile(config, []byte(hcl), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
@@ -258,15 +262,20 @@ func (s *server) register(version string) {
 func startEngine(t testing.TB) (s *server, secret string) {
 	t.Helper()
 	s = startVault(t)
+	return s, s.mountEngine()
+}
+
+func (s *server) mountEngine() (secret string) {
+	s.t.Helper()
 	s.register("v0.1.0")
 	s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
 	raw := make([]byte, 32)
 	if _, err := rand.Read(raw); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	secret = hex.EncodeToString(raw)
 	s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+secret)
-	return s, secret
+	return secret
 }
 
 // vault runs the CLI as a user would, and returns what it printed.

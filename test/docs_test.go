@@ -1,0 +1,166 @@
+//go:build docs
+
+package test
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var (
+	block   = regexp.MustCompile("(?ms)^```(\\S*)\n(.*?)^```$")
+	refused = regexp.MustCompile(`^(.*\S)\s+# refused: (.*)$`)
+)
+
+// commands makes one script of the sh blocks of a document. A line that ends in
+// "# refused: text" must fail, and say the text. Blocks in other languages are
+// not meant to be run.
+func commands(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script strings.Builder
+	for _, m := range block.FindAllStringSubmatch(string(b), -1) {
+		switch m[1] {
+		case "sh":
+		case "text", "console":
+			continue
+		default:
+			t.Fatalf("%s: a block in %q; use sh, or text and console for what is not run", path, m[1])
+		}
+		for _, line := range strings.Split(m[2], "\n") {
+			if r := refused.FindStringSubmatch(line); r != nil {
+				line = fmt.Sprintf("must_refuse %s %s", shellQuote(r[2]), r[1])
+			}
+			fmt.Fprintln(&script, line)
+		}
+	}
+	return script.String()
+}
+
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+const prelude = `
+set -euo pipefail
+must_refuse() {
+  local want=$1 out
+  shift
+  if out=$("$@" 2>&1); then
+    echo "this should have been refused: $*" >&2
+    exit 1
+  fi
+  if [[ $out != *"$want"* ]]; then
+    printf 'refused, but not with "%s": %s\n%s\n' "$want" "$*" "$out" >&2
+    exit 1
+  fi
+}
+set -x
+`
+
+// The README's commands, as they stand, and its table of what each policy
+// allows.
+func TestREADME(t *testing.T) {
+	s := startVault(t)
+	work := t.TempDir() // a stand-in for the clone
+	bin := filepath.Join(work, "bin")
+	for _, dir := range []string{bin, filepath.Join(work, "path")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{
+		"path/vault":                          vaultBin,
+		"bin/vault-plugin-secrets-ati-v0.2.0": buildPlugin(t, "v0.2.0"),
+	} {
+		if err := os.Symlink(target, filepath.Join(work, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const secret = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+	script := prelude + strings.ReplaceAll(commands(t, "../README.md"), "/etc/vault/plugins", s.pluginDir())
+	// make build writes into the clone's bin/: here into the stand-in's.
+	script = strings.ReplaceAll(script, "make build\n", root+"/scripts/build.sh "+bin+"/vault-plugin-secrets-ati\n")
+	cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
+	cmd.Dir = work
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(work, "path")+":"+os.Getenv("PATH"),
+		"VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "ATI_JWT_SECRET="+secret)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	// vault read and openssl print the same fingerprint, one after the other.
+	fingerprint := s.read(s.root, "ati/config").Data["key_fingerprint"].(string)
+	if got := strings.Count(out.String(), fingerprint); got != 2 {
+		t.Errorf("the fingerprint %s was printed %d times, want 2", fingerprint, got)
+	}
+	if got := s.read(s.root, "sys/mounts/ati").Data["running_plugin_version"]; got != "v0.2.0" {
+		t.Errorf("after the upgrade the mount runs %v", got)
+	}
+
+	s.vault(s.root, "auth", "enable", "userpass")
+	login := func(name, policy string) string {
+		s.write(s.root, "auth/userpass/users/"+name, data{"password": "x", "token_policies": policy, "token_no_default_policy": true})
+		return s.write("", "auth/userpass/login/"+name, data{"password": "x"}).Auth.ClientToken
+	}
+	team, orchestrator, sandbox := login("team", "ati-security-team"), login("orchestrator", "ati-orchestrator"), login("box1", "ati-sandbox")
+	s.nameEntities()
+	for _, c := range []struct {
+		row, method, path string
+		data              data
+		want              [3]int
+	}{
+		{"read config", "GET", "ati/config", nil, [3]int{200, 403, 403}},
+		{"write config", "PUT", "ati/config", data{"issuer": "ati-orchestrator"}, [3]int{204, 403, 403}},
+		{"list roles", "LIST", "ati/roles", nil, [3]int{200, 403, 403}},
+		{"read a role", "GET", "ati/roles/researcher", nil, [3]int{200, 403, 403}},
+		{"write a role", "PUT", "ati/roles/researcher", data{"ttl": "2h"}, [3]int{204, 403, 403}},
+		{"delete a role", "DELETE", "ati/roles/nobody", nil, [3]int{204, 403, 403}},
+		{"mint for researcher", "GET", "ati/creds/researcher", nil, [3]int{403, 200, 403}},
+		{"mint for researcher, narrowed", "PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}, [3]int{403, 200, 403}},
+		{"mint for researcher more than it grants", "PUT", "ati/creds/researcher", data{"tools": "*"}, [3]int{403, 400, 403}},
+		{"mint for sandbox", "GET", "ati/creds/sandbox", nil, [3]int{403, 403, 200}},
+		{"mint for sandbox as another agent", "GET", "ati/creds/sandbox?agent_id=sandbox:2", nil, [3]int{403, 403, 400}},
+		{"check", "GET", "ati/check/researcher?tool=x", nil, [3]int{200, 403, 403}},
+		{"validate", "PUT", "ati/validate", data{"token": "x"}, [3]int{200, 403, 403}},
+		{"inspect", "PUT", "ati/inspect", data{"token": "x"}, [3]int{200, 403, 403}},
+	} {
+		got := [3]int{s.request(team, c.method, c.path, c.data), s.request(orchestrator, c.method, c.path, c.data), s.request(sandbox, c.method, c.path, c.data)}
+		if got != c.want {
+			t.Errorf("%s: team, orchestrator, sandbox get %v, want %v", c.row, got, c.want)
+		}
+	}
+	if got := claims(t, secret, s.read(sandbox, "ati/creds/sandbox")).Subject; got != "sandbox:box1" {
+		t.Errorf("the sandbox is %q", got)
+	}
+	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
+	if got := s.request(hasty, http.MethodPut, "ati/config", data{"proxy_url": "https://evil.example.com"}); got != http.StatusForbidden {
+		t.Errorf("an ati/* rule without sudo writes config: %d", got)
+	}
+}
+
+// nameEntities gives each entity the name of its alias.
+func (s *server) nameEntities() {
+	s.t.Helper()
+	list, err := s.client(s.root).Logical().List("identity/entity/id")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for id, info := range list.Data["key_info"].(map[string]any) {
+		alias := info.(map[string]any)["aliases"].([]any)[0].(map[string]any)["name"]
+		s.write(s.root, "identity/entity/id/"+id, data{"name": alias})
+	}
+}

@@ -1,0 +1,154 @@
+package test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func runScript(t testing.TB, env []string, script string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join("..", "scripts", script), args...)
+	cmd.Env = append(append(os.Environ(), "VAULT_BIN="+vaultBin, "HOME="+t.TempDir()), env...)
+	cmd.Env = append(cmd.Env, goEnv(t)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out.String())
+	}
+	return out.String()
+}
+
+// goEnv keeps Go's caches where they are while HOME is another.
+func goEnv(t testing.TB) []string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOCACHE", "GOMODCACHE", "GOPATH").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := strings.Fields(string(out))
+	return []string{"GOCACHE=" + dirs[0], "GOMODCACHE=" + dirs[1], "GOPATH=" + dirs[2]}
+}
+
+// All that somebody sees in make demo.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	out := runScript(t, nil, "demo.sh")
+	for _, want := range []string{
+		"$ vault plugin register -sha256=",
+		"$ vault secrets enable -path=ati vault-plugin-secrets-ati\nSuccess!",
+		"$ vault write ati/config proxy_url=https://ati.example.com\n",
+		"Vault generated the signing secret",
+		"$ vault write ati/roles/researcher tools=web_search,arxiv:search skills=summarize rate=tool:web_search=30/hour ttl=1h max_ttl=4h description='reads the web and arXiv'\nSuccess!",
+		"$ vault read ati/creds/researcher\nKey",
+		"scope          tool:web_search tool:arxiv:search skill:summarize\nsub            token-orchestrator\n",
+		"$ vault read ati/creds/researcher tools=web_search ttl=10m format=env\nKey                  Value\n---                  -----\nATI_PROXY_URL        https://ati.example.com\nATI_SESSION_TOKEN    eyJ",
+		"* scope \"tool:github:delete_repo\" is not covered by what role \"researcher\" grants\n",
+		"* unknown parameter \"tool\"; this path takes ",
+		"$ vault read ati/creds/admin\nError reading ati/creds/admin: Error making API request.\n",
+		"$ vault read ati/config\nError reading ati/config: Error making API request.\n",
+		"rate           map[tool:web_search:30/hour]\nscope          tool:web_search\nsub            token-orchestrator\nvalid          true\n",
+		"matched_scopes    [tool:arxiv:search]\n",
+		"allowed           false\nmatched_rates     map[]\nmatched_scopes    []\n",
+		"# Done. The server is stopped; make dev leaves one running.\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("make demo doesn't show %q", want)
+		}
+	}
+	if got := strings.Count(out, "permission denied"); got != 2 {
+		t.Errorf("%d requests were denied, want 2", got)
+	}
+	addr := regexp.MustCompile(`VAULT_ADDR=(http://\S+)`).FindStringSubmatch(out)
+	if addr == nil {
+		t.Fatal("no VAULT_ADDR")
+	}
+	if resp, err := http.Get(addr[1] + "/v1/sys/health"); err == nil {
+		resp.Body.Close()
+		t.Error("the demo's server still runs")
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+// make dev leaves a server running, registers a rebuilt plugin again on it,
+// and make dev-stop ends it.
+func TestDev(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "dev")
+	env := []string{"DEV_DIR=" + dir}
+	t.Cleanup(func() {
+		// Should the test end before it has stopped the server.
+		stop := exec.Command(filepath.Join("..", "scripts", "dev.sh"), "stop")
+		stop.Env = append(os.Environ(), env...)
+		_ = stop.Run()
+	})
+	out := runScript(t, append(env, "ATI_JWT_SECRET="), "dev.sh")
+	export := func(name string) string {
+		m := regexp.MustCompile(`(?m)^export .*\b` + name + `=(\S+)`).FindStringSubmatch(out)
+		if m == nil {
+			t.Fatalf("dev.sh exports no %s:\n%s", name, out)
+		}
+		return m[1]
+	}
+	s := &server{t: t, addr: export("VAULT_ADDR"), root: export("VAULT_TOKEN"), dir: t.TempDir()}
+	secret := export("ATI_JWT_SECRET")
+	c := claims(t, secret, s.read(s.root, "ati/creds/researcher"))
+	if c.Scope != "tool:web_search tool:arxiv:search skill:summarize" {
+		t.Errorf("scope %q", c.Scope)
+	}
+	sum := func() string { return s.read(s.root, "sys/mounts/ati").Data["running_sha256"].(string) }
+	first := sum()
+
+	// A rebuilt plugin: other tags, so that it is another file.
+	again := runScript(t, append(env, "GOFLAGS=-buildvcs=false -tags=rebuilt"), "dev.sh")
+	if !strings.Contains(again, "export VAULT_ADDR="+s.addr+" ") || !strings.Contains(again, "Success! Reloaded plugin") {
+		t.Errorf("the second make dev says:\n%s", again)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "plugins", pluginName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("%x", sha256.Sum256(b)); sum() != want || first == want {
+		t.Errorf("the server runs %s, and the rebuilt plugin is %s (before it was %s)", sum(), want, first)
+	}
+	claims(t, secret, s.read(s.root, "ati/creds/researcher"))
+	for _, file := range []string{"env", "vault.log"} {
+		b, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), secret) {
+			t.Errorf("the secret is in %s", file)
+		}
+	}
+
+	runScript(t, env, "dev.sh", "stop")
+	if resp, err := http.Get(s.addr + "/v1/sys/health"); err == nil {
+		resp.Body.Close()
+		t.Error("after make dev-stop the server still runs")
+	}
+}
+
+func TestThePluginTellsItsVersion(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"v0.1.0", "v0.2.0"} {
+		out, err := exec.Command(buildPlugin(t, version), "--version").CombinedOutput()
+		if want := pluginName + " " + version + "\n"; err != nil || string(out) != want {
+			t.Errorf("--version prints %q (%v), want %q", out, err, want)
+		}
+	}
+	// Run by hand, it says that it is a plugin.
+	out, err := exec.Command(buildPlugin(t, "v0.1.0")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "This binary is a plugin") {
+		t.Errorf("run by hand: %v\n%s", err, out)
+	}
+}
