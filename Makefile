@@ -21,7 +21,7 @@ dev-stop: ## Stop the server of make dev
 	@scripts/dev.sh stop
 
 test: ## Run all tests that need Go only, some of them against a real Vault
-	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test ./...
+	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test -count=1 ./...
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati

@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 
 vault_bin=$(scripts/vault-bin.sh --any)
+forget_vault
 dir=$(mktemp -d)
 trap 'stop_vault "$dir"; rm -rf "$dir"' EXIT
 

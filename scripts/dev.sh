@@ -17,6 +17,7 @@ if [ "${1:-}" = stop ]; then
 fi
 
 vault_bin=$(scripts/vault-bin.sh --any)
+forget_vault
 mkdir -p "$dir"
 if [ -f "$dir/vault.pid" ] && kill -0 "$(cat "$dir/vault.pid")" 2>/dev/null; then
   . "$dir/env"

@@ -2,6 +2,13 @@
 
 plugin=vault-plugin-secrets-ati
 
+# forget_vault drops what the shell has set for another Vault, such as
+# VAULT_NAMESPACE or VAULT_FORMAT.
+forget_vault() {
+  local name
+  for name in "${!VAULT_@}" "${!BAO_@}"; do unset "$name"; done
+}
+
 say() { printf '\n# %s\n' "$*"; }
 
 # show prints a command as one would type it, and runs it. Its own errors are

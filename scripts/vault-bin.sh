@@ -6,13 +6,23 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# absolute prints the path of a program, or fails.
+absolute() {
+  local path
+  path=$(type -P "$1") || return 1
+  case $path in
+    /*) echo "$path" ;;
+    *) echo "$PWD/$path" ;;
+  esac
+}
+
 if [ -n "${VAULT_BIN:-}" ]; then
-  command -v "$VAULT_BIN" || { echo "VAULT_BIN=$VAULT_BIN is not a program" >&2; exit 1; }
+  absolute "$VAULT_BIN" || { echo "VAULT_BIN=$VAULT_BIN is not a program" >&2; exit 1; }
   exit
 fi
 if [ "${1:-}" = --any ]; then
-  command -v vault && exit
-  command -v bao && exit
+  absolute vault && exit
+  absolute bao && exit
 fi
 command -v go >/dev/null || { echo "go is missing: install Go, or set VAULT_BIN to a Vault" >&2; exit 1; }
 

@@ -53,6 +53,14 @@ func run(m *testing.M) (int, error) {
 		return 1, fmt.Errorf("find or build a Vault: %w", err)
 	}
 	vaultBin = strings.TrimSpace(string(out))
+	// What the shell has set for another Vault, such as VAULT_NAMESPACE.
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "BAO_") {
+			if err := os.Unsetenv(name); err != nil {
+				return 1, err
+			}
+		}
+	}
 	dir, err := os.MkdirTemp("", "ati-plugins")
 	if err != nil {
 		return 1, err
