@@ -5,7 +5,7 @@ SHELL := bash
 BENCHTIME ?= 1s
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the plugin into bin/
 	@scripts/build.sh bin/vault-plugin-secrets-ati
@@ -21,17 +21,17 @@ dev-stop: ## Stop the server of make dev
 	@scripts/dev.sh stop
 
 test: ## Run all tests that need Go only, some of them against a real Vault
-	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test -count=1 ./...
+	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -count=1 ./...
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati
 
 docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
-	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test -tags docs -run 'TestREADME' -count=1 ./test
+	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run 'TestREADME' -count=1 ./test
 
 bench: ## Run the Go benchmarks, the last against a real Vault with 100,000 roles
 	@go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) . ./ati
-	@VAULT_BIN="$$(scripts/vault-bin.sh)" go test -run '^$$' -bench . -benchtime 1x -timeout 20m ./test
+	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -run '^$$' -bench . -benchtime 1x -timeout 20m ./test
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh

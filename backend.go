@@ -122,13 +122,15 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 }
 
 func (b *backend) checkSensitive(req *logical.Request) error {
+	var path *framework.Path
 	for name, value := range req.Data {
 		if _, isString := value.(string); isString || value == nil {
 			continue
 		}
-		path := b.Route(req.Path)
 		if path == nil {
-			return nil
+			if path = b.Route(req.Path); path == nil {
+				return nil
+			}
 		}
 		if field := path.Fields[name]; field != nil && field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
 			return fmt.Errorf("%s must be a string", name)
@@ -148,20 +150,32 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	}
 }
 
-// mountMaxTTL is the mount's maximum TTL, up to mountTuneTTL old.
-func (b *backend) mountMaxTTL() time.Duration {
+// recentMountMaxTTL is the mount's maximum TTL, up to mountTuneTTL old.
+func (b *backend) recentMountMaxTTL() (time.Duration, error) {
 	now := b.now()
-	m := b.mountMax.Load()
-	if m == nil || now.Sub(m.readAt) >= mountTuneTTL || now.Before(m.readAt) {
-		m = &mountMax{ttl: b.System().MaxLeaseTTL(), readAt: now}
-		b.mountMax.Store(m)
+	if m := b.mountMax.Load(); m != nil && now.Sub(m.readAt) < mountTuneTTL && !now.Before(m.readAt) {
+		return m.ttl, nil
 	}
-	return m.ttl
+	ttl, err := b.mountMaxTTL()
+	if err == nil {
+		b.mountMax.Store(&mountMax{ttl: ttl, readAt: now})
+	}
+	return ttl, err
+}
+
+// mountMaxTTL asks Vault for the mount's maximum TTL. For a plugin that is a
+// round trip, and 0 is all that the SDK says of one that failed.
+func (b *backend) mountMaxTTL() (time.Duration, error) {
+	ttl := b.System().MaxLeaseTTL()
+	if ttl <= 0 {
+		return 0, errors.New("Vault did not tell the mount's maximum TTL")
+	}
+	return ttl, nil
 }
 
 // operation declares a read or a write whose parameters are checked before the
 // handler sees them. Writes go to the node that can store them.
-func operation(op logical.Operation, callback framework.OperationFunc, summary, verb, suffix string, response framework.Response) *framework.PathOperation {
+func operation(callback framework.OperationFunc, summary, verb, suffix string, response framework.Response) *framework.PathOperation {
 	status := 200
 	if response.Fields == nil {
 		status = 204

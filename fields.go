@@ -74,8 +74,11 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 		items         []string
 	}{{"tools", "tool:", tools}, {"skills", "skill:", skills}, {"scopes", "", scopes}} {
 		for _, item := range f.items {
-			if item == "" {
+			switch {
+			case item == "":
 				return nil, fmt.Errorf(`%s "": an item must not be empty`, f.field)
+			case f.field == "skills" && strings.TrimPrefix(item, f.prefix) == "*":
+				return nil, fmt.Errorf("%s %q: the proxy knows no such wildcard; scopes=* opens every skill and every tool", f.field, item)
 			}
 			pattern := item
 			if !strings.HasPrefix(item, f.prefix) {

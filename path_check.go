@@ -40,8 +40,8 @@ func pathCheck(b *backend) []*framework.Path {
 		},
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   operation(logical.ReadOperation, b.pathCheckRead, "Tell whether a role opens a tool, a skill or a scope.", "check", "role", response),
-			logical.UpdateOperation: operation(logical.UpdateOperation, b.pathCheckRead, "Tell whether a role opens a tool, a skill or a scope.", "check", "role-with-parameters", response),
+			logical.ReadOperation:   operation(b.pathCheckRead, "Tell whether a role opens a tool, a skill or a scope.", "check", "role", response),
+			logical.UpdateOperation: operation(b.pathCheckRead, "Tell whether a role opens a tool, a skill or a scope.", "check", "role-with-parameters", response),
 		},
 		HelpSynopsis:    pathCheckHelpSyn,
 		HelpDescription: pathCheckHelpDesc,
@@ -97,7 +97,7 @@ func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *fr
 // requiredScope is what scope, tool or skill asks for.
 func requiredScope(d *framework.FieldData) (string, error) {
 	required := ""
-	for _, f := range []struct{ name, prefix string }{{"scope", ""}, {"tool", "tool:"}, {"skill", "skill:"}} {
+	for _, f := range []struct{ name, prefix, other string }{{"scope", "", "\x00"}, {"tool", "tool:", "skill:"}, {"skill", "skill:", "tool:"}} {
 		if !given(d, f.name) {
 			continue
 		}
@@ -107,6 +107,9 @@ func requiredScope(d *framework.FieldData) (string, error) {
 		value := d.Get(f.name).(string)
 		if value == "" {
 			return "", emptyParameter(f.name)
+		}
+		if strings.HasPrefix(value, f.other) {
+			return "", fmt.Errorf("%s %q: ask for it with %s=", f.name, value, strings.TrimSuffix(f.other, ":"))
 		}
 		required = value
 		if !strings.HasPrefix(value, f.prefix) {

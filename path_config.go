@@ -25,12 +25,11 @@ import (
 const (
 	configStoragePath = "config"
 
-	secretBytes            = 32 // ati-client and the proxy call for 64 hex characters
-	minDifferentBytes      = 8
-	maxProxyURLBytes       = 2048
-	fingerprintMessage     = "ati key fingerprint"
-	fingerprintHexDigits   = 16
-	clearTextProxyURLAlarm = "proxy_url %q is not https: tokens cross the network in clear text"
+	secretBytes          = 32 // ati-client and the proxy call for 64 hex characters
+	minDifferentBytes    = 8
+	maxProxyURLBytes     = 2048
+	fingerprintMessage   = "ati key fingerprint"
+	fingerprintHexDigits = 16
 )
 
 // configEntry is all that a mount stores beside its roles, in one entry, so
@@ -126,13 +125,13 @@ func pathConfig(b *backend) []*framework.Path {
 		ExistenceCheck: b.configExists,
 		DisplayAttrs:   &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.CreateOperation: storing(operation(logical.CreateOperation, b.pathConfigWrite,
+			logical.CreateOperation: storing(operation(b.pathConfigWrite,
 				"Configure the proxy, the signing key and the ceiling over all roles.", "configure", "", framework.Response{Description: "Stored"})),
-			logical.UpdateOperation: storing(operation(logical.UpdateOperation, b.pathConfigWrite,
+			logical.UpdateOperation: storing(operation(b.pathConfigWrite,
 				"Configure the proxy, the signing key and the ceiling over all roles.", "configure", "", framework.Response{Description: "Stored"})),
-			logical.ReadOperation: operation(logical.ReadOperation, b.pathConfigRead,
+			logical.ReadOperation: operation(b.pathConfigRead,
 				"Read the configuration, without the key.", "read", "configuration", framework.Response{Description: "The configuration", Fields: configResponse()}),
-			logical.DeleteOperation: storing(operation(logical.DeleteOperation, b.pathConfigDelete,
+			logical.DeleteOperation: storing(operation(b.pathConfigDelete,
 				"Delete the configuration and forget the key.", "delete", "configuration", framework.Response{Description: "Deleted"})),
 		},
 		HelpSynopsis:    pathConfigHelpSyn,
@@ -202,7 +201,12 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 		resp.AddWarning("Vault generated the signing secret; until the proxy has it, it refuses this mount's tokens")
 	}
 	if clearText(entry.Current.ProxyURL) {
-		resp.AddWarning(fmt.Sprintf(clearTextProxyURLAlarm, entry.Current.ProxyURL))
+		resp.AddWarning(fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", entry.Current.ProxyURL))
+	}
+	for _, pattern := range entry.AllowedScopes {
+		if strings.HasPrefix(pattern, "skill:") && strings.HasSuffix(pattern, "*") {
+			resp.AddWarning(fmt.Sprintf("allowed_scopes %q lets no skill pass: the proxy matches skills by their exact names", pattern))
+		}
 	}
 	if err := b.putConfig(ctx, req.Storage, entry); err != nil {
 		return nil, err
@@ -245,11 +249,9 @@ func newConfigEntry(remains configEntry, now time.Time) configEntry {
 	}
 }
 
-// apply sets the given fields, and judges the whole that they make. Current is
-// replaced, not changed.
+// apply sets the given fields, and judges the whole that they make.
 func (e *configEntry) apply(d *framework.FieldData) error {
-	key := *e.Current
-	e.Current = &key
+	key := e.Current
 	if given(d, "proxy_url") {
 		u, err := parseProxyURL(d.Get("proxy_url").(string))
 		if err != nil {

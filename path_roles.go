@@ -27,23 +27,23 @@ const (
 
 // roleEntry is a role as it is stored: lists and rates as they were written.
 type roleEntry struct {
-	StorageVersion int               `json:"storage_version"`
-	Tools          []string          `json:"tools"`
-	Skills         []string          `json:"skills"`
-	Scopes         []string          `json:"scopes"`
-	Rate           map[string]string `json:"rate"`
-	TTL            time.Duration     `json:"ttl"`
-	MaxTTL         time.Duration     `json:"max_ttl"` // 0 follows TTL
-	Audience       string            `json:"audience"`
-	Subject        string            `json:"subject"`
-	JobID          string            `json:"job_id"`
-	SandboxID      string            `json:"sandbox_id"`
-	AllowedAgents  []string          `json:"allowed_agent_ids"`
-	AllowedJobs    []string          `json:"allowed_job_ids"`
-	AllowedBoxes   []string          `json:"allowed_sandbox_ids"`
-	GenerateLease  bool              `json:"generate_lease"`
-	Disabled       bool              `json:"disabled"`
-	Description    string            `json:"description"`
+	StorageVersion    int               `json:"storage_version"`
+	Tools             []string          `json:"tools"`
+	Skills            []string          `json:"skills"`
+	Scopes            []string          `json:"scopes"`
+	Rate              map[string]string `json:"rate"`
+	TTL               time.Duration     `json:"ttl"`
+	MaxTTL            time.Duration     `json:"max_ttl"` // 0 follows TTL
+	Audience          string            `json:"audience"`
+	Subject           string            `json:"subject"`
+	JobID             string            `json:"job_id"`
+	SandboxID         string            `json:"sandbox_id"`
+	AllowedAgentIDs   []string          `json:"allowed_agent_ids"`
+	AllowedJobIDs     []string          `json:"allowed_job_ids"`
+	AllowedSandboxIDs []string          `json:"allowed_sandbox_ids"`
+	GenerateLease     bool              `json:"generate_lease"`
+	Disabled          bool              `json:"disabled"`
+	Description       string            `json:"description"`
 }
 
 // role is a roleEntry, parsed once. It is never changed.
@@ -64,7 +64,7 @@ func pathRoles(b *backend) []*framework.Path {
 			Pattern:      "roles/?",
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.ListOperation: operation(logical.ListOperation, b.pathRolesList,
+				logical.ListOperation: operation(b.pathRolesList,
 					"List the roles.", "list", "roles", framework.Response{Description: "The names of the roles", Fields: map[string]*framework.FieldSchema{
 						"keys": {Type: framework.TypeStringSlice, Description: "Names of the roles."},
 					}}),
@@ -78,13 +78,13 @@ func pathRoles(b *backend) []*framework.Path {
 			ExistenceCheck: b.roleExists,
 			DisplayAttrs:   &framework.DisplayAttributes{OperationPrefix: operationPrefix, ItemType: "Role"},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.CreateOperation: storing(operation(logical.CreateOperation, b.pathRolesWrite,
+				logical.CreateOperation: storing(operation(b.pathRolesWrite,
 					"Create or update a role.", "write", "role", framework.Response{Description: "Stored"})),
-				logical.UpdateOperation: storing(operation(logical.UpdateOperation, b.pathRolesWrite,
+				logical.UpdateOperation: storing(operation(b.pathRolesWrite,
 					"Create or update a role.", "write", "role", framework.Response{Description: "Stored"})),
-				logical.ReadOperation: operation(logical.ReadOperation, b.pathRolesRead,
+				logical.ReadOperation: operation(b.pathRolesRead,
 					"Read a role.", "read", "role", framework.Response{Description: "The role", Fields: roleResponse()}),
-				logical.DeleteOperation: storing(operation(logical.DeleteOperation, b.pathRolesDelete,
+				logical.DeleteOperation: storing(operation(b.pathRolesDelete,
 					"Delete a role.", "delete", "role", framework.Response{Description: "Deleted"})),
 			},
 			HelpSynopsis:    pathRolesHelpSyn,
@@ -215,9 +215,9 @@ func (b *backend) pathRolesRead(ctx context.Context, req *logical.Request, d *fr
 		"subject":             r.Subject,
 		"job_id":              r.JobID,
 		"sandbox_id":          r.SandboxID,
-		"allowed_agent_ids":   r.AllowedAgents,
-		"allowed_job_ids":     r.AllowedJobs,
-		"allowed_sandbox_ids": r.AllowedBoxes,
+		"allowed_agent_ids":   r.AllowedAgentIDs,
+		"allowed_job_ids":     r.AllowedJobIDs,
+		"allowed_sandbox_ids": r.AllowedSandboxIDs,
 		"generate_lease":      r.GenerateLease,
 		"disabled":            r.Disabled,
 		"description":         r.Description,
@@ -236,7 +236,10 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if cfg == nil {
 		return noConfig(req), nil
 	}
-	mountMax := b.System().MaxLeaseTTL()
+	mountMax, err := b.mountMaxTTL()
+	if err != nil {
+		return nil, err
+	}
 	entry, err := readRoleEntry(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
@@ -248,8 +251,13 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if err := entry.apply(d); err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
+	if created && given(d, "max_ttl") && !given(d, "ttl") && entry.MaxTTL > 0 {
+		entry.TTL = min(entry.TTL, entry.MaxTTL)
+	}
 	r, err := entry.parse(name)
-	if err == nil {
+	// A disabled role mints nothing: it can be kept, and disabled, even where a
+	// ceiling was lowered under it.
+	if err == nil && !r.Disabled {
 		err = r.judge(cfg, mountMax)
 	}
 	if err != nil {
@@ -303,7 +311,7 @@ func noRole(req *logical.Request, name string) *logical.Response {
 func newRoleEntry(cfg *config, mountMax time.Duration) *roleEntry {
 	e := &roleEntry{
 		Tools: []string{}, Skills: []string{}, Scopes: []string{}, Rate: map[string]string{},
-		AllowedAgents: []string{}, AllowedJobs: []string{}, AllowedBoxes: []string{},
+		AllowedAgentIDs: []string{}, AllowedJobIDs: []string{}, AllowedSandboxIDs: []string{},
 		TTL: min(ati.DefaultTTL, mountMax),
 	}
 	if cfg.MaxTTL > 0 {
@@ -326,7 +334,7 @@ func (e *roleEntry) apply(d *framework.FieldData) error {
 		field *[]string
 	}{
 		{"tools", &e.Tools}, {"skills", &e.Skills}, {"scopes", &e.Scopes},
-		{"allowed_agent_ids", &e.AllowedAgents}, {"allowed_job_ids", &e.AllowedJobs}, {"allowed_sandbox_ids", &e.AllowedBoxes},
+		{"allowed_agent_ids", &e.AllowedAgentIDs}, {"allowed_job_ids", &e.AllowedJobIDs}, {"allowed_sandbox_ids", &e.AllowedSandboxIDs},
 	} {
 		items, ok, err := listField(d, f.name)
 		if err != nil {
@@ -397,7 +405,7 @@ func (e *roleEntry) parse(name string) (r *role, err error) {
 	for _, g := range []struct {
 		field string
 		globs []string
-	}{{"allowed_agent_ids", e.AllowedAgents}, {"allowed_job_ids", e.AllowedJobs}, {"allowed_sandbox_ids", e.AllowedBoxes}} {
+	}{{"allowed_agent_ids", e.AllowedAgentIDs}, {"allowed_job_ids", e.AllowedJobIDs}, {"allowed_sandbox_ids", e.AllowedSandboxIDs}} {
 		if err := checkGlobs(g.field, g.globs); err != nil {
 			return nil, err
 		}
@@ -481,11 +489,12 @@ func (r *role) warnings(size int) []string {
 		name, isTool := strings.CutPrefix(scope, "tool:")
 		provider, tool, old := strings.Cut(name, "__")
 		prefix, wildcard := strings.CutSuffix(name, "*")
+		underscore := strings.LastIndexByte(prefix, '_')
 		switch {
 		case isTool && old && provider != "" && !strings.Contains(provider, ":"):
 			warn("scope %q opens no tool of a provider on a proxy since ati 0.2.0, which calls them %q", scope, "tool:"+provider+":"+tool)
-		case isTool && wildcard && strings.HasSuffix(prefix, "_") && !strings.Contains(prefix, ":"):
-			warn("scope %q opens every tool of a provider named %q too: the proxy also reads %q as %q", scope, strings.TrimSuffix(prefix, "_"), "tool:"+strings.TrimSuffix(prefix, "_")+":x", "tool:"+prefix+"x")
+		case isTool && wildcard && underscore > 0 && !strings.Contains(prefix, ":"):
+			warn("scope %q opens also what %q would: the proxy tries a provider's tools with an underscore for the colon too", scope, "tool:"+prefix[:underscore]+":"+prefix[underscore+1:]+"*")
 		case strings.HasPrefix(scope, "skill:") && strings.HasSuffix(scope, "*"):
 			warn("scope %q opens nothing: the proxy matches skills by their exact names", scope)
 		}
@@ -494,7 +503,7 @@ func (r *role) warnings(size int) []string {
 		if !touches(key, r.granted) {
 			warn("rate %q limits nothing that this role grants", key)
 		}
-		if alias := aliasOf(key); alias != "" && !coveredBy(slices.Collect(maps.Keys(r.rates)), alias) {
+		if alias := ati.LegacyAlias(key); alias != "" && !r.limitsAsMuch(alias, r.rates[key]) {
 			warn("rate %q doesn't limit calls that spell the tool with an underscore; add the same rate for %q", key, alias)
 		}
 		if r.rates[key].Count > highRate {
@@ -518,15 +527,15 @@ func coveredBy(patterns []string, requested string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool { return ati.Covers(p, requested) })
 }
 
-// aliasOf writes a rate key's second colon as the underscore with which a
-// caller may spell the same tools, or returns "".
-func aliasOf(key string) string {
-	name, _ := strings.CutPrefix(key, "tool:")
-	provider, tool, ok := strings.Cut(name, ":")
-	if !ok {
-		return ""
+// limitsAsMuch reports whether one of the role's rates limits the calls that
+// the key matches at least as much as the rate does.
+func (r *role) limitsAsMuch(key string, rate ati.Rate) bool {
+	for k, have := range r.rates {
+		if ati.Covers(k, key) && have.Window == rate.Window && have.Count <= rate.Count {
+			return true
+		}
 	}
-	return "tool:" + provider + "_" + tool
+	return false
 }
 
 // touches reports whether a rate key can match a call that one of the scopes
@@ -534,7 +543,7 @@ func aliasOf(key string) string {
 // may stand in the manifest of any tool.
 func touches(key string, granted []string) bool {
 	spellings := func(pattern string) []string {
-		if alias := aliasOf(pattern); alias != "" {
+		if alias := ati.LegacyAlias(pattern); alias != "" {
 			return []string{pattern, alias}
 		}
 		return []string{pattern}

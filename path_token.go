@@ -74,8 +74,8 @@ func pathCreds(b *backend) []*framework.Path {
 		},
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   operation(logical.ReadOperation, b.pathCredsRead, "Mint a token for a role.", "generate", "credentials", response),
-			logical.UpdateOperation: operation(logical.UpdateOperation, b.pathCredsRead, "Mint a token for a role, narrowed by parameters.", "generate", "credentials-with-parameters", response),
+			logical.ReadOperation:   operation(b.pathCredsRead, "Mint a token for a role.", "generate", "credentials", response),
+			logical.UpdateOperation: operation(b.pathCredsRead, "Mint a token for a role, narrowed by parameters.", "generate", "credentials-with-parameters", response),
 		},
 		HelpSynopsis:    pathCredsHelpSyn,
 		HelpDescription: pathCredsHelpDesc,
@@ -164,7 +164,11 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 			}
 		}
 	}
-	claims, warnings, err := r.mint(cfg, p, who, req.ID, b.now(), b.mountMaxTTL())
+	mountMax, err := b.recentMountMaxTTL()
+	if err != nil {
+		return nil, err
+	}
+	claims, warnings, err := r.mint(cfg, p, who, req.ID, b.now(), mountMax)
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
@@ -196,7 +200,10 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	resp := &logical.Response{Data: data}
 	if r.GenerateLease {
 		resp = b.Secret(secretTokenType).Response(data, map[string]any{"jti": claims.ID})
-		resp.Secret.TTL, resp.Secret.MaxTTL = ttl, ttl
+		// Vault starts the lease after iat, which is cut to the second: a second
+		// less, so that it doesn't outlive the token.
+		lease := max(ttl-time.Second, time.Second)
+		resp.Secret.TTL, resp.Secret.MaxTTL = lease, lease
 	}
 	resp.Warnings = warnings
 	return resp, nil
@@ -210,7 +217,7 @@ func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
 		check func(field, value string) error
 	}{
 		{"agent_id", &p.agentID, checkID}, {"job_id", &p.jobID, checkID}, {"sandbox_id", &p.sandboxID, checkID},
-		{"proxy_url", &p.proxyURL, func(_, value string) (err error) { _, err = parseProxyURL(value); return err }},
+		{"proxy_url", &p.proxyURL, func(_, value string) (err error) { p.proxyURL, err = parseProxyURL(value); return err }},
 		{"format", &p.format, func(field, value string) error {
 			if value != formatEnv {
 				return fmt.Errorf("%s %q: must be %q, or left out", field, value, formatEnv)
@@ -229,7 +236,6 @@ func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
 			return nil, err
 		}
 	}
-	p.proxyURL = strings.TrimRight(p.proxyURL, "/")
 	ttl, ok, err := durationField(d, "ttl")
 	if err != nil {
 		return nil, err
@@ -359,9 +365,9 @@ func (r *role) mint(cfg *config, p *credsParams, who caller, jti string, now tim
 		fallback     func() (string, error)
 		out          *string
 	}{
-		{"agent_id", p.agentID, r.AllowedAgents, func() (string, error) { return r.subjectOf(who, jti) }, &t.subject},
-		{"job_id", p.jobID, r.AllowedJobs, func() (string, error) { return renderOptional(r.jobID, who, jti) }, &t.jobID},
-		{"sandbox_id", p.sandboxID, r.AllowedBoxes, func() (string, error) { return renderOptional(r.sandboxID, who, jti) }, &t.sandboxID},
+		{"agent_id", p.agentID, r.AllowedAgentIDs, func() (string, error) { return r.subjectOf(who, jti) }, &t.subject},
+		{"job_id", p.jobID, r.AllowedJobIDs, func() (string, error) { return renderOptional(r.jobID, who, jti) }, &t.jobID},
+		{"sandbox_id", p.sandboxID, r.AllowedSandboxIDs, func() (string, error) { return renderOptional(r.sandboxID, who, jti) }, &t.sandboxID},
 	} {
 		switch {
 		case id.chosen == "":

@@ -489,7 +489,7 @@ func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
 		maps.Copy(d, format)
 		resp := m.ok(logical.UpdateOperation, "creds/r", d)
 		want := &logical.Secret{
-			LeaseOptions: logical.LeaseOptions{TTL: 90 * time.Minute, MaxTTL: 90 * time.Minute},
+			LeaseOptions: logical.LeaseOptions{TTL: 90*time.Minute - time.Second, MaxTTL: 90*time.Minute - time.Second},
 			InternalData: map[string]any{"secret_type": "ati_token", "jti": testID},
 		}
 		if diff := cmp.Diff(want, resp.Secret); diff != "" {

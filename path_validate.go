@@ -44,7 +44,7 @@ func pathValidate(b *backend) []*framework.Path {
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: operation(logical.UpdateOperation, b.pathValidateWrite, "Tell whether the proxy and its clients accept a token.", "validate", "token",
+				logical.UpdateOperation: operation(b.pathValidateWrite, "Tell whether the proxy and its clients accept a token.", "validate", "token",
 					framework.Response{Description: "The verdict, and the claims of a valid token", Fields: validateResponse()}),
 			},
 			HelpSynopsis:    pathValidateHelpSyn,
@@ -55,7 +55,7 @@ func pathValidate(b *backend) []*framework.Path {
 			Fields:       map[string]*framework.FieldSchema{"token": token},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: operation(logical.UpdateOperation, b.pathInspectWrite, "Decode a token without verifying it.", "inspect", "token",
+				logical.UpdateOperation: operation(b.pathInspectWrite, "Decode a token without verifying it.", "inspect", "token",
 					framework.Response{Description: "The claims as they stand", Fields: inspectResponse()}),
 			},
 			HelpSynopsis:    pathInspectHelpSyn,

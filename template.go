@@ -142,13 +142,17 @@ func (t *idTemplate) checkJoints() error {
 	return nil
 }
 
+// sample is the shortest id that the template can render to.
 func (t *idTemplate) sample() string {
 	var b strings.Builder
 	for _, p := range t.pieces {
-		if p.directive {
-			b.WriteString("x")
-		} else {
+		switch {
+		case !p.directive:
 			b.WriteString(p.text)
+		case p.text == jtiDirective, p.text == "identity.entity.id":
+			b.WriteString("00000000-0000-0000-0000-000000000000")
+		default:
+			b.WriteString("x")
 		}
 	}
 	return b.String()

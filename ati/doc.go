@@ -18,8 +18,12 @@
 //	TokenError, ScopeError,            TokenError, ScopeError,
 //	ProvisionError, AtiError           ProvisionError, ErrATI
 //
-// Beyond it there are [Allows], which answers as the proxy does, [Covers], on
-// which narrowing a grant rests, [CheckPattern] and [ParseRate].
+// Where ati-client takes a secret, this package takes a [Key], made once by
+// [ParseSecret].
+//
+// Beyond it there are [Allows] and [Matches], which answer as the proxy does,
+// [LegacyAlias], [Covers], on which narrowing a grant rests, [CheckPattern] and
+// [ParseRate].
 //
 // A token is a JWT (RFC 7519) in compact form, signed with HS256.
 package ati

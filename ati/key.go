@@ -72,7 +72,8 @@ func (k Key) String() string { return "ati.Key(" + k.Algorithm() + ")" }
 // GoString hides the key.
 func (k Key) GoString() string { return k.String() }
 
-// Sign writes the claims as they are, with no defaults, as a signed token.
+// Sign writes the claims as they are, with no defaults, as a signed token. The
+// zero Key gives a *[TokenError].
 func (k Key) Sign(c *Claims) (string, error) {
 	if k.material == nil {
 		return "", &TokenError{Op: "issue token", Err: errors.New("the key is empty")}

@@ -59,7 +59,7 @@ func Allows(granted []string, required string) bool {
 // Matches returns those of the granted patterns that open the required scope
 // at the ATI proxy; see [Allows].
 func Matches(granted []string, required string) []string {
-	alias := legacyAlias(required)
+	alias := LegacyAlias(required)
 	skill := strings.HasPrefix(required, "skill:")
 	var matches []string
 	for _, g := range granted {
@@ -71,9 +71,11 @@ func Matches(granted []string, required string) []string {
 	return matches
 }
 
-// legacyAlias writes the first colon of a provider's tool as the underscore
-// that ATI had in its place before 0.2.0, or returns "".
-func legacyAlias(scope string) string {
+// LegacyAlias returns the other name under which the proxy tries a provider's
+// tool, and under which a caller may spell it: "tool:p_x" for "tool:p:x", with
+// the first colon after "tool:" as one underscore. It returns "" for a scope
+// without an alias.
+func LegacyAlias(scope string) string {
 	name, isTool := strings.CutPrefix(scope, "tool:")
 	provider, tool, ok := strings.Cut(name, ":")
 	if !isTool || !ok {

@@ -11,21 +11,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 dir=${DEV_DIR:-bin/dev}
 if [ "${1:-}" = stop ]; then
-  stop_vault "$dir"
-  rm -rf "$dir"
+  if [ -d "$dir" ]; then
+    stop_vault "$dir"
+    remove_vault "$dir"
+  fi
   exit
 fi
 
 vault_bin=$(scripts/vault-bin.sh --any)
 forget_vault
 mkdir -p "$dir"
-if [ -f "$dir/vault.pid" ] && kill -0 "$(cat "$dir/vault.pid")" 2>/dev/null; then
+if runs_vault "$dir"; then
   . "$dir/env"
   say "Vault runs at $VAULT_ADDR: build and register the plugin again."
   register "$dir"
   show vault plugin reload -plugin="$plugin"
 else
-  rm -rf "$dir"
+  remove_vault "$dir"
   start_vault "$dir"
   trap 'stop_vault "$dir"' EXIT # until all is well
   say "A Vault development server at $VAULT_ADDR, with the plugin registered and mounted."

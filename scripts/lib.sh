@@ -76,20 +76,46 @@ start_vault() {
 wait_for_vault() {
   local i
   for i in $(seq 1 300); do
-    kill -0 "$(cat "$1/vault.pid")" 2>/dev/null || return 1
+    runs_vault "$1" || return 1
     if vault token lookup >/dev/null 2>&1; then return 0; fi
     sleep 0.1
   done
+  stop_vault "$1"
   return 1
 }
 
-# stop_vault DIR ends the server that start_vault started there.
-stop_vault() {
-  if [ -f "$1/vault.pid" ]; then
-    kill "$(cat "$1/vault.pid")" 2>/dev/null || true
-    wait "$(cat "$1/vault.pid")" 2>/dev/null || true
-    rm -f "$1/vault.pid"
+# runs_vault DIR reports whether the server that start_vault started there runs.
+# Its process id alone doesn't tell: it may have gone to another program.
+runs_vault() {
+  local pid command
+  pid=$(cat "$1/vault.pid" 2>/dev/null) || return 1
+  if [ -d /proc/self ]; then
+    command=$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") || return 1
+  else
+    command=$(ps -o args= -p "$pid") || return 1
   fi
+  [[ $command == *"-config=$(cd "$1" && pwd -P)/vault.hcl"* ]]
+}
+
+# stop_vault DIR ends that server.
+stop_vault() {
+  local pid i
+  if runs_vault "$1"; then
+    pid=$(cat "$1/vault.pid")
+    kill "$pid" 2>/dev/null || true
+    for i in $(seq 1 200); do
+      kill -0 "$pid" 2>/dev/null || break
+      sleep 0.1
+    done
+  fi
+  rm -f "$1/vault.pid"
+}
+
+# remove_vault DIR removes what start_vault and register wrote, and the
+# directory if there is nothing else in it.
+remove_vault() {
+  rm -f "$1"/{vault.hcl,vault.log,vault.pid,env} "$1/plugins/$plugin"
+  rmdir "$1/plugins" "$1" 2>/dev/null || true
 }
 
 # register DIR builds the plugin into DIR, and tells Vault its SHA-256.

@@ -29,7 +29,7 @@ command -v go >/dev/null || { echo "go is missing: install Go, or set VAULT_BIN 
 cd "$root/tools/vault"
 version=$(go list -m -f '{{.Version}}' github.com/hashicorp/vault)
 key=$(cat go.mod go.sum main.go | cksum | cut -d' ' -f1)
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/vault-plugin-secrets-ati/vault-$version-$key
+cache=${XDG_CACHE_HOME:-${HOME:?is not set, nor is XDG_CACHE_HOME: there is no cache directory to keep Vault in}/.cache}/vault-plugin-secrets-ati/vault-$version-$key
 if [ ! -x "$cache/vault" ]; then
   mkdir -p "$cache"
   out=$(mktemp "$cache/build.XXXXXX")
@@ -39,9 +39,11 @@ if [ ! -x "$cache/vault" ]; then
   CGO_ENABLED=0 go build -v -tags minimal -trimpath -ldflags '-s -w' -o "$out" . >"$log" 2>&1 &
   build=$!
   trap 'kill $build 2>/dev/null || true; rm -f "$out" "$log"' EXIT
+  told=0
   while kill -0 $build 2>/dev/null; do
     sleep 1
-    if [ $((SECONDS % 20)) = 0 ]; then
+    if [ $((SECONDS - told)) -ge 20 ]; then
+      told=$SECONDS
       echo "  … $SECONDS s, $(grep -vc '^go: ' "$log" || true) packages compiled" >&2
     fi
   done

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -263,6 +264,15 @@ path "ati/creds/researcher" {
 		}
 	}
 
+	// A policy's globs see whole values: a list in one value passes, and only
+	// the role stops it.
+	glob := s.policy("glob", `path "ati/creds/researcher" { capabilities = ["read"], allowed_parameters = { "tools" = ["web_*"] } }`)
+	for query, want := range map[string]int{"tools=web_search": 200, "tools=shell": 403, "tools=web_search,shell": 400} {
+		if got := s.request(glob, "GET", "ati/creds/researcher?"+query, nil); got != want {
+			t.Errorf("%s is a %d, want %d", query, got, want)
+		}
+	}
+
 	// A rule written in haste neither reads nor plants a key.
 	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
 	for path, want := range map[string]int{"GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
@@ -337,8 +347,8 @@ func TestTheAuditLogNamesEachTokenAndHoldsNoSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{"audit log": string(b), "server log": s.log()} {
-		if !strings.Contains(text, "ati") {
-			t.Errorf("the %s is empty", name)
+		if want := map[string]string{"audit log": `"path":"ati/validate"`, "server log": "role written: "}[name]; !strings.Contains(text, want) {
+			t.Errorf("the %s has no %s", name, want)
 		}
 		for _, leak := range append(tokens, secret, strings.Split(tokens[0], ".")[2]) {
 			if strings.Contains(text, leak) {
@@ -385,7 +395,7 @@ func TestLeases(t *testing.T) {
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x", "generate_lease": true, "ttl": "10m"})
 	creds := s.read(s.root, "ati/creds/r")
-	if creds.LeaseDuration != 600 || creds.Renewable || !strings.HasPrefix(creds.LeaseID, "ati/creds/r/") {
+	if creds.LeaseDuration != 599 || creds.Renewable || !strings.HasPrefix(creds.LeaseID, "ati/creds/r/") {
 		t.Errorf("lease %q of %d s, renewable %v", creds.LeaseID, creds.LeaseDuration, creds.Renewable)
 	}
 	if _, err := s.client(s.root).Sys().Renew(creds.LeaseID, 3600); status(t, err) != http.StatusBadRequest {
@@ -430,14 +440,41 @@ func TestUpgradeToAnotherVersion(t *testing.T) {
 	}
 }
 
-// A killed plugin is started again by Vault, and nothing is lost.
-func TestPluginReload(t *testing.T) {
+// A plugin that was reloaded or killed is started again by Vault, and nothing
+// is lost.
+func TestThePluginStartsAgain(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x"})
-	for range 3 {
-		s.vault(s.root, "plugin", "reload", "-plugin="+pluginName)
+	s.vault(s.root, "plugin", "reload", "-plugin="+pluginName)
+	claims(t, secret, s.read(s.root, "ati/creds/r"))
+	for range 2 {
+		pids := s.pluginProcesses()
+		if len(pids) != 1 {
+			t.Fatalf("the plugin has processes %v", pids)
+		}
+		if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		s.eventually("a mint succeeds again", func() error {
+			_, err := s.client(s.root).Logical().Read("ati/creds/r")
+			return err
+		})
 		claims(t, secret, s.read(s.root, "ati/creds/r"))
+		if again := s.pluginProcesses(); len(again) != 1 || again[0] == pids[0] {
+			t.Errorf("after %v was killed the plugin has processes %v", pids, again)
+		}
+	}
+}
+
+// Vault compares the SHA-256 when it starts the plugin.
+func TestAnotherSHA256IsRefused(t *testing.T) {
+	t.Parallel()
+	s := startVault(t)
+	s.register("v0.1.0")
+	s.vault(s.root, "plugin", "register", "-sha256="+strings.Repeat("ab", 32), "-command="+pluginName+"-v0.1.0", "-version=v0.1.0", "secret", pluginName)
+	if out, err := s.tryVault(s.root, "secrets", "enable", "-path=ati", pluginName); err == nil || !strings.Contains(out, "checksums did not match") {
+		t.Errorf("secrets enable: %v\n%s", err, out)
 	}
 }
 
@@ -457,6 +494,17 @@ func TestTwoMountsAreApart(t *testing.T) {
 		t.Errorf("the second mount says %v", verdict.Data)
 	}
 	claims(t, secret, s.read(s.root, "ati/creds/r"))
+	if pids := s.pluginProcesses(); len(pids) != 1 {
+		t.Errorf("two mounts have the processes %v, and should share one", pids)
+	}
+
+	// One secret, one mount: with the same secret they open each other's proxies.
+	s.vault(s.root, "secrets", "enable", "-path=ati3", pluginName)
+	s.write(s.root, "ati3/config", data{"proxy_url": "https://third.example.com", "secret": secret})
+	verdict = s.write(s.root, "ati3/validate", data{"token": s.read(s.root, "ati/creds/r").Data["token"]})
+	if verdict.Data["valid"] != true {
+		t.Errorf("a mount with the same secret says %v", verdict.Data)
+	}
 }
 
 // What the CLI's user sees, in the words of the design.

@@ -10,12 +10,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func runScript(t testing.TB, env []string, script string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), filepath.Join("..", "scripts", script), args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // lets its trap run
+	cmd.WaitDelay = 30 * time.Second
 	cmd.Env = append(append(os.Environ(), "VAULT_BIN="+vaultBin, "HOME="+t.TempDir()), env...)
 	cmd.Env = append(cmd.Env, goEnv(t)...)
 	var out bytes.Buffer
@@ -33,7 +37,7 @@ func goEnv(t testing.TB) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dirs := strings.Fields(string(out))
+	dirs := strings.Split(strings.TrimSpace(string(out)), "\n")
 	return []string{"GOCACHE=" + dirs[0], "GOMODCACHE=" + dirs[1], "GOPATH=" + dirs[2]}
 }
 
@@ -135,6 +139,32 @@ func TestDev(t *testing.T) {
 	if resp, err := http.Get(s.addr + "/v1/sys/health"); err == nil {
 		resp.Body.Close()
 		t.Error("after make dev-stop the server still runs")
+	}
+}
+
+// The demo takes a vault or bao on the PATH before it builds one; tests and a
+// wrong VAULT_BIN don't.
+func TestVaultBin(t *testing.T) {
+	t.Parallel()
+	find := func(env []string, args ...string) (string, error) {
+		cmd := exec.Command(filepath.Join("..", "scripts", "vault-bin.sh"), args...)
+		cmd.Env = append(append(os.Environ(), "VAULT_BIN="), env...)
+		out, err := cmd.Output()
+		return strings.TrimSpace(string(out)), err
+	}
+	for _, name := range []string{"vault", "bao"} {
+		dir := t.TempDir()
+		if err := os.Symlink(vaultBin, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		// Of the PATH only what the script itself needs.
+		got, err := find([]string{"PATH=" + dir + ":/usr/bin:/bin"}, "--any")
+		if want := filepath.Join(dir, name); err != nil || got != want {
+			t.Errorf("with %s on the PATH: %q, %v", name, got, err)
+		}
+	}
+	if got, err := find([]string{"VAULT_BIN=/nonexistent/vault"}); err == nil {
+		t.Errorf("a VAULT_BIN that isn't there gives %q", got)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -190,9 +191,17 @@ log_level        = %q
 			return false
 		case <-time.After(100 * time.Millisecond):
 		}
-		resp, err := http.Get(s.addr + "/v1/sys/seal-status")
-		if err == nil {
-			resp.Body.Close()
+		probe := http.Client{Timeout: 5 * time.Second}
+		resp, err := probe.Get(s.addr + "/v1/sys/seal-status")
+		if err != nil {
+			continue
+		}
+		resp.Body.Close()
+		// Was it ours that answered? Another's server on this port lets ours end.
+		select {
+		case <-exited:
+			return false
+		case <-time.After(200 * time.Millisecond):
 			return true
 		}
 	}
@@ -307,6 +316,28 @@ func (s *server) tryVault(token string, args ...string) (string, error) {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	return out.String(), err
+}
+
+// pluginProcesses are the ids of the processes that this server's plugin has.
+func (s *server) pluginProcesses() []int {
+	s.t.Helper()
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(commands) == 0 {
+		s.t.Fatal("the plugin's processes are read from Linux's /proc, which is not there")
+	}
+	var pids []int
+	for _, command := range commands {
+		args, err := os.ReadFile(command)
+		if err != nil || !strings.HasPrefix(string(args), s.pluginDir()) {
+			continue // gone meanwhile, or another's
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(command)))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
 }
 
 // policy writes a policy and returns a token that has just it.
