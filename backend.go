@@ -168,7 +168,7 @@ func (b *backend) recentMountMaxTTL() (time.Duration, error) {
 func (b *backend) mountMaxTTL() (time.Duration, error) {
 	ttl := b.System().MaxLeaseTTL()
 	if ttl <= 0 {
-		return 0, errors.New("Vault did not tell the mount's maximum TTL")
+		return 0, errors.New("the mount's maximum TTL is not known: Vault did not answer")
 	}
 	return ttl, nil
 }

@@ -173,7 +173,10 @@ type testStorage struct {
 	calls atomic.Int64
 	mu    sync.Mutex
 	fail  string // verb and key, "put config"
+	late  bool   // a put that fails is carried out all the same
 	order []string
+	// afterGet is called with the key once its value was read.
+	afterGet atomic.Pointer[func(key string)]
 }
 
 var errStorage = errors.New("disk on fire")
@@ -195,14 +198,19 @@ func (s *testStorage) Get(ctx context.Context, key string) (*logical.StorageEntr
 	if err := s.do("get", key); err != nil {
 		return nil, err
 	}
-	return s.Storage.Get(ctx, key)
+	entry, err := s.Storage.Get(ctx, key)
+	if f := s.afterGet.Load(); f != nil {
+		(*f)(key)
+	}
+	return entry, err
 }
 
 func (s *testStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
-	if err := s.do("put", e.Key); err != nil {
+	err := s.do("put", e.Key)
+	if err != nil && !s.late {
 		return err
 	}
-	return s.Storage.Put(ctx, e)
+	return errors.Join(s.Storage.Put(ctx, e), err)
 }
 
 func (s *testStorage) Delete(ctx context.Context, key string) error {
@@ -240,7 +248,7 @@ func (s *testStorage) dump(t testing.TB) map[string]string {
 type testSystem struct {
 	logical.StaticSystemView
 	maxTTLCalls, entityCalls, groupCalls atomic.Int64
-	entityErr                            error
+	entityErr, groupErr                  error
 }
 
 func (s *testSystem) MaxLeaseTTL() time.Duration {
@@ -258,6 +266,9 @@ func (s *testSystem) EntityInfo(id string) (*logical.Entity, error) {
 
 func (s *testSystem) GroupsForEntity(id string) ([]*logical.Group, error) {
 	s.groupCalls.Add(1)
+	if s.groupErr != nil {
+		return nil, s.groupErr
+	}
 	return s.StaticSystemView.GroupsForEntity(id)
 }
 
@@ -367,8 +378,14 @@ func TestKeysAreRootProtectedAndSealWrappedAndFieldsWithSecretsAreSensitive(t *t
 	if diff := cmp.Diff(want, m.b.SpecialPaths()); diff != "" {
 		t.Errorf("special paths (-want +got):\n%s", diff)
 	}
+	secret := atisecrets.HexSecret(testSecret)
+	if shown := fmt.Sprintf("%v %s %q %+v %#v", secret, secret, secret, struct{ S atisecrets.HexSecret }{secret}, struct{ S atisecrets.HexSecret }{secret}); strings.Contains(shown, testSecret[:8]) {
+		t.Errorf("printing a stored secret shows it: %s", shown)
+	}
+	creds := m.b.Route("creds/r").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
 	for _, f := range []*framework.FieldSchema{
 		m.b.Route("config").Fields["secret"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
+		creds["token"], creds["ATI_SESSION_TOKEN"],
 	} {
 		if f.DisplayAttrs == nil || !f.DisplayAttrs.Sensitive {
 			t.Errorf("%q is not sensitive", f.Description)
@@ -408,7 +425,7 @@ func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 	m := configured(t, nil, nil)
 	for path, operations := range paths {
 		for _, op := range operations {
-			m.refused(op, path, data{"toolz": "x"}, fmt.Sprintf("unknown parameter \"toolz\"; this path takes %s", known[path]))
+			m.refused(op, path, data{"toolz": "x", "zz": "y"}, fmt.Sprintf("unknown parameter \"toolz\"; this path takes %s", known[path]))
 			if m.b.Route(path).Fields["name"] != nil {
 				m.refused(op, path, data{"name": "other"}, `parameter "name" stands in the path and can't be given again`)
 			}
@@ -540,6 +557,167 @@ func TestCachesHoldAgainstConcurrentWritesAndMints(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+}
+
+// during runs a request while another one, started before it, has read a key
+// from storage and not gone on yet. Where a lock keeps the two apart, the
+// second one waits for the first.
+func (m *mount) during(key string, first, second func()) {
+	m.t.Helper()
+	read, done := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	hook := func(k string) {
+		if k != key {
+			return
+		}
+		once.Do(func() {
+			close(read)
+			select {
+			case <-done: // no lock: the second overtook the first
+			case <-time.After(100 * time.Millisecond):
+			}
+		})
+	}
+	m.storage.afterGet.Store(&hook)
+	var wg sync.WaitGroup
+	wg.Go(first)
+	<-read
+	second()
+	close(done)
+	wg.Wait()
+	m.storage.afterGet.Store(nil)
+}
+
+// The promises: what a writer has replaced doesn't come back into a cache, and
+// of two writes neither loses what the other stored.
+func TestAReaderOrWriterBetweenReadAndWriteLosesNothing(t *testing.T) {
+	t.Parallel()
+	mint := func(m *mount) func() {
+		return func() {
+			if resp, err := m.request(logical.ReadOperation, "creds/r", nil); err != nil || resp.IsError() {
+				m.t.Errorf("mint: %v %v", err, resp.Error())
+			}
+		}
+	}
+	write := func(m *mount, path string, d data) func() {
+		return func() {
+			if resp, err := m.request(logical.UpdateOperation, path, d); err != nil || resp.IsError() {
+				m.t.Errorf("write %s: %v %v", path, err, resp.Error())
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		key           string
+		first, second func(m *mount) func()
+		want          data
+	}{
+		"a mint that reads the role, and a write of it": {"role/r", mint,
+			func(m *mount) func() { return write(m, "roles/r", data{"tools": "new"}) }, data{"scope": "tool:new"}},
+		"a mint that reads config, and a write of it": {"config", mint,
+			func(m *mount) func() { return write(m, "config", data{"audience": "new"}) }, data{"aud": "new"}},
+		"two updates of one role": {"role/r",
+			func(m *mount) func() { return write(m, "roles/r", data{"tools": "new"}) },
+			func(m *mount) func() { return write(m, "roles/r", data{"ttl": "30m"}) }, data{"scope": "tool:new", "token_ttl": int64(1800)}},
+		"two updates of config": {"config",
+			func(m *mount) func() { return write(m, "config", data{"audience": "new"}) },
+			func(m *mount) func() { return write(m, "config", data{"max_ttl": "30m"}) }, data{"aud": "new", "token_ttl": int64(1800)}},
+		"a config write and a role that raises the bound": {"config",
+			func(m *mount) func() { return write(m, "config", data{"audience": "new"}) },
+			func(m *mount) func() { return write(m, "roles/r", data{"ttl": "5h"}) }, data{"aud": "new", "token_ttl": int64(18000)}},
+		"a role that raises the bound and a config write": {"role/r",
+			func(m *mount) func() { return write(m, "roles/r", data{"ttl": "5h"}) },
+			func(m *mount) func() { return write(m, "config", data{"audience": "new"}) }, data{"aud": "new", "token_ttl": int64(18000)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			m.b = m.newBackend() // cold
+			m.during(c.key, c.first(m), c.second(m))
+			for range 2 { // from the caches, and from storage
+				got := data{}
+				resp := m.ok(logical.ReadOperation, "creds/r", nil)
+				for k := range c.want {
+					got[k] = resp.Data[k]
+				}
+				if diff := cmp.Diff(c.want, got); diff != "" {
+					t.Errorf("a mint afterwards (-want +got):\n%s", diff)
+				}
+				m.b = m.newBackend()
+			}
+			if ttl, ok := c.want["token_ttl"].(int64); ok && ttl > 3600 {
+				if want := fmt.Sprintf(`"longest_ttl":%d`, ttl*int64(time.Second)); !strings.Contains(m.storage.dump(t)["config"], want) {
+					t.Errorf("config has no %s: %s", want, m.storage.dump(t)["config"])
+				}
+			}
+		})
+	}
+}
+
+// A write that failed may have been carried out: the next request reads anew.
+func TestAfterAFailedWriteStorageDecides(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		m := configured(t, nil, nil)
+		m.ok(logical.ReadOperation, "creds/r", nil) // warm
+		m.storage.late = late
+		m.storage.fail = "put role/r"
+		m.failed(logical.UpdateOperation, "roles/r", data{"tools": "new"}, `write role "r": disk on fire`)
+		m.storage.fail = "put config"
+		m.failed(logical.UpdateOperation, "config", data{"audience": "new"}, "write config: disk on fire")
+		m.storage.fail = ""
+		want := data{"scope": "tool:web_search", "aud": "ati-proxy"}
+		if late {
+			want = data{"scope": "tool:new", "aud": "new"}
+		}
+		resp := m.ok(logical.ReadOperation, "creds/r", nil)
+		if diff := cmp.Diff(want, data{"scope": resp.Data["scope"], "aud": resp.Data["aud"]}); diff != "" {
+			t.Errorf("carried out %v: a mint afterwards (-want +got):\n%s", late, diff)
+		}
+	}
+}
+
+// The role cache is bounded: 10,000 roles stay in it, and with one more the
+// one that was used the longest time ago is read again.
+func TestTheRoleCacheIsBounded(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	storage := manyRoles{m.storage}
+	reads := func(role int) int64 {
+		before := m.storage.calls.Load()
+		resp, err := m.b.HandleRequest(t.Context(), &logical.Request{ID: testID, Operation: logical.ReadOperation, Path: fmt.Sprintf("creds/r%d", role), Storage: storage, DisplayName: "token"})
+		if err != nil || resp.IsError() {
+			t.Fatal(err, resp.Error())
+		}
+		return m.storage.calls.Load() - before
+	}
+	for i := range 10_000 {
+		if got := reads(i); got != 1 {
+			t.Fatalf("the first mint of role %d did %d reads", i, got)
+		}
+	}
+	for i := range 10_000 {
+		if got := reads(i); got != 0 {
+			t.Fatalf("the second mint of role %d did %d reads", i, got)
+		}
+	}
+	if got := []int64{reads(10_000), reads(1), reads(0)}; !cmp.Equal(got, []int64{1, 0, 1}) {
+		t.Errorf("reads for one role more, for one in the cache, for the oldest: %v", got)
+	}
+}
+
+// The promise: a failed call for the mount's maximum is no mistake of the
+// user's, and isn't remembered. (The SDK answers 0 for one.)
+func TestAnUnknownMountMaximumIsAnError(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.b = m.newBackend()
+	m.system.MaxLeaseTTLVal = 0
+	const want = "the mount's maximum TTL is not known: Vault did not answer"
+	m.failed(logical.ReadOperation, "creds/r", nil, want)
+	m.failed(logical.UpdateOperation, "roles/r", data{"ttl": "5m"}, want)
+	m.failed(logical.CreateOperation, "roles/new", data{"tools": "x"}, want)
+	m.system.MaxLeaseTTLVal = time.Hour
+	m.ok(logical.ReadOperation, "creds/r", nil)
 }
 
 // The promise: trouble with storage is a 500 that says what failed, and leaves

@@ -7,7 +7,10 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-type Backend = backend
+type (
+	Backend   = backend
+	HexSecret = hexSecret
+)
 
 // NewWithClock is Factory with a clock that the test sets.
 func NewWithClock(ctx context.Context, conf *logical.BackendConfig, now func() time.Time) (*Backend, error) {

@@ -113,7 +113,7 @@ func listField(d *framework.FieldData, name string) ([]string, bool, error) {
 	if !ok {
 		return nil, false, nil
 	}
-	items, err := stringItems(name, raw, ",")
+	items, err := stringItems(name, raw)
 	if err != nil {
 		return nil, false, err
 	}
@@ -125,17 +125,14 @@ func listField(d *framework.FieldData, name string) ([]string, bool, error) {
 
 // stringItems reads a list as Vault's HTTP API, its CLI and its query strings
 // give it.
-func stringItems(name string, raw any, separator string) ([]string, error) {
+func stringItems(name string, raw any) ([]string, error) {
 	items := []string{}
 	switch v := raw.(type) {
 	case string:
 		if strings.Trim(v, asciiBlanks) == "" {
 			return items, nil
 		}
-		if separator == "" {
-			return []string{strings.Trim(v, asciiBlanks)}, nil
-		}
-		for _, item := range strings.Split(v, separator) {
+		for _, item := range strings.Split(v, ",") {
 			items = append(items, strings.Trim(item, asciiBlanks))
 		}
 	case []string:
@@ -177,7 +174,10 @@ func rateField(d *framework.FieldData, name string) (map[string]string, bool, er
 			rates[key] = value
 		}
 	default:
-		items, err := stringItems(name, raw, "")
+		if one, ok := raw.(string); ok {
+			raw = []string{strings.Trim(one, asciiBlanks)} // no list: a pattern may have a comma in it
+		}
+		items, err := stringItems(name, raw)
 		if err != nil {
 			return nil, false, fmt.Errorf(`%s must be a map, or items such as "tool:github:*=10/hour"`, name)
 		}

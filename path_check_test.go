@@ -58,6 +58,8 @@ func TestCheckTellsWhatARoleOpens(t *testing.T) {
 		"a pattern":           {data{"tool": "github:*"}, `tool "github:*": names one thing, without *`},
 		"everything":          {data{"scope": "*"}, `scope "*": names one thing, without *`},
 		"a name with a blank": {data{"tool": "a b"}, `tool "tool:a b": ` + patternForm},
+		"a skill as a tool":   {data{"tool": "skill:x"}, `tool "skill:x": ask for it with skill=`},
+		"a tool as a skill":   {data{"skill": "tool:x"}, `skill "tool:x": ask for it with tool=`},
 		"only a prefix":       {data{"skill": "skill:"}, `skill "skill:": names no skill`},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.ReadOperation, "check/r", c.data, c.want) })

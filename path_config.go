@@ -249,7 +249,8 @@ func newConfigEntry(remains configEntry, now time.Time) configEntry {
 	}
 }
 
-// apply sets the given fields, and judges the whole that they make.
+// apply sets the given fields, and judges the whole that they make: here the
+// key and the proxy that holds it.
 func (e *configEntry) apply(d *framework.FieldData) error {
 	key := e.Current
 	if given(d, "proxy_url") {
@@ -275,6 +276,11 @@ func (e *configEntry) apply(d *framework.FieldData) error {
 		}
 		key.Secret = secret
 	}
+	return e.applyClaims(d)
+}
+
+// applyClaims sets what goes into the tokens, and the ceiling over them.
+func (e *configEntry) applyClaims(d *framework.FieldData) error {
 	if given(d, "audience") {
 		e.Audience = d.Get("audience").(string)
 	}

@@ -97,6 +97,32 @@ func TestConfigWarnsOfClearText(t *testing.T) {
 			want = []string{fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", url)}
 		}
 		m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": url, "secret": testSecret}), want...)
+		m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
+		m.warnings(m.ok(logical.UpdateOperation, "config", data{"proxy_url": url}), want...)
+	}
+}
+
+func TestConfigWarnsOfACeilingThatLetsNoSkillPass(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.warnings(m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:*,skill:x-*,skill:y"}),
+		`allowed_scopes "skill:x-*" lets no skill pass: the proxy matches skills by their exact names`)
+}
+
+func TestConfigTakesTheLongestLegalForms(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	long := "9" + strings.Repeat("a", 127)
+	url := "https://ati.example.com/" + strings.Repeat("a", 2048-len("https://ati.example.com/"))
+	m.ok(logical.UpdateOperation, "config", data{"audience": long, "issuer": "a._:/@-9", "accepted_audiences": long, "proxy_url": url})
+	for _, u := range []string{"https://[::1]:8443/a~b/%20c+d=e,f;g!(h)", "http://localhost", "HTTPS://h:65535"} {
+		m.ok(logical.UpdateOperation, "config", data{"proxy_url": u})
+	}
+	const text = ": must be an http or https URL such as https://ati.example.com"
+	m.refused(logical.UpdateOperation, "config", data{"proxy_url": url + "a"}, fmt.Sprintf("proxy_url %q%s", url+"a", text))
+	for _, c := range "$&'\"`<>|\\^{}*" {
+		u := "https://h/a" + string(c)
+		m.refused(logical.UpdateOperation, "config", data{"proxy_url": u}, fmt.Sprintf("proxy_url %q%s", u, text))
 	}
 }
 
@@ -210,6 +236,10 @@ func TestDeletingConfigForgetsTheKeyAndNeverReusesItsVersion(t *testing.T) {
 	got := m.ok(logical.ReadOperation, "config", nil).Data
 	if got["key_version"] != 2 || got["audience"] != "ati-proxy" || got["max_ttl"] != int64(0) {
 		t.Errorf("the new config is %v, want version 2 and defaults", got)
+	}
+	creds := m.ok(logical.ReadOperation, "creds/r", nil)
+	if creds.Data["key_version"] != 2 || m.ok(logical.UpdateOperation, "validate", data{"token": creds.Data["token"]}).Data["key_version"] != 2 {
+		t.Errorf("a new token has key_version %v, want 2", creds.Data["key_version"])
 	}
 	want := data{"valid": false, "error": "signed by no key of this mount"}
 	if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", data{"token": token, "audience": "a"}).Data); diff != "" {

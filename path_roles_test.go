@@ -66,6 +66,18 @@ func TestARoleHasDefaultsAndAnUpdateChangesOnlyTheGivenFields(t *testing.T) {
 	}
 }
 
+// In an incident a role is disabled, whatever else was changed meanwhile. To
+// enable it, it has to fit again.
+func TestARoleCanBeDisabledUnderALoweredCeiling(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"ttl": "2h"})
+	m.ok(logical.UpdateOperation, "config", data{"max_ttl": "1h"})
+	m.refused(logical.UpdateOperation, "roles/r", data{"description": "x"}, "ttl 2h0m0s is longer than config's max_ttl 1h0m0s")
+	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": true})
+	m.refused(logical.UpdateOperation, "roles/r", data{"disabled": false}, "ttl 2h0m0s is longer than config's max_ttl 1h0m0s")
+	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false, "ttl": "1h"})
+}
+
 func TestRolesAreListedByCaseSensitiveNamesAndDeleted(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -98,6 +110,16 @@ func TestARolesDefaultTTLIsAnHourOrTheLowerMaximum(t *testing.T) {
 		"config's":         {2 * time.Hour, "30m", 1800},
 		"the mount's":      {20 * time.Minute, "30m", 1200},
 	} {
+		t.Run("unless max_ttl is lower still, "+name, func(t *testing.T) {
+			t.Parallel()
+			m := newMount(t)
+			m.system.MaxLeaseTTLVal = c.mount
+			m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret, "max_ttl": c.config})
+			m.ok(logical.CreateOperation, "roles/r", data{"tools": "x", "max_ttl": "10m"})
+			if got := m.ok(logical.ReadOperation, "roles/r", nil).Data["ttl"]; got != int64(600) {
+				t.Errorf("ttl is %v, want 600", got)
+			}
+		})
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := newMount(t)
@@ -175,26 +197,29 @@ func TestARoleRefuses(t *testing.T) {
 		want string
 	}
 	cases := map[string]c{
-		"nothing granted":                    {data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes"},
-		"an empty name":                      {data{"tools": "a,,b"}, `tools "": an item must not be empty`},
-		"a name that is only a prefix":       {data{"tools": "tool:"}, `tools "tool:": names no tool`},
-		"a number for a name":                {data{"tools": []any{7}}, "tools: item 1 is not a string"},
-		"a list in a list":                   {data{"tools": []any{[]any{"a"}}}, "Field validation failed: error converting input for field \"tools\": 1 error(s) decoding:\n\n* '[0]' expected type 'string', got unconvertible type '[]interface {}', value: '[a]'"},
-		"a skill among the tools":            {data{"tools": "skill:x"}, `tools "skill:x": belongs into skills`},
-		"a tool among the skills":            {data{"skills": "tool:x"}, `skills "tool:x": belongs into tools`},
-		"a skill *":                          {data{"skills": "*"}, `skills "*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
-		"a skill skill:*":              {data{"skills": "skill:*"}, `skills "skill:*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
-		"skill:* as a scope":                 {data{"scopes": "skill:*"}, `scopes "skill:*": opens nothing at the proxy; for every skill and every tool, use the scope "*"`},
-		"t* as a scope":                      {data{"scopes": "t*"}, `scopes "t*": ` + starColon},
-		"** as a scope":                      {data{"scopes": "**"}, `scopes "**": ` + starColon},
-		"a * in the middle":                  {data{"tools": "a*b"}, `tools "tool:a*b": ` + starMiddle},
-		"two *":                              {data{"tools": "a**"}, `tools "tool:a**": ` + starMiddle},
-		"a long tool":                        {data{"tools": long}, fmt.Sprintf("tools %q: %s", "tool:"+long, patternForm)},
-		"a long skill":                       {data{"skills": long[:129]}, fmt.Sprintf("skills %q: %s", "skill:"+long[:129], skillForm)},
-		"a skill with characters of a scope": {data{"skills": "a=b"}, `skills "skill:a=b": ` + skillForm},
-		"ten thousand names":                 {data{"tools": many}, "tools has 10000 items; at most 500 are allowed"},
-		"501 rates":                          {data{"rate": ratesOf(501)}, "rate has 501 items; at most 500 are allowed"},
-		"a token over 8 KB":                  {data{"tools": big}, "a token of this role has 19924 bytes; at most 8192 are allowed: grant less, or use patterns"},
+		"nothing granted":                      {data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes"},
+		"an empty name":                        {data{"tools": "a,,b"}, `tools "": an item must not be empty`},
+		"a name that is only a prefix":         {data{"tools": "tool:"}, `tools "tool:": names no tool`},
+		"a number for a name":                  {data{"tools": []any{7}}, "tools: item 1 is not a string"},
+		"a list in a list":                     {data{"tools": []any{[]any{"a"}}}, "Field validation failed: error converting input for field \"tools\": 1 error(s) decoding:\n\n* '[0]' expected type 'string', got unconvertible type '[]interface {}', value: '[a]'"},
+		"a skill among the tools":              {data{"tools": "skill:x"}, `tools "skill:x": belongs into skills`},
+		"a tool among the skills":              {data{"skills": "tool:x"}, `skills "tool:x": belongs into tools`},
+		"a skill *":                            {data{"skills": "*"}, `skills "*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
+		"a skill skill:*":                      {data{"skills": "skill:*"}, `skills "skill:*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
+		"skill:* as a scope":                   {data{"scopes": "skill:*"}, `scopes "skill:*": opens nothing at the proxy; for every skill and every tool, use the scope "*"`},
+		"t* as a scope":                        {data{"scopes": "t*"}, `scopes "t*": ` + starColon},
+		"** as a scope":                        {data{"scopes": "**"}, `scopes "**": ` + starColon},
+		"a * in the middle":                    {data{"tools": "a*b"}, `tools "tool:a*b": ` + starMiddle},
+		"two *":                                {data{"tools": "a**"}, `tools "tool:a**": ` + starMiddle},
+		"a long tool":                          {data{"tools": long}, fmt.Sprintf("tools %q: %s", "tool:"+long, patternForm)},
+		"a long skill":                         {data{"skills": long[:129]}, fmt.Sprintf("skills %q: %s", "skill:"+long[:129], skillForm)},
+		"a skill with characters of a scope":   {data{"skills": "a=b"}, `skills "skill:a=b": ` + skillForm},
+		"ten thousand names":                   {data{"tools": many}, "tools has 10000 items; at most 500 are allowed"},
+		"500 rates, for their size":            {data{"rate": ratesOf(500)}, "a token of this role has 12224 bytes; at most 8192 are allowed: grant less, or use patterns"},
+		"a template that can only be too long": {data{"job_id": strings.Repeat("a", 93) + "{{jti}}"}, fmt.Sprintf(`job_id "%s{{jti}}": renders to ids such as "%s00000000-0000-0000-0000-000000000000"; %s`, strings.Repeat("a", 93), strings.Repeat("a", 93), idFormText)},
+		"a glob of 129 characters":             {data{"allowed_agent_ids": strings.Repeat("a", 129)}, fmt.Sprintf("allowed_agent_ids %q: %s", strings.Repeat("a", 129), globFormText)},
+		"501 rates":                            {data{"rate": ratesOf(501)}, "rate has 501 items; at most 500 are allowed"},
+		"a token over 8 KB":                    {data{"tools": big}, "a token of this role has 19924 bytes; at most 8192 are allowed: grant less, or use patterns"},
 
 		"an unknown unit":             {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
 		"a fraction":                  {data{"rate": data{"*": "1.5/s"}}, `rate of "*": "1.5/s": ` + rateFormText},
@@ -323,6 +348,10 @@ func TestARoleTakesAllLegalForms(t *testing.T) {
 		"one rate of the CLI":     {data{"rate": "tool:web_search=0/day"}, data{"rate": map[string]string{"tool:web_search": "0/day"}}},
 		"the largest rate":        {data{"rate": data{"*": "999999999/second"}}, data{"rate": map[string]string{"*": "999999999/second"}}},
 		"a ttl of a second":       {data{"ttl": "1s"}, data{"ttl": int64(1)}},
+		"a ttl of max_ttl":        {data{"ttl": "2h", "max_ttl": "2h"}, data{"ttl": int64(7200), "max_ttl": int64(7200)}},
+		"ids of 128 characters":   {data{"subject": "9" + strings.Repeat("a", 127), "job_id": strings.Repeat("a", 92) + "{{jti}}"}, data{"subject": "9" + strings.Repeat("a", 127), "job_id": strings.Repeat("a", 92) + "{{jti}}"}},
+		"a glob of 128":           {data{"allowed_job_ids": strings.Repeat("*", 128)}, data{"allowed_job_ids": []string{strings.Repeat("*", 128)}}},
+		"values joined by a jti":  {data{"job_id": "{{identity.entity.name}}{{jti}}{{identity.entity.id}}"}, data{"job_id": "{{identity.entity.name}}{{jti}}{{identity.entity.id}}"}},
 		"a ttl in days":           {data{"ttl": "1d"}, data{"ttl": int64(86400)}},
 		"a plain subject":         {data{"subject": "9:a/b@c+d=e-f_g.h"}, data{"subject": "9:a/b@c+d=e-f_g.h"}},
 		"an alias' metadata":      {data{"subject": "{{identity.entity.aliases.auth_approle_1.metadata.role_name}}"}, data{"subject": "{{identity.entity.aliases.auth_approle_1.metadata.role_name}}"}},
@@ -365,6 +394,11 @@ func TestARoleWarns(t *testing.T) {
 		"of names before 0.2.0":                         {data{"tools": "github__*"}, []string{`scope "tool:github__*" opens no tool of a provider on a proxy since ati 0.2.0, which calls them "tool:github:*"`}},
 		"of a tool before 0.2.0":                        {data{"tools": "github__search"}, []string{`scope "tool:github__search" opens no tool of a provider on a proxy since ati 0.2.0, which calls them "tool:github:search"`}},
 		"of a provider's alias":                         {data{"tools": "git_hub_*"}, []string{`scope "tool:git_hub_*" opens also what "tool:git_hub:*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
+		"of part of a provider":                         {data{"tools": "git_sea*"}, []string{`scope "tool:git_sea*" opens also what "tool:git:sea*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
+		"nothing about names with a colon":              {data{"tools": "a:b__c,a:b_*,__x,_*"}, nil},
+		"of a rate whose alias is looser":               {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "*": "11/hour", "tool:p_*": "1/min"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
+		"nothing where another rate is as tight":        {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "tool:*": "10/h"}}, nil},
+		"of a rate beside skills and help":              {data{"tools": "", "skills": "x", "scopes": "help", "rate": data{"tool:x": "1/s"}}, []string{`rate "tool:x" limits nothing that this role grants`}},
 		"of a skill's wildcard":                         {data{"skills": "research-*"}, []string{`scope "skill:research-*" opens nothing: the proxy matches skills by their exact names`}},
 		"of an idle rate":                               {data{"rate": data{"tool:other": "1/s"}}, []string{`rate "tool:other" limits nothing that this role grants`}},
 		"of an idle rate's pattern":                     {data{"rate": data{"tool:webs*": "1/s"}}, []string{`rate "tool:webs*" limits nothing that this role grants`}},

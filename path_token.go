@@ -22,7 +22,7 @@ const (
 )
 
 func pathCreds(b *backend) []*framework.Path {
-	response := framework.Response{Description: "A token; with format=env, the sandbox's environment", Fields: credsResponse()}
+	response := framework.Response{Description: "A token; with format=env, the sandbox's environment", Fields: credsFields()}
 	return []*framework.Path{{
 		Pattern: "creds/" + framework.GenericNameRegex(nameField),
 		Fields: map[string]*framework.FieldSchema{
@@ -82,7 +82,7 @@ func pathCreds(b *backend) []*framework.Path {
 	}}
 }
 
-func credsResponse() map[string]*framework.FieldSchema {
+func credsFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		"token":             {Type: framework.TypeString, Description: "The session token, a JWT.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
 		"jti":               {Type: framework.TypeString, Description: "Id of the token (claim jti), and of this request in Vault's audit log."},
@@ -153,16 +153,9 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	who := caller{entityID: req.EntityID, displayName: req.DisplayName}
-	if asksIdentity := r.identityAsked(p); asksIdentity != "" && req.EntityID != "" {
-		if who.entity, err = b.System().EntityInfo(req.EntityID); err != nil {
-			return nil, fmt.Errorf("look up entity %s: %w", req.EntityID, err)
-		}
-		if asksIdentity == identityGroups {
-			if who.groups, err = b.System().GroupsForEntity(req.EntityID); err != nil {
-				return nil, fmt.Errorf("look up the groups of entity %s: %w", req.EntityID, err)
-			}
-		}
+	who, err := b.lookUpCaller(req, r.identityAsked(p))
+	if err != nil {
+		return nil, err
 	}
 	mountMax, err := b.recentMountMaxTTL()
 	if err != nil {
@@ -182,6 +175,30 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	if len(token) > warnTokenBytes {
 		warnings = append(warnings, fmt.Sprintf("the token has %d bytes; over %d some HTTP servers refuse the request", len(token), warnTokenBytes))
 	}
+	resp := b.credsResponse(cfg, r, p, claims, token)
+	resp.Warnings = warnings
+	return resp, nil
+}
+
+// lookUpCaller asks Vault's identity system for what the templates need.
+func (b *backend) lookUpCaller(req *logical.Request, asked string) (who caller, err error) {
+	who = caller{entityID: req.EntityID, displayName: req.DisplayName}
+	if asked == "" || req.EntityID == "" {
+		return who, nil
+	}
+	if who.entity, err = b.System().EntityInfo(req.EntityID); err != nil {
+		return who, fmt.Errorf("look up entity %s: %w", req.EntityID, err)
+	}
+	if asked == identityGroups {
+		if who.groups, err = b.System().GroupsForEntity(req.EntityID); err != nil {
+			return who, fmt.Errorf("look up the groups of entity %s: %w", req.EntityID, err)
+		}
+	}
+	return who, nil
+}
+
+// credsResponse is the answer with a token, as a lease where the role has it so.
+func (b *backend) credsResponse(cfg *config, r *role, p *credsParams, claims *ati.Claims, token string) *logical.Response {
 	ttl := time.Duration(claims.ExpiresAt-claims.IssuedAt) * time.Second
 	data := map[string]any{
 		"token":       token,
@@ -197,16 +214,15 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	if p.format == formatEnv {
 		data = map[string]any{ati.EnvProxyURL: cfg.Current.ProxyURL, ati.EnvSessionToken: token}
 	}
-	resp := &logical.Response{Data: data}
-	if r.GenerateLease {
-		resp = b.Secret(secretTokenType).Response(data, map[string]any{"jti": claims.ID})
-		// Vault starts the lease after iat, which is cut to the second: a second
-		// less, so that it doesn't outlive the token.
-		lease := max(ttl-time.Second, time.Second)
-		resp.Secret.TTL, resp.Secret.MaxTTL = lease, lease
+	if !r.GenerateLease {
+		return &logical.Response{Data: data}
 	}
-	resp.Warnings = warnings
-	return resp, nil
+	resp := b.Secret(secretTokenType).Response(data, map[string]any{"jti": claims.ID})
+	// Vault starts the lease after iat, which is cut to the second: a second
+	// less, so that it doesn't outlive the token.
+	lease := max(ttl-time.Second, time.Second)
+	resp.Secret.TTL, resp.Secret.MaxTTL = lease, lease
+	return resp
 }
 
 func parseCredsParams(d *framework.FieldData) (*credsParams, error) {

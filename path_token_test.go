@@ -170,6 +170,7 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 		"empty metadata":                 {"x:{{identity.entity.metadata.k}}", meta(""), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity},
 		"a colon in a value":             {"x:{{identity.entity.metadata.k}}", meta("a:b"), `subject: {{identity.entity.metadata.k}} is "a:b" for entity ` + testEntity + joined},
 		"a slash in a value":             {"x:{{identity.entity.metadata.k}}", meta("a/b"), `subject: {{identity.entity.metadata.k}} is "a/b" for entity ` + testEntity + joined},
+		"an equals sign in a value":      {"x:{{identity.entity.metadata.k}}", meta("a=b"), `subject: {{identity.entity.metadata.k}} is "a=b" for entity ` + testEntity + joined},
 		"a star in a value":              {"x:{{identity.entity.metadata.k}}", meta("*"), `subject: {{identity.entity.metadata.k}} is "*" for entity ` + testEntity + joined},
 		"a blank in a value":             {"x:{{identity.entity.metadata.k}}", meta("a b"), `subject: {{identity.entity.metadata.k}} is "a b" for entity ` + testEntity + joined},
 		"a blank in the whole":           {"{{identity.entity.metadata.k}}", meta("a b"), `subject "a b": ` + idFormText},
@@ -210,6 +211,19 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 		m.system.entityErr = errors.New("no leader")
 		m.failed(logical.ReadOperation, "creds/r", nil, "look up entity "+testEntity+": no leader")
 	})
+	t.Run("groups that can't be looked up", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, data{"subject": "{{identity.groups.names.ops.id}}"})
+		m.entity(nil)
+		m.system.groupErr = errors.New("no leader")
+		m.failed(logical.ReadOperation, "creds/r", nil, "look up the groups of entity "+testEntity+": no leader")
+	})
+	t.Run("an entity id that is no id", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, nil)
+		m.entityID = "a b"
+		m.refused(logical.ReadOperation, "creds/r", nil, `entity id "a b": `+idFormText)
+	})
 	t.Run("a request without an id", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
@@ -220,6 +234,33 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 	})
 }
 
+// Each of the three templates is rendered, whichever others there are and
+// whatever of the identity system they need.
+func TestTemplatesTogether(t *testing.T) {
+	t.Parallel()
+	const group, entity = "{{identity.groups.names.ops.id}}", "{{identity.entity.name}}"
+	for _, c := range []struct {
+		subject, job, sandbox string
+		want                  [3]string
+		groups                int64
+	}{
+		{"plain", "", entity, [3]string{"plain", "", "alice"}, 0},
+		{group, entity, "", [3]string{"g1", "alice", ""}, 1},
+		{entity, group, "box", [3]string{"alice", "g1", "box"}, 1},
+		{"", entity, group, [3]string{testEntity, "alice", "g1"}, 1},
+	} {
+		m := configured(t, nil, data{"subject": c.subject, "job_id": c.job, "sandbox_id": c.sandbox})
+		m.entity(&logical.Entity{Name: "alice"}, &logical.Group{ID: "g1", Name: "ops"})
+		got := m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
+		if ids := [3]string{got.Subject, got.JobID, got.SandboxID}; ids != c.want {
+			t.Errorf("%+v: got %q", c, ids)
+		}
+		if calls := m.system.entityCalls.Load(); calls != 1 || m.system.groupCalls.Load() != c.groups {
+			t.Errorf("%+v: %d and %d look-ups", c, calls, m.system.groupCalls.Load())
+		}
+	}
+}
+
 func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 	t.Parallel()
 	role := data{
@@ -228,7 +269,7 @@ func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 	}
 	m := configured(t, nil, role)
 	// What is chosen is not rendered: nothing is asked of a missing identity.
-	for _, agent := range []string{"sandbox:1", "sandbox:", "exact", "any-end"} {
+	for _, agent := range []string{"sandbox:1", "sandbox:", "exact", "any-end", "sandbox:" + strings.Repeat("9", 120)} {
 		c := m.claims(m.ok(logical.ReadOperation, "creds/r", data{"agent_id": agent, "job_id": "job-7", "sandbox_id": "a/b"}))
 		if got, want := []string{c.Subject, c.JobID, c.SandboxID}, []string{agent, "job-7", "a/b"}; !cmp.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
@@ -462,6 +503,71 @@ func TestADisabledRoleMintsNothingAndStays(t *testing.T) {
 	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
 	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false})
 	m.ok(logical.ReadOperation, "creds/r", nil)
+}
+
+// Where warning and refusal begin, to the byte: the next longer tool is one or
+// two characters of base64 more.
+func TestTokenSizeBoundaries(t *testing.T) {
+	t.Parallel()
+	tools := func(n int) data { // a list with n characters in its names
+		items := []any{}
+		for ; n > 200; n -= 200 {
+			items = append(items, fmt.Sprintf("p:%0198d", len(items)))
+		}
+		return data{"tools": append(items, "p:"+strings.Repeat("x", n))}
+	}
+	size := func(text string) int {
+		var n int
+		if i := strings.Index(text, " has "); i >= 0 {
+			_, _ = fmt.Sscanf(text[i:], " has %d bytes", &n)
+		}
+		return n
+	}
+	for path, m := range map[string]*mount{"creds/r": configured(t, nil, data{"tools": "p:*"}), "roles/r": configured(t, nil, nil)} {
+		warned, lastWarned, refusedAt := 0, 0, 0
+		for n := 2600; refusedAt == 0 && n < 6500; n++ {
+			resp, err := m.request(logical.UpdateOperation, path, tools(n))
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case resp.IsError():
+				refusedAt = size(resp.Error().Error())
+			case resp != nil && len(resp.Warnings) > 0:
+				lastWarned = size(resp.Warnings[0])
+				if warned == 0 {
+					warned = lastWarned
+				}
+			}
+		}
+		for what, got := range map[string][3]int{"first warned": {warned, 4097, 4098}, "last allowed": {lastWarned, 8191, 8192}, "first refused": {refusedAt, 8193, 8194}} {
+			if got[0] < got[1] || got[0] > got[2] {
+				t.Errorf("%s: %s at %d bytes, want %d or %d", path, what, got[0], got[1], got[2])
+			}
+		}
+	}
+	// A role's rates and ids count too.
+	m := configured(t, nil, nil)
+	bare := size(m.roleSize(nil))
+	for field, value := range map[string]any{"rate": data{"tool:web_search": "1/s"}, "job_id": "{{jti}}", "sandbox_id": "box", "subject": strings.Repeat("s", 100)} {
+		if got := size(m.roleSize(data{field: value})); got <= bare {
+			t.Errorf("with %s a token has %d bytes, and %d without", field, got, bare)
+		}
+	}
+}
+
+// roleSize is the warning about the size of a role that is just large enough.
+func (m *mount) roleSize(d data) string {
+	m.t.Helper()
+	role := data{}
+	items := []any{"web_search"}
+	for i := range 14 {
+		items = append(items, fmt.Sprintf("p:%0198d", i))
+	}
+	role["tools"] = items
+	maps.Copy(role, d)
+	resp := m.ok(logical.CreateOperation, "roles/size", role)
+	m.ok(logical.DeleteOperation, "roles/size", nil)
+	return resp.Warnings[len(resp.Warnings)-1]
 }
 
 func TestTokenSizeIsBoundedAtTheMint(t *testing.T) {

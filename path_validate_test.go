@@ -27,6 +27,16 @@ func TestValidateAnswersWithTheClaimsOfAValidToken(t *testing.T) {
 			t.Errorf("answer (-want +got):\n%s", diff)
 		}
 	}
+	// Without audience=, each of config's is accepted.
+	m.ok(logical.UpdateOperation, "config", data{"accepted_audiences": "x,mcp"})
+	m.ok(logical.UpdateOperation, "roles/r", data{"audience": "mcp"})
+	other := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
+	if got := m.ok(logical.UpdateOperation, "validate", data{"token": other}).Data; got["valid"] != true || got["aud"] != "mcp" {
+		t.Errorf("a token for an accepted audience: %v", got)
+	}
+	if got := m.ok(logical.UpdateOperation, "inspect", data{"token": other}).Data["exp"]; got != int64(1_800_003_600) {
+		t.Errorf("inspect has exp as %T %v", got, got)
+	}
 	// The claims that a token may lack are left out.
 	key, err := ati.ParseSecret(testSecret)
 	if err != nil {

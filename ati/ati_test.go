@@ -109,6 +109,11 @@ func TestValidateTokenIsAsStrictAsProxyAndClientTogether(t *testing.T) {
 		"alg twice":                       {`{"alg":"HS256","alg":"HS256"}`, `{` + goodClaims + `}`, `malformed token: header: "alg" is given twice`},
 		"a kid that is null":              {`{"alg":"HS256","kid":null}`, `{` + goodClaims + `}`, `malformed token: header: "kid": must be a string`},
 		"a typ that is a number":          {`{"alg":"HS256","typ":1}`, `{` + goodClaims + `}`, `malformed token: header: "typ": must be a string`},
+		"a cty that is a number":          {`{"alg":"HS256","cty":1}`, `{` + goodClaims + `}`, `malformed token: header: "cty": must be a string`},
+		"a jku that is a number":          {`{"alg":"HS256","jku":1}`, `{` + goodClaims + `}`, `malformed token: header: "jku": must be a string`},
+		"an x5u that is a number":         {`{"alg":"HS256","x5u":1}`, `{` + goodClaims + `}`, `malformed token: header: "x5u": must be a string`},
+		"an x5t that is a number":         {`{"alg":"HS256","x5t":1}`, `{` + goodClaims + `}`, `malformed token: header: "x5t": must be a string`},
+		"an x5t#S256 of a number":         {`{"alg":"HS256","x5t#S256":1}`, `{` + goodClaims + `}`, `malformed token: header: "x5t#S256": must be a string`},
 		"b64 false":                       {`{"alg":"HS256","b64":false}`, `{` + goodClaims + `}`, `malformed token: header: "b64": must be true`},
 		"crit":                            {`{"alg":"HS256","crit":["b64"],"b64":true}`, `{` + goodClaims + `}`, `malformed token: header: "crit": critical extensions are not understood`},
 		"a key in the header (stricter)":  {`{"alg":"HS256","jwk":{}}`, `{` + goodClaims + `}`, `malformed token: header: "jwk": a key in the token is not accepted`},
@@ -342,6 +347,17 @@ func TestIssueTokenHasAtiClientsDefaults(t *testing.T) {
 	if got := c.Scopes(); !cmp.Equal(got, []string{"help"}) {
 		t.Errorf("scopes %q", got)
 	}
+	token, err = ati.IssueToken(key, ati.IssueRequest{Subject: "a", ID: "x", JobID: "j", SandboxID: "s", TTL: -5 * time.Second, IssuedAt: clock()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = ati.ValidateToken(token, key, ati.WithTime(clock)); err != nil {
+		t.Fatal(err)
+	}
+	want = &ati.Claims{Subject: "a", Audience: "ati-proxy", IssuedAt: now, ExpiresAt: now - 5, Issuer: "ati-orchestrator", ID: "x", ATI: &ati.Namespace{Version: 1}, JobID: "j", SandboxID: "s"}
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Errorf("claims (-want +got):\n%s", diff)
+	}
 	if _, err := ati.IssueToken(key, ati.IssueRequest{TTL: 1500 * time.Millisecond}); err == nil || err.Error() != "issue token: the TTL 1.5s is not a whole number of seconds" {
 		t.Errorf("half a second: %v", err)
 	}
@@ -403,22 +419,24 @@ func TestInspectTokenReadsWhatTheClientReads(t *testing.T) {
 		want  m
 		err   string
 	}{
-		"ES256":               {token(`{"alg":"ES256","kid":"1"}`, `{"sub":"a"}`), defaults(nil), ""},
-		"no alg":              {token(`{}`, `{"sub":"a"}`), defaults(nil), ""},
-		"claims of any type":  {token(`{}`, `{"sub":null,"exp":null,"iat":1.5,"aud":[1],"jti":7,"x":1}`), m{"sub": nil, "exp": nil, "iat": json.Number("1.5"), "aud": []any{json.Number("1")}, "jti": json.Number("7"), "scope": ""}, ""},
-		"nulls that are none": {token(`{}`, `{"sub":"a","iss":null,"jti":null,"ati":null}`), defaults(nil), ""},
-		"an empty ati":        {token(`{}`, `{"sub":"a","ati":{}}`), defaults(nil), ""},
-		"an ati without v":    {token(`{}`, `{"sub":"a","ati":{"rate":{"*":"1/s"}}}`), defaults(m{"ati": m{"v": json.Number("1"), "rate": m{"*": "1/s"}}}), ""},
-		"an ati without rate": {token(`{}`, `{"sub":"a","ati":{"v":2,"rate":{}}}`), defaults(m{"ati": m{"v": json.Number("2")}}), ""},
-		"an ati of a list":    {token(`{}`, `{"sub":"a","ati":[1]}`), nil, `claim "ati" must be a JSON object`},
-		"no sub":              {token(`{}`, `{}`), nil, `claim "sub" is missing`},
-		"a kid of null":       {token(`{"kid":null}`, `{"sub":"a"}`), nil, `header: "kid" must be a string`},
-		"crit":                {token(`{"crit":[]}`, `{"sub":"a"}`), nil, "header: critical extensions are not understood"},
-		"a header of a list":  {token(`[]`, `{"sub":"a"}`), nil, "header: must be a JSON object"},
-		"a payload of a list": {token(`{}`, `[]`), nil, "payload: must be a JSON object"},
-		"broken UTF-8":        {token(`{}`, "{\"sub\":\"\xff\"}"), nil, "payload: is not JSON that can be read"},
-		"deep nesting":        {token(`{}`, `{"sub":"a","x":`+strings.Repeat("[", 200)+strings.Repeat("]", 200)+`}`), nil, "payload: is not JSON that can be read"},
-		"nothing":             {"", nil, "it has 0 dots, not 2"},
+		"ES256":                       {token(`{"alg":"ES256","kid":"1"}`, `{"sub":"a"}`), defaults(nil), ""},
+		"no alg":                      {token(`{}`, `{"sub":"a"}`), defaults(nil), ""},
+		"claims of any type":          {token(`{}`, `{"sub":null,"exp":null,"iat":1.5,"aud":[1],"jti":7,"x":1}`), m{"sub": nil, "exp": nil, "iat": json.Number("1.5"), "aud": []any{json.Number("1")}, "jti": json.Number("7"), "scope": ""}, ""},
+		"nulls that are none":         {token(`{}`, `{"sub":"a","iss":null,"jti":null,"ati":null}`), defaults(nil), ""},
+		"an empty ati":                {token(`{}`, `{"sub":"a","ati":{}}`), defaults(nil), ""},
+		"an ati without v":            {token(`{}`, `{"sub":"a","ati":{"rate":{"*":"1/s"}}}`), defaults(m{"ati": m{"v": json.Number("1"), "rate": m{"*": "1/s"}}}), ""},
+		"an ati without rate":         {token(`{}`, `{"sub":"a","ati":{"v":2,"rate":{}}}`), defaults(m{"ati": m{"v": json.Number("2")}}), ""},
+		"an ati of a list":            {token(`{}`, `{"sub":"a","ati":[1]}`), nil, `claim "ati" must be a JSON object`},
+		"no sub":                      {token(`{}`, `{}`), nil, `claim "sub" is missing`},
+		"a kid of null":               {token(`{"kid":null}`, `{"sub":"a"}`), nil, `header: "kid" must be a string`},
+		"crit":                        {token(`{"crit":[]}`, `{"sub":"a"}`), nil, "header: critical extensions are not understood"},
+		"a header of a list":          {token(`[]`, `{"sub":"a"}`), nil, "header: must be a JSON object"},
+		"a payload of a list":         {token(`{}`, `[]`), nil, "payload: must be a JSON object"},
+		"broken UTF-8":                {token(`{}`, "{\"sub\":\"\xff\"}"), nil, "payload: is not JSON that can be read"},
+		"deep nesting":                {token(`{}`, `{"sub":"a","x":`+strings.Repeat("[", 200)+strings.Repeat("]", 200)+`}`), nil, "payload: is not JSON that can be read"},
+		"padding where it is due":     {base64.URLEncoding.EncodeToString([]byte(`{"a":1}`)) + "." + base64.URLEncoding.EncodeToString([]byte(`{"sub":"a"}`)) + ".", defaults(nil), ""},
+		"padding where it is not due": {base64.RawURLEncoding.EncodeToString([]byte(`{"a":1}`)) + "=." + base64.URLEncoding.EncodeToString([]byte(`{"sub":"a"}`)) + ".", nil, "segment 1 is not base64url without padding"},
+		"nothing":                     {"", nil, "it has 0 dots, not 2"},
 	} {
 		got, err := ati.InspectToken(c.token)
 		if c.err != "" {

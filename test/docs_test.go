@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -118,29 +119,32 @@ func TestREADME(t *testing.T) {
 	}
 	team, orchestrator, sandbox := login("team", "ati-security-team"), login("orchestrator", "ati-orchestrator"), login("box1", "ati-sandbox")
 	s.nameEntities()
-	for _, c := range []struct {
-		row, method, path string
-		data              data
-		want              [3]int
-	}{
-		{"read config", "GET", "ati/config", nil, [3]int{200, 403, 403}},
-		{"write config", "PUT", "ati/config", data{"issuer": "ati-orchestrator"}, [3]int{204, 403, 403}},
-		{"list roles", "LIST", "ati/roles", nil, [3]int{200, 403, 403}},
-		{"read a role", "GET", "ati/roles/researcher", nil, [3]int{200, 403, 403}},
-		{"write a role", "PUT", "ati/roles/researcher", data{"ttl": "2h"}, [3]int{204, 403, 403}},
-		{"delete a role", "DELETE", "ati/roles/nobody", nil, [3]int{204, 403, 403}},
-		{"mint for researcher", "GET", "ati/creds/researcher", nil, [3]int{403, 200, 403}},
-		{"mint for researcher, narrowed", "PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}, [3]int{403, 200, 403}},
-		{"mint for researcher more than it grants", "PUT", "ati/creds/researcher", data{"tools": "*"}, [3]int{403, 400, 403}},
-		{"mint for sandbox", "GET", "ati/creds/sandbox", nil, [3]int{403, 403, 200}},
-		{"mint for sandbox as another agent", "GET", "ati/creds/sandbox?agent_id=sandbox:2", nil, [3]int{403, 403, 400}},
-		{"check", "GET", "ati/check/researcher?tool=x", nil, [3]int{200, 403, 403}},
-		{"validate", "PUT", "ati/validate", data{"token": "x"}, [3]int{200, 403, 403}},
-		{"inspect", "PUT", "ati/inspect", data{"token": "x"}, [3]int{200, 403, 403}},
-	} {
-		got := [3]int{s.request(team, c.method, c.path, c.data), s.request(orchestrator, c.method, c.path, c.data), s.request(sandbox, c.method, c.path, c.data)}
-		if got != c.want {
-			t.Errorf("%s: team, orchestrator, sandbox get %v, want %v", c.row, got, c.want)
+	// The table's rows, and the requests that each of them stands for.
+	requests := map[string][]request{
+		"read or write `ati/config`":                 {{"GET", "ati/config", nil}, {"PUT", "ati/config", data{"issuer": "ati-orchestrator"}}},
+		"list, read or write `ati/roles`":            {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}, {"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
+		"mint for `researcher`":                      {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}},
+		"mint for `researcher` more than it grants":  {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
+		"mint for `sandbox`":                         {{"GET", "ati/creds/sandbox", nil}},
+		"mint for `sandbox` as another agent":        {{"GET", "ati/creds/sandbox?agent_id=sandbox:2", nil}},
+		"`ati/check`, `ati/validate`, `ati/inspect`": {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
+	}
+	rows := tableRows(t, "../README.md", "| | security team | orchestrator | sandbox |")
+	if len(rows) != len(requests) {
+		t.Errorf("the table has %d rows, and this test knows %d", len(rows), len(requests))
+	}
+	for _, row := range rows {
+		known, ok := requests[row[0]]
+		if !ok {
+			t.Errorf("this test doesn't know the row %q", row[0])
+		}
+		for i, token := range []string{team, orchestrator, sandbox} {
+			for _, r := range known {
+				got := s.request(token, r.method, r.path, r.data)
+				if want := row[i+1]; want != strconv.Itoa(got) && (want != "yes" || got != 200 && got != 204) {
+					t.Errorf("%s, column %d: %s %s is a %d, and the table says %s", row[0], i+1, r.method, r.path, got, want)
+				}
+			}
 		}
 	}
 	if got := claims(t, secret, s.read(sandbox, "ati/creds/sandbox")).Subject; got != "sandbox:box1" {
@@ -150,6 +154,38 @@ func TestREADME(t *testing.T) {
 	if got := s.request(hasty, http.MethodPut, "ati/config", data{"proxy_url": "https://evil.example.com"}); got != http.StatusForbidden {
 		t.Errorf("an ati/* rule without sudo writes config: %d", got)
 	}
+}
+
+type request struct {
+	method, path string
+	data         data
+}
+
+// tableRows are the cells of a document's table with this header.
+func tableRows(t *testing.T, path, header string) (rows [][]string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, ok := strings.Cut(string(b), header+"\n")
+	if !ok {
+		t.Fatalf("%s has no table %s", path, header)
+	}
+	for i, line := range strings.Split(table, "\n") {
+		if !strings.HasPrefix(line, "|") {
+			break
+		}
+		if i == 0 {
+			continue // the line of dashes
+		}
+		var cells []string
+		for _, cell := range strings.Split(strings.Trim(line, "| "), "|") {
+			cells = append(cells, strings.TrimSpace(cell))
+		}
+		rows = append(rows, cells)
+	}
+	return rows
 }
 
 // nameEntities gives each entity the name of its alias.
