@@ -87,12 +87,13 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 		RunningVersion: version,
 		PathsSpecial: &logical.Paths{
 			// A policy needs sudo for these: an "ati/*" rule written in haste
-			// must neither plant a key nor, later, hand one out.
-			Root:            []string{"config", "config/*"},
+			// must neither plant a key nor hand one out.
+			Root:            []string{"config", "config/*", "proxy-env", "proxy-env/*"},
 			SealWrapStorage: []string{configStoragePath, rolePrefix},
 		},
 		Paths: framework.PathAppend(
 			pathConfig(b),
+			pathProxyEnv(b),
 			pathRoles(b),
 			pathCreds(b),
 			pathCheck(b),
@@ -209,7 +210,7 @@ func onlyKnownParameters(callback framework.OperationFunc) framework.OperationFu
 			switch {
 			case d.Schema[name] == nil:
 				return logical.ErrorResponse("unknown parameter %q; this path takes %s", name, parameterNames(d)), nil
-			case name == nameField:
+			case name == nameField || name == versionField:
 				return logical.ErrorResponse("parameter %q stands in the path and can't be given again", name), nil
 			case req.Data[name] == nil:
 				return logical.ErrorResponse("parameter %q is null; leave it out, or give it a value", name), nil
@@ -220,7 +221,7 @@ func onlyKnownParameters(callback framework.OperationFunc) framework.OperationFu
 }
 
 func parameterNames(d *framework.FieldData) string {
-	names := slices.DeleteFunc(slices.Sorted(maps.Keys(d.Schema)), func(name string) bool { return name == nameField })
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(d.Schema)), func(name string) bool { return name == nameField || name == versionField })
 	if len(names) == 0 {
 		return "none"
 	}
@@ -233,6 +234,6 @@ through an ATI proxy.
 
 A security team writes the signing key and the proxy's address to config, and
 what a token may grant to roles/<name>. An orchestrator reads creds/<name> and
-gets a token. check/<name> says what a role opens; validate and inspect read a
-token.
+gets a token. The proxy's host reads the key from proxy-env. check/<name> says
+what a role opens; validate and inspect read a token.
 `

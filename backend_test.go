@@ -274,13 +274,15 @@ func (s *testSystem) GroupsForEntity(id string) ([]*logical.Group, error) {
 
 // paths are the backend's, as a request would name them.
 var paths = map[string][]logical.Operation{
-	"config":   {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
-	"roles/":   {logical.ListOperation},
-	"roles/r":  {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
-	"creds/r":  {logical.ReadOperation, logical.UpdateOperation},
-	"check/r":  {logical.ReadOperation, logical.UpdateOperation},
-	"validate": {logical.UpdateOperation},
-	"inspect":  {logical.UpdateOperation},
+	"config":      {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"roles/":      {logical.ListOperation},
+	"roles/r":     {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"creds/r":     {logical.ReadOperation, logical.UpdateOperation},
+	"proxy-env":   {logical.ReadOperation},
+	"proxy-env/1": {logical.ReadOperation},
+	"check/r":     {logical.ReadOperation, logical.UpdateOperation},
+	"validate":    {logical.UpdateOperation},
+	"inspect":     {logical.UpdateOperation},
 }
 
 func TestEachPathDescribesItselfWhole(t *testing.T) {
@@ -352,19 +354,21 @@ func TestOpenAPIHasAnOperationIDOfItsOwnForEachOperation(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"get /config":          "ati-read-configuration",
-		"post /config":         "ati-configure",
-		"delete /config":       "ati-delete-configuration",
-		"get /roles/":          "ati-list-roles",
-		"get /roles/{name}":    "ati-read-role",
-		"post /roles/{name}":   "ati-write-role",
-		"delete /roles/{name}": "ati-delete-role",
-		"get /creds/{name}":    "ati-generate-credentials",
-		"post /creds/{name}":   "ati-generate-credentials-with-parameters",
-		"get /check/{name}":    "ati-check-role",
-		"post /check/{name}":   "ati-check-role-with-parameters",
-		"post /validate":       "ati-validate-token",
-		"post /inspect":        "ati-inspect-token",
+		"get /proxy-env":           "ati-read-proxy-environment",
+		"get /proxy-env/{version}": "ati-read-proxy-environment-version",
+		"get /config":              "ati-read-configuration",
+		"post /config":             "ati-configure",
+		"delete /config":           "ati-delete-configuration",
+		"get /roles/":              "ati-list-roles",
+		"get /roles/{name}":        "ati-read-role",
+		"post /roles/{name}":       "ati-write-role",
+		"delete /roles/{name}":     "ati-delete-role",
+		"get /creds/{name}":        "ati-generate-credentials",
+		"post /creds/{name}":       "ati-generate-credentials-with-parameters",
+		"get /check/{name}":        "ati-check-role",
+		"post /check/{name}":       "ati-check-role-with-parameters",
+		"post /validate":           "ati-validate-token",
+		"post /inspect":            "ati-inspect-token",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("operation ids (-want +got):\n%s", diff)
@@ -374,7 +378,7 @@ func TestOpenAPIHasAnOperationIDOfItsOwnForEachOperation(t *testing.T) {
 func TestKeysAreRootProtectedAndSealWrappedAndFieldsWithSecretsAreSensitive(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	want := &logical.Paths{Root: []string{"config", "config/*"}, SealWrapStorage: []string{"config", "role/"}}
+	want := &logical.Paths{Root: []string{"config", "config/*", "proxy-env", "proxy-env/*"}, SealWrapStorage: []string{"config", "role/"}}
 	if diff := cmp.Diff(want, m.b.SpecialPaths()); diff != "" {
 		t.Errorf("special paths (-want +got):\n%s", diff)
 	}
@@ -385,7 +389,7 @@ func TestKeysAreRootProtectedAndSealWrappedAndFieldsWithSecretsAreSensitive(t *t
 	creds := m.b.Route("creds/r").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
 	for _, f := range []*framework.FieldSchema{
 		m.b.Route("config").Fields["secret"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
-		creds["token"], creds["ATI_SESSION_TOKEN"],
+		creds["token"], creds["ATI_SESSION_TOKEN"], m.b.Route("proxy-env").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields["ATI_JWT_SECRET"],
 	} {
 		if f.DisplayAttrs == nil || !f.DisplayAttrs.Sensitive {
 			t.Errorf("%q is not sensitive", f.Description)
@@ -414,9 +418,10 @@ func TestFactoryReportsItsVersionAndNeedsAConfiguration(t *testing.T) {
 func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
-		"config":   "accepted_audiences, algorithm, allowed_scopes, audience, issuer, max_ttl, proxy_url, secret",
-		"roles/":   "none",
-		"roles/r":  "allowed_agent_ids, allowed_job_ids, allowed_sandbox_ids, audience, description, disabled, generate_lease, job_id, max_ttl, rate, sandbox_id, scopes, skills, subject, tools, ttl",
+		"config":    "accepted_audiences, algorithm, allowed_scopes, audience, issuer, max_ttl, proxy_url, secret",
+		"roles/":    "none",
+		"roles/r":   "allowed_agent_ids, allowed_job_ids, allowed_sandbox_ids, audience, description, disabled, generate_lease, job_id, max_ttl, rate, sandbox_id, scopes, skills, subject, tools, ttl",
+		"proxy-env": "none", "proxy-env/1": "none",
 		"creds/r":  "agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl",
 		"check/r":  "scope, skill, tool",
 		"validate": "audience, issuer, leeway, scope, token",
@@ -426,11 +431,10 @@ func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 	for path, operations := range paths {
 		for _, op := range operations {
 			m.refused(op, path, data{"toolz": "x", "zz": "y"}, fmt.Sprintf("unknown parameter \"toolz\"; this path takes %s", known[path]))
-			if m.b.Route(path).Fields["name"] != nil {
-				m.refused(op, path, data{"name": "other"}, `parameter "name" stands in the path and can't be given again`)
-			}
 			for field := range m.b.Route(path).Fields {
-				if field != "name" {
+				if field == "name" || field == "version" {
+					m.refused(op, path, data{field: "7"}, fmt.Sprintf("parameter %q stands in the path and can't be given again", field))
+				} else {
 					m.refused(op, path, data{field: nil}, fmt.Sprintf("parameter %q is null; leave it out, or give it a value", field))
 				}
 			}
@@ -460,6 +464,8 @@ func TestNothingWorksWithoutAConfigAndSaysSo(t *testing.T) {
 	const want = "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…"
 	m.refused(logical.CreateOperation, "roles/r", data{"tools": "x"}, want)
 	m.refused(logical.ReadOperation, "creds/r", nil, want)
+	m.refused(logical.ReadOperation, "proxy-env", nil, want)
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, want)
 	m.refused(logical.ReadOperation, "check/r", data{"tool": "x"}, want)
 	m.refused(logical.UpdateOperation, "validate", data{"token": "x"}, want)
 	for _, path := range []string{"config", "roles/r"} {
@@ -731,23 +737,24 @@ func TestStorageTroubleIsAnErrorThatSaysWhatFailed(t *testing.T) {
 		data data
 		want string
 	}{
-		"reading config":                 {"get config", logical.ReadOperation, "config", nil, "read config: disk on fire"},
-		"writing config, read":           {"get config", logical.UpdateOperation, "config", data{"issuer": "x"}, "read config: disk on fire"},
-		"writing config, put":            {"put config", logical.UpdateOperation, "config", data{"issuer": "x"}, "write config: disk on fire"},
-		"deleting config, read":          {"get config", logical.DeleteOperation, "config", nil, "read config: disk on fire"},
-		"deleting config, put":           {"put config", logical.DeleteOperation, "config", nil, "write config: disk on fire"},
-		"listing roles":                  {"list role/", logical.ListOperation, "roles/", nil, "list the roles: disk on fire"},
-		"reading a role":                 {"get role/r", logical.ReadOperation, "roles/r", nil, `read role "r": disk on fire`},
-		"writing a role, config":         {"get config", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, "read config: disk on fire"},
-		"writing a role, read":           {"get role/r", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, `read role "r": disk on fire`},
-		"writing a role, raising config": {"put config", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, "write config: disk on fire"},
-		"writing a role, put":            {"put role/r", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, `write role "r": disk on fire`},
-		"deleting a role":                {"delete role/r", logical.DeleteOperation, "roles/r", nil, `delete role "r": disk on fire`},
-		"minting, config":                {"get config", logical.ReadOperation, "creds/r", nil, "read config: disk on fire"},
-		"minting, role":                  {"get role/r", logical.ReadOperation, "creds/r", nil, `read role "r": disk on fire`},
-		"checking, config":               {"get config", logical.ReadOperation, "check/r", data{"tool": "x"}, "read config: disk on fire"},
-		"checking, role":                 {"get role/r", logical.ReadOperation, "check/r", data{"tool": "x"}, `read role "r": disk on fire`},
-		"validating":                     {"get config", logical.UpdateOperation, "validate", data{"token": "x"}, "read config: disk on fire"},
+		"reading config":                  {"get config", logical.ReadOperation, "config", nil, "read config: disk on fire"},
+		"writing config, read":            {"get config", logical.UpdateOperation, "config", data{"issuer": "x"}, "read config: disk on fire"},
+		"writing config, put":             {"put config", logical.UpdateOperation, "config", data{"issuer": "x"}, "write config: disk on fire"},
+		"deleting config, read":           {"get config", logical.DeleteOperation, "config", nil, "read config: disk on fire"},
+		"deleting config, put":            {"put config", logical.DeleteOperation, "config", nil, "write config: disk on fire"},
+		"listing roles":                   {"list role/", logical.ListOperation, "roles/", nil, "list the roles: disk on fire"},
+		"reading a role":                  {"get role/r", logical.ReadOperation, "roles/r", nil, `read role "r": disk on fire`},
+		"writing a role, config":          {"get config", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, "read config: disk on fire"},
+		"writing a role, read":            {"get role/r", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, `read role "r": disk on fire`},
+		"writing a role, raising config":  {"put config", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, "write config: disk on fire"},
+		"writing a role, put":             {"put role/r", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, `write role "r": disk on fire`},
+		"deleting a role":                 {"delete role/r", logical.DeleteOperation, "roles/r", nil, `delete role "r": disk on fire`},
+		"minting, config":                 {"get config", logical.ReadOperation, "creds/r", nil, "read config: disk on fire"},
+		"minting, role":                   {"get role/r", logical.ReadOperation, "creds/r", nil, `read role "r": disk on fire`},
+		"checking, config":                {"get config", logical.ReadOperation, "check/r", data{"tool": "x"}, "read config: disk on fire"},
+		"checking, role":                  {"get role/r", logical.ReadOperation, "check/r", data{"tool": "x"}, `read role "r": disk on fire`},
+		"reading the proxy's environment": {"get config", logical.ReadOperation, "proxy-env", nil, "read config: disk on fire"},
+		"validating":                      {"get config", logical.UpdateOperation, "validate", data{"token": "x"}, "read config: disk on fire"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -198,7 +198,7 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 		if entry.Current.Secret, err = generateSecret(b.GetRandomReader()); err != nil {
 			return nil, err
 		}
-		resp.AddWarning("Vault generated the signing secret; until the proxy has it, it refuses this mount's tokens")
+		resp.AddWarning("Vault generated the signing secret; the proxy refuses this mount's tokens until it has that from proxy-env")
 	}
 	if clearText(entry.Current.ProxyURL) {
 		resp.AddWarning(fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", entry.Current.ProxyURL))

@@ -11,7 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-const generatedWarning = "Vault generated the signing secret; until the proxy has it, it refuses this mount's tokens"
+const generatedWarning = "Vault generated the signing secret; the proxy refuses this mount's tokens until it has that from proxy-env"
 
 func TestConfigDefaultsStandAtCreationOnly(t *testing.T) {
 	t.Parallel()

@@ -258,6 +258,8 @@ path "ati/creds/researcher" {
 		"check":                         {"GET", "ati/check/researcher?tool=x", nil, 403},
 		"validate":                      {"PUT", "ati/validate", data{"token": "x"}, 403},
 		"inspect":                       {"PUT", "ati/inspect", data{"token": "x"}, 403},
+		"the proxy's environment":       {"GET", "ati/proxy-env", nil, 403},
+		"a version of it":               {"GET", "ati/proxy-env/1", nil, 403},
 	} {
 		if got := s.request(orchestrator, c.method, c.path, c.data); got != c.want {
 			t.Errorf("%s: %s %s is a %d, want %d", name, c.method, c.path, got, c.want)
@@ -275,15 +277,23 @@ path "ati/creds/researcher" {
 
 	// A rule written in haste neither reads nor plants a key.
 	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
-	for path, want := range map[string]int{"GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
+	for path, want := range map[string]int{"GET ati/proxy-env": 403, "GET ati/proxy-env/1": 403, "GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
 		method, path, _ := strings.Cut(path, " ")
 		if got := s.request(hasty, method, path, data{"proxy_url": "https://evil.example.com"}); got != want {
 			t.Errorf("hasty: %s %s is a %d, want %d", method, path, got, want)
 		}
 	}
 	admin := s.policy("admin", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`)
-	if got := s.request(admin, "GET", "ati/config", nil); got != 200 {
-		t.Errorf("admin: reading config is a %d", got)
+	for _, path := range []string{"ati/config", "ati/proxy-env", "ati/proxy-env/1"} {
+		if got := s.request(admin, "GET", path, nil); got != 200 {
+			t.Errorf("admin: reading %s is a %d", path, got)
+		}
+	}
+	host := s.policy("host", `path "ati/proxy-env" { capabilities = ["read", "sudo"] }`)
+	for path, want := range map[string]int{"ati/proxy-env": 200, "ati/proxy-env/1": 403, "ati/config": 403, "ati/creds/admin": 403} {
+		if got := s.request(host, "GET", path, nil); got != want {
+			t.Errorf("the proxy's host: reading %s is a %d, want %d", path, got, want)
+		}
 	}
 }
 
@@ -329,6 +339,10 @@ func TestTheAuditLogNamesEachTokenAndHoldsNoSecret(t *testing.T) {
 		if line.Request.Path != "ati/creds/r" || line.Auth.DisplayName != "token-minter" || c.Subject != "token-minter" {
 			t.Errorf("the audit line of %s has %+v, and sub is %q", c.ID, line, c.Subject)
 		}
+	}
+	// The secret leaves Vault, and the log has it hashed.
+	if got := s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"]; got != secret {
+		t.Error("proxy-env has another secret")
 	}
 	// Requests that fail, with the secret or a token in them.
 	for _, d := range []data{{"secret": []string{secret}}, {"secret": secret + "0"}, {"secret": strings.Repeat("ab", 32), "issuer": "x y"}} {
@@ -533,7 +547,7 @@ func TestErrorsOfTheCLI(t *testing.T) {
 			t.Errorf("%s is a %d, want %d", request, got, want)
 		}
 	}
-	for _, path := range []string{"ati", "ati/config", "ati/roles/r", "ati/roles", "ati/creds/r", "ati/check/r", "ati/validate", "ati/inspect"} {
+	for _, path := range []string{"ati", "ati/config", "ati/roles/r", "ati/roles", "ati/creds/r", "ati/check/r", "ati/proxy-env", "ati/proxy-env/1", "ati/validate", "ati/inspect"} {
 		if out := s.vault(s.root, "path-help", path); !strings.Contains(out, "## DESCRIPTION") {
 			t.Errorf("path-help %s:\n%s", path, out)
 		}

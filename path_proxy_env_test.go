@@ -1,0 +1,61 @@
+package atisecrets_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func TestProxyEnvIsTheEnvironmentThatTheProxyReads(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	read := func(path string) data { return m.ok(logical.ReadOperation, path, nil).Data }
+	want := data{"ATI_JWT_SECRET": testSecret, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"}
+	for _, path := range []string{"proxy-env", "proxy-env/1"} {
+		if diff := cmp.Diff(want, read(path)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", path, diff)
+		}
+	}
+	// An empty issuer is left out: it would make the proxy refuse every token
+	// that has one.
+	m.ok(logical.UpdateOperation, "config", data{"audience": "a", "accepted_audiences": "b,c", "issuer": ""})
+	want = data{"ATI_JWT_SECRET": testSecret, "ATI_JWT_AUDIENCE": "a", "ATI_JWT_ACCEPTED_AUDIENCES": "a,b,c"}
+	if diff := cmp.Diff(want, read("proxy-env")); diff != "" {
+		t.Errorf("proxy-env (-want +got):\n%s", diff)
+	}
+	for _, version := range []string{"2", "1234"} {
+		m.refused(logical.ReadOperation, "proxy-env/"+version, nil, "this mount has no key of version "+version+"; it has version 1")
+	}
+	for _, version := range []string{"x", "0", "01", "-1", ""} {
+		if _, err := m.request(logical.ReadOperation, "proxy-env/"+version, nil); err != logical.ErrUnsupportedPath {
+			t.Errorf("proxy-env/%s: %v", version, err)
+		}
+	}
+	if log := m.log.String(); !strings.Contains(log, "the proxy's environment was read: key_version=1") || strings.Contains(log, testSecret) {
+		t.Errorf("the log says:\n%s", log)
+	}
+}
+
+// The promise: never an empty value, whatever storage holds. The proxy would
+// open itself to everybody.
+func TestProxyEnvNeverHasAnEmptyValue(t *testing.T) {
+	t.Parallel()
+	for _, damage := range []string{`"secret":"` + testSecret + `"`, `"audience":"ati-proxy"`} {
+		m := configured(t, nil, nil)
+		entry, err := m.storage.Storage.Get(t.Context(), "config")
+		if err != nil {
+			t.Fatal(err)
+		}
+		field, _, _ := strings.Cut(damage, ":")
+		entry.Value = []byte(strings.Replace(string(entry.Value), damage, field+`:""`, 1))
+		if err := m.storage.Storage.Put(t.Context(), entry); err != nil {
+			t.Fatal(err)
+		}
+		m.b = m.newBackend()
+		if resp, err := m.request(logical.ReadOperation, "proxy-env", nil); err == nil {
+			t.Errorf("%s emptied: %v", field, resp.Data)
+		}
+	}
+}
