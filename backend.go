@@ -105,36 +105,59 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 	return b, nil
 }
 
-// HandleRequest and HandleExistenceCheck keep the framework from quoting a
-// secret or a token in its own error where one is given as a list, say: that
-// would stand in the audit log.
+// HandleRequest and HandleExistenceCheck check the types of all parameters
+// before the framework does. That takes a number for an id, after it went
+// through a float on its way from Vault, so that two ids become one; and its
+// errors quote values, which puts a secret that is given as a list, or inside
+// another field, into the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
-	if err := b.checkSensitive(req); err != nil {
+	if err := b.checkTypes(req); err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	return b.Backend.HandleRequest(ctx, req)
 }
 
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
-	if err := b.checkSensitive(req); err != nil {
+	if err := b.checkTypes(req); err != nil {
 		return false, false, errutil.UserError{Err: err.Error()}
 	}
 	return b.Backend.HandleExistenceCheck(ctx, req)
 }
 
-func (b *backend) checkSensitive(req *logical.Request) error {
-	var path *framework.Path
-	for name, value := range req.Data {
-		if _, isString := value.(string); isString || value == nil {
-			continue
+func (b *backend) checkTypes(req *logical.Request) error {
+	if len(req.Data) == 0 {
+		return nil
+	}
+	path := b.Route(req.Path)
+	if path == nil {
+		return nil
+	}
+	d := &framework.FieldData{Raw: req.Data, Schema: path.Fields}
+	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
+		field := path.Fields[name]
+		if field == nil || req.Data[name] == nil {
+			continue // onlyKnownParameters refuses it
 		}
-		if path == nil {
-			if path = b.Route(req.Path); path == nil {
-				return nil
+		var err error
+		switch field.Type {
+		case framework.TypeCommaStringSlice:
+			_, _, err = listField(d, name)
+		case framework.TypeKVPairs:
+			var rates map[string]string
+			if rates, _, err = rateField(d, name); err == nil && len(rates) == 0 {
+				req.Data[name] = map[string]any{} // the framework takes no empty string for a map
+			}
+		case framework.TypeDurationSecond:
+			_, _, err = durationField(d, name)
+		case framework.TypeBool:
+			_, _, err = boolField(d, name)
+		default:
+			if _, ok := req.Data[name].(string); !ok {
+				err = fmt.Errorf("%s must be a string", name)
 			}
 		}
-		if field := path.Fields[name]; field != nil && field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
-			return fmt.Errorf("%s must be a string", name)
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -171,7 +194,7 @@ func (b *backend) mountMaxTTL() (time.Duration, error) {
 	if ttl <= 0 {
 		return 0, errors.New("the mount's maximum TTL is not known: Vault did not answer")
 	}
-	return ttl, nil
+	return ttl.Truncate(time.Second), nil // a token's TTL is in whole seconds
 }
 
 // operation declares a read or a write whose parameters are checked before the

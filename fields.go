@@ -3,8 +3,10 @@ package atisecrets
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -174,7 +176,7 @@ func rateField(d *framework.FieldData, name string) (map[string]string, bool, er
 			rates[key] = value
 		}
 	default:
-		if one, ok := raw.(string); ok {
+		if one, ok := raw.(string); ok && strings.Trim(one, asciiBlanks) != "" {
 			raw = []string{strings.Trim(one, asciiBlanks)} // no list: a pattern may have a comma in it
 		}
 		items, err := stringItems(name, raw)
@@ -182,6 +184,9 @@ func rateField(d *framework.FieldData, name string) (map[string]string, bool, er
 			return nil, false, fmt.Errorf(`%s must be a map, or items such as "tool:github:*=10/hour"`, name)
 		}
 		for _, item := range items {
+			if severalRates.MatchString(item) {
+				return nil, false, fmt.Errorf("%s %q: holds several rates; give each by itself, as in rate=tool:a=1/s rate=tool:b=2/s, or all as a JSON object", name, item)
+			}
 			// The last "=": a pattern may have one in it, a rate has none.
 			i := strings.LastIndexByte(item, '=')
 			if i < 0 {
@@ -198,6 +203,10 @@ func rateField(d *framework.FieldData, name string) (map[string]string, bool, er
 	}
 	return rates, true, nil
 }
+
+// severalRates matches rates that were joined by commas. (A pattern may have
+// "=" and "," in it, so that they would pass as one key that limits nothing.)
+var severalRates = regexp.MustCompile(`=[0-9]+/[a-z]+\s*,`)
 
 // parseRates checks rates and their keys, which are "*", or "tool:" and a
 // pattern: no other key ever matches a call at the proxy.
@@ -225,34 +234,41 @@ func durationField(d *framework.FieldData, name string) (time.Duration, bool, er
 	if !ok {
 		return 0, false, nil
 	}
-	ttl, err := parseutil.ParseDurationSecond(raw)
-	if err != nil || raw == "" {
-		return 0, false, fmt.Errorf(`%s %q: must be a duration such as "90s", "1h" or a number of seconds`, name, rawString(raw))
+	const want = `must be whole seconds, as in "90s", "1h" or 3600, and not negative`
+	switch v := raw.(type) {
+	case string, json.Number, int, int64:
+	case float64: // what a JSON number is once it came from Vault to the plugin
+		if v != math.Trunc(v) || math.Abs(v) > math.MaxInt32 {
+			return 0, false, fmt.Errorf("%s %v: %s", name, v, want)
+		}
+	default:
+		return 0, false, fmt.Errorf("%s %s", name, want)
 	}
-	if ttl < 0 || ttl%time.Second != 0 {
-		return 0, false, fmt.Errorf("%s %q: must be whole seconds, and not negative", name, rawString(raw))
+	ttl, err := parseutil.ParseDurationSecond(raw)
+	if err != nil || raw == "" || ttl < 0 || ttl%time.Second != 0 {
+		return 0, false, fmt.Errorf("%s %q: %s", name, fmt.Sprint(raw), want)
 	}
 	return ttl, true, nil
 }
 
 // boolField reads a boolean. The framework reads an empty string, an unset
-// variable in a script, as false.
+// variable in a script, as false, and any number as true.
 func boolField(d *framework.FieldData, name string) (value, given bool, err error) {
 	raw, ok := d.Raw[name]
 	if !ok {
 		return false, false, nil
 	}
-	if raw == "" {
-		return false, false, fmt.Errorf(`%s "": must be true or false`, name)
+	switch v := raw.(type) {
+	case bool:
+		return v, true, nil
+	case string:
+		if value, err := strconv.ParseBool(v); err == nil {
+			return value, true, nil
+		}
+		return false, false, fmt.Errorf("%s %q: must be true or false", name, v)
+	default:
+		return false, false, fmt.Errorf("%s must be true or false", name)
 	}
-	return d.Get(name).(bool), true, nil
-}
-
-func rawString(raw any) string {
-	if n, ok := raw.(json.Number); ok {
-		return n.String()
-	}
-	return fmt.Sprint(raw)
 }
 
 func given(d *framework.FieldData, name string) bool {

@@ -350,25 +350,36 @@ func (e *configEntry) audiences() []string {
 	return append([]string{e.Audience}, e.AcceptedAudiences...)
 }
 
-// urlForm has the characters of an address that can stand unquoted in an
-// environment file or a template.
-var urlForm = regexp.MustCompile(`^[A-Za-z0-9._~:/%+=,;!()\[\]-]+\z`)
+// An address consists of characters that can stand unquoted in an environment
+// file or a template.
+var (
+	hostForm = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\z`)
+	urlForm  = regexp.MustCompile(`^[A-Za-z0-9._~:/%+=,;!()\[\]-]*\z`)
+)
 
+// parseProxyURL checks the proxy's address, and returns it with scheme and host
+// in lower case and without trailing slashes.
 func parseProxyURL(raw string) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case strings.Contains(raw, "@"):
 		return "", errors.New("proxy_url must not have a user or password in it, and so no @")
+	case err != nil: // not quoted: there may be a badly encoded password in it
+		return "", errors.New("proxy_url must be an http or https URL such as https://ati.example.com")
 	case strings.ContainsAny(raw, "?#"):
 		return "", fmt.Errorf("proxy_url %q: must not have a query or fragment", raw)
-	case err != nil || len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
-		return "", fmt.Errorf("proxy_url %q: must be an http or https URL such as https://ati.example.com", raw)
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", fmt.Errorf("proxy_url %q: the scheme must be http or https", raw)
-	case u.Hostname() == "" || !validPort(u):
+	case !validHost(u.Hostname()) || !validPort(u):
 		return "", fmt.Errorf("proxy_url %q: must have a host, and a port from 1 to 65535 or none", raw)
+	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw) || strings.Contains(u.Path, ".."):
+		return "", fmt.Errorf(`proxy_url %q: must be at most %d letters, digits and ._~:/%%+=,;!()- without ".."`, raw, maxProxyURLBytes)
 	}
-	return strings.TrimRight(raw, "/"), nil
+	return u.Scheme + "://" + strings.ToLower(u.Host) + strings.TrimRight(u.EscapedPath(), "/"), nil
+}
+
+func validHost(host string) bool {
+	return hostForm.MatchString(host) || strings.Contains(host, ":") && net.ParseIP(host) != nil
 }
 
 func validPort(u *url.URL) bool {

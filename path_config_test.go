@@ -102,6 +102,19 @@ func TestConfigWarnsOfClearText(t *testing.T) {
 	}
 }
 
+func TestProxyURLIsStoredInOneSpelling(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	for given, want := range map[string]string{
+		"HTTPS://ATI.Example.COM:8443/Base/": "https://ati.example.com:8443/Base", "http://[::1]:80//": "http://[::1]:80", "https://h/%20": "https://h/%20",
+	} {
+		m.ok(logical.UpdateOperation, "config", data{"proxy_url": given})
+		if got := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": given}).Data["proxy_url"]; got != want {
+			t.Errorf("%s is stored as %v, want %s", given, got, want)
+		}
+	}
+}
+
 func TestConfigWarnsOfACeilingThatLetsNoSkillPass(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -118,7 +131,7 @@ func TestConfigTakesTheLongestLegalForms(t *testing.T) {
 	for _, u := range []string{"https://[::1]:8443/a~b/%20c+d=e,f;g!(h)", "http://localhost", "HTTPS://h:65535"} {
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": u})
 	}
-	const text = ": must be an http or https URL such as https://ati.example.com"
+	const text = `: must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": url + "a"}, fmt.Sprintf("proxy_url %q%s", url+"a", text))
 	for _, c := range "$&'\"`<>|\\^{}*" {
 		u := "https://h/a" + string(c)
@@ -152,7 +165,7 @@ func TestConfigRefuses(t *testing.T) {
 		"another algorithm":             {data{"algorithm": "HS512"}, `algorithm "HS512": must be "HS256"`},
 		"an empty algorithm":            {data{"algorithm": ""}, `algorithm "": must be "HS256"`},
 
-		"an empty URL":                 {data{"proxy_url": ""}, `proxy_url "": must be an http or https URL such as https://ati.example.com`},
+		"an empty URL":                 {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
 		"a URL without a scheme":       {data{"proxy_url": "ati.example.com"}, `proxy_url "ati.example.com": the scheme must be http or https`},
 		"another scheme":               {data{"proxy_url": "ftp://ati.example.com"}, `proxy_url "ftp://ati.example.com": the scheme must be http or https`},
 		"a file":                       {data{"proxy_url": "file:///etc/passwd"}, `proxy_url "file:///etc/passwd": the scheme must be http or https`},
@@ -165,10 +178,19 @@ func TestConfigRefuses(t *testing.T) {
 		"a URL with port 0":            {data{"proxy_url": "https://h:0"}, `proxy_url "https://h:0": must have a host, and a port from 1 to 65535 or none`},
 		"a URL with too high a port":   {data{"proxy_url": "https://h:65536"}, `proxy_url "https://h:65536": must have a host, and a port from 1 to 65535 or none`},
 		"a URL with an empty port":     {data{"proxy_url": "https://h:/x"}, `proxy_url "https://h:/x": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be an http or https URL such as https://ati.example.com`},
-		"a URL with a line break":      {data{"proxy_url": "https://h\n"}, `proxy_url "https://h\n": must be an http or https URL such as https://ati.example.com`},
-		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be an http or https URL such as https://ati.example.com`},
-		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": must be an http or https URL such as https://ati.example.com`},
+		"a URL with two ports":         {data{"proxy_url": "https://h:80:80"}, `proxy_url "https://h:80:80": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with a dash for a host": {data{"proxy_url": "https://-"}, `proxy_url "https://-": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with an empty label":    {data{"proxy_url": "https://a..b"}, `proxy_url "https://a..b": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with a list of hosts":   {data{"proxy_url": "https://a,b"}, `proxy_url "https://a,b": must have a host, and a port from 1 to 65535 or none`},
+		"a URL that goes up":           {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`},
+		"a URL that hides a password":  {data{"proxy_url": "https://u:PASSWORD%40h"}, "proxy_url must be an http or https URL such as https://ati.example.com"},
+		"a URL in a map":               {data{"proxy_url": data{"secret": testSecret}}, "proxy_url must be a string"},
+		"a secret in a duration":       {data{"max_ttl": data{"secret": testSecret}}, `max_ttl must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a secret in a list":           {data{"accepted_audiences": data{"secret": testSecret}}, "accepted_audiences must be a list of strings"},
+		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`},
+		"a URL with a line break":      {data{"proxy_url": "https://h\n"}, "proxy_url must be an http or https URL such as https://ati.example.com"},
+		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`},
+		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": must have a host, and a port from 1 to 65535 or none`},
 
 		"an empty audience":           {data{"audience": ""}, `audience "": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
 		"an audience with a comma":    {data{"audience": "a,b"}, `audience "a,b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
@@ -183,11 +205,11 @@ func TestConfigRefuses(t *testing.T) {
 		"an allowed scope t*":         {data{"allowed_scopes": "t*"}, `allowed_scopes "t*": a "*" needs a colon before it, as in "tool:github:*", or stands alone`},
 		"an allowed scope with NBSP":  {data{"allowed_scopes": []any{"tool:x\u00a0"}}, `allowed_scopes "tool:x\u00a0": ` + form},
 
-		"a negative max_ttl":          {data{"max_ttl": "-1s"}, "Field validation failed: error converting input for field \"max_ttl\": cannot provide negative value '-1'"},
-		"a max_ttl of half a second":  {data{"max_ttl": "500ms"}, `max_ttl "500ms": must be whole seconds, and not negative`},
-		"an empty max_ttl":            {data{"max_ttl": ""}, `max_ttl "": must be a duration such as "90s", "1h" or a number of seconds`},
-		"a max_ttl that is a word":    {data{"max_ttl": "long"}, "Field validation failed: error converting input for field \"max_ttl\": time: invalid duration \"long\""},
-		"a max_ttl beyond all bounds": {data{"max_ttl": "99999999999999999"}, "Field validation failed: error converting input for field \"max_ttl\": multiplication of durations resulted in overflow, one operand may be too large"},
+		"a negative max_ttl":          {data{"max_ttl": "-1s"}, `max_ttl "-1s": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a max_ttl of half a second":  {data{"max_ttl": "500ms"}, `max_ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"an empty max_ttl":            {data{"max_ttl": ""}, `max_ttl "": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a max_ttl that is a word":    {data{"max_ttl": "long"}, `max_ttl "long": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a max_ttl beyond all bounds": {data{"max_ttl": "99999999999999999"}, `max_ttl "99999999999999999": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -486,12 +486,15 @@ func (r *role) warnings(size int) []string {
 	var w []string
 	warn := func(format string, args ...any) { w = append(w, fmt.Sprintf(format, args...)) }
 	for _, scope := range r.granted {
+		if strings.Contains(scope, ",") {
+			warn("scope %q is one name with a comma in it; to give several in a list, give each as an item of its own", scope)
+		}
 		name, isTool := strings.CutPrefix(scope, "tool:")
 		provider, tool, old := strings.Cut(name, "__")
 		prefix, wildcard := strings.CutSuffix(name, "*")
 		underscore := strings.LastIndexByte(prefix, '_')
 		switch {
-		case isTool && old && provider != "" && !strings.Contains(provider, ":"):
+		case isTool && old && provider != "" && !strings.Contains(name, ":"):
 			warn("scope %q opens no tool of a provider on a proxy since ati 0.2.0, which calls them %q", scope, "tool:"+provider+":"+tool)
 		case isTool && wildcard && underscore > 0 && !strings.Contains(prefix, ":"):
 			warn("scope %q opens also what %q would: the proxy tries a provider's tools with an underscore for the colon too", scope, "tool:"+prefix[:underscore]+":"+prefix[underscore+1:]+"*")

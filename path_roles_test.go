@@ -59,6 +59,8 @@ func TestARoleHasDefaultsAndAnUpdateChangesOnlyTheGivenFields(t *testing.T) {
 		"skills": "", "scopes": []any{}, "rate": data{}, "max_ttl": 0, "audience": "", "subject": "", "job_id": "", "sandbox_id": "",
 		"allowed_agent_ids": "", "allowed_job_ids": []any{}, "allowed_sandbox_ids": " ", "generate_lease": false, "disabled": "false", "description": "",
 	})
+	m.ok(logical.UpdateOperation, "roles/x", data{"rate": "*=1/s"})
+	m.ok(logical.UpdateOperation, "roles/x", data{"rate": ""}) // as the CLI has it
 	cleared := defaultRole()
 	cleared["tools"], cleared["ttl"] = want["tools"], want["ttl"]
 	if diff := cmp.Diff(cleared, read()); diff != "" {
@@ -201,7 +203,7 @@ func TestARoleRefuses(t *testing.T) {
 		"an empty name":                        {data{"tools": "a,,b"}, `tools "": an item must not be empty`},
 		"a name that is only a prefix":         {data{"tools": "tool:"}, `tools "tool:": names no tool`},
 		"a number for a name":                  {data{"tools": []any{7}}, "tools: item 1 is not a string"},
-		"a list in a list":                     {data{"tools": []any{[]any{"a"}}}, "Field validation failed: error converting input for field \"tools\": 1 error(s) decoding:\n\n* '[0]' expected type 'string', got unconvertible type '[]interface {}', value: '[a]'"},
+		"a list in a list":                     {data{"tools": []any{[]any{"a"}}}, "tools: item 1 is not a string"},
 		"a skill among the tools":              {data{"tools": "skill:x"}, `tools "skill:x": belongs into skills`},
 		"a tool among the skills":              {data{"skills": "tool:x"}, `skills "tool:x": belongs into tools`},
 		"a skill *":                            {data{"skills": "*"}, `skills "*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
@@ -233,7 +235,14 @@ func TestARoleRefuses(t *testing.T) {
 		"a rate without a unit":       {data{"rate": data{"*": "5"}}, `rate of "*": "5": ` + rateFormText},
 		"an empty rate":               {data{"rate": data{"*": ""}}, `rate of "*": "": ` + rateFormText},
 		"a number for a rate":         {data{"rate": data{"*": 5}}, `rate "*": the rate must be a string such as "10/hour"`},
-		"a rate without a key":        {data{"rate": "10/hour"}, `Field validation failed: error converting input for field "rate": invalid key pair "10/hour"`},
+		"a rate without a key":        {data{"rate": "10/hour"}, `rate "10/hour": must be a pattern, "=" and a rate, as in "tool:github:*=10/hour"`},
+		"rates in one string":         {data{"rate": "tool:web_search=5/hour, tool:arxiv:search=3/hour"}, `rate "tool:web_search=5/hour, tool:arxiv:search=3/hour": holds several rates; give each by itself, as in rate=tool:a=1/s rate=tool:b=2/s, or all as a JSON object`},
+		"a rate that is a number":     {data{"rate": 5}, `rate must be a map, or items such as "tool:github:*=10/hour"`},
+		"a subject that is a number":  {data{"subject": 5}, "subject must be a string"},
+		"a ttl that is true":          {data{"ttl": true}, `ttl must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a ttl of a fraction":         {data{"ttl": 3600.5}, `ttl 3600.5: must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a ttl beyond all bounds":     {data{"ttl": 1e10}, `ttl 1e+10: must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a boolean that is a number":  {data{"disabled": 7}, "disabled must be true or false"},
 		"a rate given twice":          {data{"rate": []any{"*=1/s", "*=2/s"}}, `rate "*": is given twice`},
 		"a key that can't match":      {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": the key must be "*", or "tool:" and a pattern; no other limits a call`},
 		"a skill's key":               {data{"rate": data{"skill:x": "1/s"}}, `rate "skill:x": the key must be "*", or "tool:" and a pattern; no other limits a call`},
@@ -242,9 +251,9 @@ func TestARoleRefuses(t *testing.T) {
 		"a key with a no-break space": {data{"rate": data{"tool:a\u00a0": "1/s"}}, `rate "tool:a\u00a0": ` + patternForm},
 
 		"a ttl of zero":              {data{"ttl": 0}, "ttl must be at least 1s"},
-		"a negative ttl":             {data{"ttl": -1}, "Field validation failed: error converting input for field \"ttl\": cannot provide negative value '-1'"},
-		"a ttl that rounds to zero":  {data{"ttl": "900ms"}, `ttl "900ms": must be whole seconds, and not negative`},
-		"an empty ttl":               {data{"ttl": ""}, `ttl "": must be a duration such as "90s", "1h" or a number of seconds`},
+		"a negative ttl":             {data{"ttl": -1}, `ttl "-1": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a ttl that rounds to zero":  {data{"ttl": "900ms"}, `ttl "900ms": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"an empty ttl":               {data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
 		"a ttl over its max_ttl":     {data{"ttl": "3h", "max_ttl": "2h"}, "ttl 3h0m0s is longer than the role's max_ttl 2h0m0s"},
 		"a ttl over the ceiling":     {data{"ttl": "11h"}, "ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
 		"a max_ttl over the ceiling": {data{"max_ttl": "11h"}, "max_ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
@@ -253,7 +262,7 @@ func TestARoleRefuses(t *testing.T) {
 
 		"an audience that config doesn't know": {data{"audience": "other"}, `audience "other" is none of config's (ati-proxy, mcp)`},
 		"an empty boolean":                     {data{"disabled": ""}, `disabled "": must be true or false`},
-		"a boolean that is a word":             {data{"disabled": "maybe"}, "Field validation failed: error converting input for field \"disabled\": cannot parse '' as bool: strconv.ParseBool: parsing \"maybe\": invalid syntax"},
+		"a boolean that is a word":             {data{"disabled": "maybe"}, `disabled "maybe": must be true or false`},
 		"a long description":                   {data{"description": strings.Repeat("x", 1025)}, "description has 1025 bytes; at most 1024 are allowed"},
 		"a glob with a blank":                  {data{"allowed_agent_ids": "a b"}, `allowed_agent_ids "a b": ` + globFormText},
 		"an empty glob":                        {data{"allowed_job_ids": []any{""}}, `allowed_job_ids "": ` + globFormText},
@@ -407,6 +416,8 @@ func TestARoleWarns(t *testing.T) {
 		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
 		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`rate "*" allows 10001 calls; the proxy keeps a line for each`}},
 		"of a short ttl":                                {data{"ttl": "5m"}, []string{"ttl 5m0s is not longer than the 5m0s after which Vault Agent reads a new token by default; set its static_secret_render_interval to about 0.7 of the ttl"}},
+		"of a comma in a name":                          {data{"tools": []any{"a,b", "c"}}, []string{`scope "tool:a,b" is one name with a comma in it; to give several in a list, give each as an item of its own`}},
+		"nothing of a provider with two underscores":    {data{"tools": "a__b:c"}, nil},
 		"of a lease, not its ttl":                       {data{"ttl": "60s", "generate_lease": true}, []string{"revoking a lease does not revoke its token: that lives until it expires"}},
 		"of a big token":                                {data{"tools": big}, []string{"a token of this role has 5791 bytes; over 4096 some HTTP servers refuse the request"}},
 	} {

@@ -295,7 +295,10 @@ func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 		"an agent_id with two dots":      {data{"agent_id": "sandbox:../x"}, `agent_id "sandbox:../x": ` + idFormText},
 		"a sandbox_id with a star":       {data{"sandbox_id": "*"}, `sandbox_id "*": ` + idFormText},
 		"a long sandbox_id":              {data{"sandbox_id": strings.Repeat("a", 129)}, fmt.Sprintf("sandbox_id %q: %s", strings.Repeat("a", 129), idFormText)},
-		"an agent_id that is a list":     {data{"agent_id": []string{"sandbox:1", "sandbox:2"}}, "Field validation failed: error converting input for field \"agent_id\": '' expected type 'string', got unconvertible type '[]string', value: '[sandbox:1 sandbox:2]'"},
+		"an agent_id that is a list":     {data{"agent_id": []string{"sandbox:1", "sandbox:2"}}, "agent_id must be a string"},
+		"an agent_id that is a number":   {data{"agent_id": 9007199254740993.0}, "agent_id must be a string"},
+		"an agent_id that is true":       {data{"agent_id": true}, "agent_id must be a string"},
+		"a job_id that is a number":      {data{"job_id": json.Number("7")}, "job_id must be a string"},
 		"a proxy_url of somebody else":   {data{"proxy_url": "https://evil.example.com"}, `proxy_url "https://evil.example.com": this mount has no key for it; its proxy is at "https://ati.example.com"`},
 		"a proxy_url that is none":       {data{"proxy_url": "blue"}, `proxy_url "blue": the scheme must be http or https`},
 		"another format":                 {data{"format": "json"}, `format "json": must be "env", or left out`},
@@ -388,15 +391,14 @@ func TestEmptyParametersAreRefused(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"rate": data{"*": "1/s"}, "allowed_agent_ids": "*", "allowed_job_ids": "*", "allowed_sandbox_ids": "*"})
 	for field, values := range map[string][]any{
-		"tools": {"", " ", []any{}}, "skills": {"", []any{}}, "scopes": {"", []any{}}, "rate": {data{}, []any{}},
+		"tools": {"", " ", []any{}}, "skills": {"", []any{}}, "scopes": {"", []any{}}, "rate": {"", " ", data{}, []any{}},
 		"agent_id": {""}, "job_id": {""}, "sandbox_id": {""}, "proxy_url": {""}, "format": {""},
 	} {
 		for _, value := range values {
 			m.refused(logical.UpdateOperation, "creds/r", data{field: value}, fmt.Sprintf("parameter %q is empty; leave it out, or give it a value", field))
 		}
 	}
-	m.refused(logical.UpdateOperation, "creds/r", data{"rate": ""}, `Field validation failed: error converting input for field "rate": invalid key pair ""`)
-	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": must be a duration such as "90s", "1h" or a number of seconds`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, and not negative`)
 }
 
 func TestTTLs(t *testing.T) {
@@ -458,13 +460,27 @@ func TestTTLs(t *testing.T) {
 	for ttl, want := range map[any]string{
 		0:       "ttl must be at least 1s",
 		"0s":    "ttl must be at least 1s",
-		"500ms": `ttl "500ms": must be whole seconds, and not negative`,
-		"1.5s":  `ttl "1.5s": must be whole seconds, and not negative`,
-		"-5m":   "Field validation failed: error converting input for field \"ttl\": cannot provide negative value '-300'",
-		"1 h":   "Field validation failed: error converting input for field \"ttl\": time: unknown unit \" h\" in duration \"1 h\"",
+		"500ms": `ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
+		"1.5s":  `ttl "1.5s": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
+		"-5m":   `ttl "-5m": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
+		"1 h":   `ttl "1 h": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
 	} {
 		m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ttl}, want)
 	}
+}
+
+// A token's TTL is in whole seconds, and never none.
+func TestAMountMaximumBelowASecondMintsNothing(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.b = m.newBackend()
+	m.system.MaxLeaseTTLVal = 1500 * time.Millisecond
+	if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"]; got != int64(1) {
+		t.Errorf("at 1.5 s: %v", got)
+	}
+	m.b = m.newBackend()
+	m.system.MaxLeaseTTLVal = 500 * time.Millisecond
+	m.refused(logical.ReadOperation, "creds/r", nil, "max TTL must be greater than zero")
 }
 
 // The promise: the mount's maximum may be up to 5 seconds old, not more.

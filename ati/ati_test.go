@@ -114,10 +114,12 @@ func TestValidateTokenIsAsStrictAsProxyAndClientTogether(t *testing.T) {
 		"an x5u that is a number":         {`{"alg":"HS256","x5u":1}`, `{` + goodClaims + `}`, `malformed token: header: "x5u": must be a string`},
 		"an x5t that is a number":         {`{"alg":"HS256","x5t":1}`, `{` + goodClaims + `}`, `malformed token: header: "x5t": must be a string`},
 		"an x5t#S256 of a number":         {`{"alg":"HS256","x5t#S256":1}`, `{` + goodClaims + `}`, `malformed token: header: "x5t#S256": must be a string`},
+		"x5c with a null":                 {`{"alg":"HS256","x5c":[null]}`, `{` + goodClaims + `}`, `malformed token: header: "x5c": must be a string`},
+		"x5c with half a pair":            {`{"alg":"HS256","x5c":["\ud800"]}`, `{` + goodClaims + `}`, `malformed token: header: "x5c": must be valid Unicode`},
 		"b64 false":                       {`{"alg":"HS256","b64":false}`, `{` + goodClaims + `}`, `malformed token: header: "b64": must be true`},
 		"crit":                            {`{"alg":"HS256","crit":["b64"],"b64":true}`, `{` + goodClaims + `}`, `malformed token: header: "crit": critical extensions are not understood`},
 		"a key in the header (stricter)":  {`{"alg":"HS256","jwk":{}}`, `{` + goodClaims + `}`, `malformed token: header: "jwk": a key in the token is not accepted`},
-		"x5c of numbers":                  {`{"alg":"HS256","x5c":[1]}`, `{` + goodClaims + `}`, `malformed token: header: "x5c": json: cannot unmarshal number into Go value of type string`},
+		"x5c of numbers":                  {`{"alg":"HS256","x5c":[1]}`, `{` + goodClaims + `}`, `malformed token: header: "x5c": must be a string`},
 		"no alg":                          {`{}`, `{` + goodClaims + `}`, "signature does not match"},
 		"alg none":                        {`{"alg":"none"}`, `{` + goodClaims + `}`, "signature does not match"},
 		"alg HS512":                       {`{"alg":"HS512"}`, `{` + goodClaims + `}`, "signature does not match"},
@@ -316,6 +318,20 @@ func TestClaimsAreEscapedAsPythonDoes(t *testing.T) {
 	if string(payload) != want {
 		t.Errorf("\n got %s\nwant %s", payload, want)
 	}
+	var again ati.Claims
+	if err := json.Unmarshal([]byte(strings.Replace(want, "-5", "5", 1)), &again); err != nil {
+		t.Fatal(err)
+	}
+	c.ExpiresAt = 5
+	if diff := cmp.Diff(c, again); diff != "" {
+		t.Errorf("read again (-want +got):\n%s", diff)
+	}
+	if err := json.Unmarshal([]byte(`{"sub":"a"}`), &again); err == nil || again.Subject != c.Subject {
+		t.Errorf("claims without aud: %v, %+v", err, again)
+	}
+	if b, err := json.Marshal(c.ATI); err != nil || string(b) != `{"v":1,"rate":{"tool:a":"2/s","tool:b":"1/s"}}` {
+		t.Errorf("namespace: %s, %v", b, err)
+	}
 	var back map[string]any
 	if err := json.Unmarshal(payload, &back); err != nil || back["sub"] != c.Subject {
 		t.Errorf("%v: %q", err, back["sub"])
@@ -426,6 +442,10 @@ func TestInspectTokenReadsWhatTheClientReads(t *testing.T) {
 		"an empty ati":                {token(`{}`, `{"sub":"a","ati":{}}`), defaults(nil), ""},
 		"an ati without v":            {token(`{}`, `{"sub":"a","ati":{"rate":{"*":"1/s"}}}`), defaults(m{"ati": m{"v": json.Number("1"), "rate": m{"*": "1/s"}}}), ""},
 		"an ati without rate":         {token(`{}`, `{"sub":"a","ati":{"v":2,"rate":{}}}`), defaults(m{"ati": m{"v": json.Number("2")}}), ""},
+		"an ati of nothing":           {token(`{}`, `{"sub":"a","ati":[]}`), defaults(nil), ""},
+		"an ati of zero":              {token(`{}`, `{"sub":"a","ati":0}`), defaults(nil), ""},
+		"a rate of nothing":           {token(`{}`, `{"sub":"a","ati":{"v":1,"rate":""}}`), defaults(m{"ati": m{"v": json.Number("1")}}), ""},
+		"b64 false":                   {token(`{"b64":false}`, `{"sub":"a"}`), nil, "header: critical extensions are not understood"},
 		"an ati of a list":            {token(`{}`, `{"sub":"a","ati":[1]}`), nil, `claim "ati" must be a JSON object`},
 		"no sub":                      {token(`{}`, `{}`), nil, `claim "sub" is missing`},
 		"a kid of null":               {token(`{"kid":null}`, `{"sub":"a"}`), nil, `header: "kid" must be a string`},

@@ -35,11 +35,11 @@ type Claims struct {
 type Namespace struct {
 	// Version is "v", the schema's version, 1. The proxy refuses a namespace
 	// without it, and takes 0 to 255.
-	Version uint8
+	Version uint8 `json:"v"`
 	// Rate is "rate", a count per window for each pattern, such as
 	// "tool:github:*": "10/hour". Left out when empty. One value that the
 	// proxy can't parse drops all of them; see ParseRate.
-	Rate map[string]string
+	Rate map[string]string `json:"rate,omitempty"`
 }
 
 // Scopes returns the patterns of the scope claim.
@@ -47,6 +47,18 @@ func (c *Claims) Scopes() []string { return ParseScopes(c.Scope) }
 
 // MarshalJSON writes the claims as ati-client does.
 func (c Claims) MarshalJSON() ([]byte, error) { return c.appendJSON(nil), nil }
+
+// UnmarshalJSON reads the claims of a token as strictly as [ValidateToken]
+// does, but for their values: the required ones must be there, none may be
+// there twice or have another type.
+func (c *Claims) UnmarshalJSON(b []byte) error {
+	var w wireClaims
+	if err := w.UnmarshalJSON(b); err != nil {
+		return err
+	}
+	*c = w.Claims
+	return nil
+}
 
 // appendJSON writes the claims as Python's json.dumps does with
 // ensure_ascii: encoding/json escapes other characters, and the bytes have to

@@ -148,8 +148,8 @@ func WithTime(now func() time.Time) ValidateOption {
 // ValidateToken returns the claims of a token that both the ATI proxy and
 // ati-client accept under this key. Any other token gives a *[TokenError].
 //
-// It is stricter than the two together in corners that no issuer uses: a "jwk"
-// or "crit" header, an nbf that is not a number, an exp beyond 2^63, JSON that
+// It is stricter than the two together in corners that no issuer uses: a header
+// with "jwk", "crit" or a "b64" that is not true, an nbf that is not a number, an exp beyond 2^63, JSON that
 // nests deeper than 127, and U+FFFD or a lone surrogate in a claim.
 func ValidateToken(token string, key Key, opts ...ValidateOption) (*Claims, error) {
 	v := validation{audiences: []string{DefaultAudience}, leeway: MaxLeeway, now: time.Now}
@@ -230,8 +230,13 @@ func checkEnvelope(token string) error {
 		case "typ", "cty", "jku", "x5u", "x5t", "x5t#S256":
 			_, err = readOptionalString(value)
 		case "x5c":
-			var chain []string
+			var chain []json.RawMessage
 			err = json.Unmarshal(value, &chain)
+			for _, certificate := range chain {
+				if err == nil {
+					_, err = readString(certificate)
+				}
+			}
 		case "jwk":
 			if string(value) != "null" {
 				err = errors.New("a key in the token is not accepted")
@@ -302,7 +307,7 @@ func InspectToken(token string) (map[string]any, error) {
 			return fail(errors.New(`header: "kid" must be a string`))
 		}
 	}
-	if _, ok := head["crit"]; ok {
+	if _, ok := head["crit"]; ok || head["b64"] == false {
 		return fail(errors.New("header: critical extensions are not understood"))
 	}
 	if err := decodeObject(payload, &raw); err != nil {
@@ -324,24 +329,42 @@ func InspectToken(token string) (map[string]any, error) {
 			claims[name] = value
 		}
 	}
-	switch ns := raw["ati"].(type) {
-	case map[string]any:
-		if len(ns) == 0 {
-			break
-		}
-		out := map[string]any{"v": json.Number("1")}
-		if v, ok := ns["v"]; ok {
-			out["v"] = v
-		}
-		if rate, ok := ns["rate"].(map[string]any); !ok && ns["rate"] != nil || len(rate) > 0 {
-			out["rate"] = ns["rate"]
-		}
-		claims["ati"] = out
-	case nil:
-	default:
+	if isEmpty(raw["ati"]) {
+		return claims, nil
+	}
+	ns, ok := raw["ati"].(map[string]any)
+	if !ok {
 		return fail(errors.New(`claim "ati" must be a JSON object`))
 	}
+	out := map[string]any{"v": json.Number("1")}
+	if v, ok := ns["v"]; ok {
+		out["v"] = v
+	}
+	if !isEmpty(ns["rate"]) {
+		out["rate"] = ns["rate"]
+	}
+	claims["ati"] = out
 	return claims, nil
+}
+
+// isEmpty reports what Python takes for false.
+func isEmpty(value any) bool {
+	switch v := value.(type) {
+	case nil:
+		return true
+	case bool:
+		return !v
+	case string:
+		return v == ""
+	case json.Number:
+		f, err := v.Float64()
+		return err == nil && f == 0
+	case []any:
+		return len(v) == 0
+	case map[string]any:
+		return len(v) == 0
+	}
+	return false
 }
 
 func decodeObject(b []byte, out *map[string]any) error {

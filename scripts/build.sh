@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the plugin: build.sh <output file> [version]
 set -euo pipefail
+unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 flags='-s -w'

@@ -2,6 +2,7 @@
 # Shows the engine at work on a Vault development server of its own: what the
 # security team writes, what an orchestrator gets, and what it is refused.
 set -euo pipefail
+unset CDPATH
 exec 2>&1 # in the order in which it happens
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -5,6 +5,7 @@
 #   dev.sh stop   end the server
 # Its files are in bin/dev, or in the directory DEV_DIR.
 set -euo pipefail
+unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
@@ -21,15 +22,16 @@ fi
 vault_bin=$(scripts/vault-bin.sh --any)
 forget_vault
 mkdir -p "$dir"
-if runs_vault "$dir"; then
+if runs_vault "$dir" && [ -f "$dir/env" ]; then
   . "$dir/env"
   say "Vault runs at $VAULT_ADDR: build and register the plugin again."
   register "$dir"
   show vault plugin reload -plugin="$plugin"
 else
+  stop_vault "$dir"
   remove_vault "$dir"
-  start_vault "$dir"
   trap 'stop_vault "$dir"' EXIT # until all is well
+  start_vault "$dir"
   say "A Vault development server at $VAULT_ADDR, with the plugin registered and mounted."
   register "$dir"
   show vault secrets enable -path=ati "$plugin"

@@ -67,6 +67,7 @@ start_vault() {
       -dev-listen-address="${VAULT_ADDR#http://}" -config="$dir/vault.hcl" >"$dir/vault.log" 2>&1 </dev/null &
     echo $! >"$dir/vault.pid"
     if wait_for_vault "$dir"; then return; fi
+    stop_vault "$dir"
   done
   cat "$dir/vault.log" >&2
   echo "Vault did not start" >&2
@@ -80,7 +81,6 @@ wait_for_vault() {
     if vault token lookup >/dev/null 2>&1; then return 0; fi
     sleep 0.1
   done
-  stop_vault "$1"
   return 1
 }
 

@@ -2,6 +2,7 @@
 # Runs gofmt, go vet, staticcheck and govulncheck. Where the vulnerability
 # database can't be reached, it says so and goes on.
 set -euo pipefail
+unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

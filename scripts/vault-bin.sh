@@ -3,6 +3,7 @@
 # is built from tools/vault once and kept in the user's cache directory. With
 # --any, a vault or bao on the PATH goes before building one.
 set -euo pipefail
+unset CDPATH
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -191,7 +191,7 @@ func TestIdentityOfARealCaller(t *testing.T) {
 		}
 	}
 	// The caller can't choose: no parameter, and no other entity's value.
-	for _, d := range []data{{"agent_id": "bob"}, {"subject": "bob"}, {"sub": "bob"}} {
+	for _, d := range []data{{"agent_id": "bob"}, {"agent_id": 7}, {"subject": "bob"}, {"sub": "bob"}} {
 		if _, err := s.client(alice).Logical().Write("ati/creds/r", d); status(t, err) != http.StatusBadRequest {
 			t.Errorf("%v: %v", d, err)
 		}
@@ -345,7 +345,7 @@ func TestTheAuditLogNamesEachTokenAndHoldsNoSecret(t *testing.T) {
 		t.Error("proxy-env has another secret")
 	}
 	// Requests that fail, with the secret or a token in them.
-	for _, d := range []data{{"secret": []string{secret}}, {"secret": secret + "0"}, {"secret": strings.Repeat("ab", 32), "issuer": "x y"}} {
+	for _, d := range []data{{"secret": []string{secret}}, {"proxy_url": data{"secret": secret}}, {"max_ttl": []string{secret}}, {"secret": secret + "0"}, {"secret": strings.Repeat("ab", 32), "issuer": "x y"}} {
 		if got := s.request(s.root, "PUT", "ati/config", d); got != 400 {
 			t.Errorf("config %v is a %d", d, got)
 		}
