@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test race docs-test bench lint fmt clean
+.PHONY: help build demo dev dev-stop test race interop docs-test bench lint fmt clean
 
 BENCHTIME ?= 1s
 
@@ -26,8 +26,12 @@ test: ## Run all tests that need Go only, some of them against a real Vault
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati
 
+interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, Python)
+	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
+	VAULT_BIN=$$vault go test -tags interop -count=1 -run '^TestInterop' ./test
+
 docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
-	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run 'TestREADME' -count=1 ./test
+	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^TestREADME' -count=1 ./test
 
 bench: ## Run the Go benchmarks, the last against a real Vault with 100,000 roles
 	@go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) . ./ati

@@ -1,0 +1,671 @@
+//go:build interop
+
+package test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+// part is a real part that make interop has built.
+func part(t testing.TB, name string) string {
+	t.Helper()
+	path := os.Getenv(name)
+	if path == "" {
+		t.Fatalf("%s is not set: run this by make interop", name)
+	}
+	return path
+}
+
+// atiTools are the tools of the proxies in these tests, by the name that a
+// caller gives, with the scope in their manifest.
+var atiTools = []struct{ name, scope string }{
+	{"web_search", "tool:web_search"},
+	{"web_search_2", "tool:web_search_2"},
+	{"github:search", "tool:github:search"},
+	{"github:issue:open", "tool:github:issue:open"},
+	{"linear:list", "tool:linear:list"},
+	{"hn_top", "tool:hackernews"}, // another scope than its name
+	{"quote", "finance:read"},     // a scope that is no tool's
+	{"shell", "tool:shell"},
+	{"unscoped", "tool:unscoped"}, // its manifest has none: so it is by its name
+}
+
+// proxy is a real ATI proxy with an upstream of its own.
+type proxy struct {
+	t     testing.TB
+	addr  string
+	dir   string
+	calls *atomic.Int64 // that reached the upstream
+}
+
+// startProxy starts a proxy with this environment, which is all that it knows
+// of tokens, and waits until a call without a token is refused.
+func startProxy(t testing.TB, env map[string]string) *proxy {
+	t.Helper()
+	p := &proxy{t: t, dir: t.TempDir(), calls: new(atomic.Int64)}
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		p.calls.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"ok":true}`)
+	}))
+	t.Cleanup(upstream.Close)
+	p.writeFiles(upstream.URL)
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.addr = "http://" + l.Addr().String()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(p.dir, "proxy.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	cmd := exec.Command(part(t, "ATI_BIN"), "proxy", "--port", port, "--bind", "127.0.0.1", "--ati-dir", p.dir, "--env-keys")
+	cmd.Env = []string{"HOME=" + p.dir, "ATI_DIR=" + p.dir, "ATI_AUDIT_FILE=" + filepath.Join(p.dir, "audit.jsonl"), "PATH=" + os.Getenv("PATH")}
+	for k, v := range env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	poll(t, "the proxy refuses a call without a token", func() error {
+		if got := p.call("", "web_search"); got != http.StatusUnauthorized {
+			return fmt.Errorf("it answers %d", got)
+		}
+		return nil
+	})
+	return p
+}
+
+func (p *proxy) writeFiles(upstream string) {
+	p.t.Helper()
+	manifest := fmt.Sprintf("[provider]\nname = \"test\"\ndescription = \"x\"\nbase_url = %q\nauth_type = \"none\"\n", upstream)
+	for _, tool := range atiTools {
+		manifest += fmt.Sprintf("\n[[tools]]\nname = %q\ndescription = \"x\"\nendpoint = \"/x\"\nmethod = \"GET\"\n", tool.name)
+		if tool.name != "unscoped" {
+			manifest += fmt.Sprintf("scope = %q\n", tool.scope)
+		}
+	}
+	files := map[string]string{"manifests/test.toml": manifest}
+	for _, skill := range []string{"summarize", "research-deep", "cite"} {
+		files["skills/"+skill+"/SKILL.md"] = fmt.Sprintf("---\nname: %s\ndescription: x\n---\nDo it.\n", skill)
+	}
+	for name, text := range files {
+		path := filepath.Join(p.dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+// poll tries for up to 20 seconds.
+func poll(t testing.TB, what string, try func() error) {
+	t.Helper()
+	var err error
+	for range 200 {
+		if err = try(); err == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("%s: %v", what, err)
+}
+
+// do makes a request and returns status and body; 0 where nobody answers.
+func (p *proxy) do(token, method, path, body string) (int, string) {
+	p.t.Helper()
+	req, err := http.NewRequestWithContext(p.t.Context(), method, p.addr+path, strings.NewReader(body))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header["Authorization"] = []string{"Bearer " + token}
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// call calls a tool, and returns the status.
+func (p *proxy) call(token, tool string) int {
+	p.t.Helper()
+	status, _ := p.do(token, http.MethodPost, "/call", fmt.Sprintf(`{"tool_name":%q,"args":{}}`, tool))
+	return status
+}
+
+func (p *proxy) skills(token string) []string {
+	p.t.Helper()
+	status, body := p.do(token, http.MethodGet, "/skills", "")
+	if status != http.StatusOK {
+		p.t.Fatalf("GET /skills: %d %s", status, body)
+	}
+	var list []struct{ Name string }
+	if err := json.Unmarshal([]byte(body), &list); err != nil {
+		p.t.Fatalf("%v: %s", err, body)
+	}
+	names := []string{}
+	for _, s := range list {
+		names = append(names, s.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// proxyEnv is the environment that Vault hands to the proxy's host.
+func (s *server) proxyEnv() map[string]string {
+	s.t.Helper()
+	env := map[string]string{}
+	for k, v := range s.read(s.root, "ati/proxy-env").Data {
+		env[k] = v.(string)
+	}
+	return env
+}
+
+func (s *server) mint(role string, d data) string {
+	s.t.Helper()
+	return s.write(s.root, "ati/creds/"+role, d).Data["token"].(string)
+}
+
+// What each kind of grant opens: the proxy's status, check/<role> and
+// ati.Allows agree on every cell.
+func TestInteropGrants(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	p := startProxy(t, s.proxyEnv())
+	all := []string{"web_search", "web_search_2", "github:search", "github:issue:open", "linear:list", "hn_top", "quote", "shell", "unscoped"}
+	for _, c := range []struct {
+		role   data
+		opens  []string // tools
+		skills []string
+	}{
+		{data{"tools": "web_search"}, []string{"web_search"}, nil},
+		{data{"tools": "web_search*"}, []string{"web_search", "web_search_2"}, nil},
+		{data{"tools": "github:*"}, []string{"github:search", "github:issue:open"}, nil},
+		{data{"tools": "github:search"}, []string{"github:search"}, nil},
+		{data{"tools": "github:issue:*"}, []string{"github:issue:open"}, nil},
+		{data{"tools": "github_*"}, []string{"github:search", "github:issue:open"}, nil},
+		{data{"tools": "github_search"}, []string{"github:search"}, nil},
+		{data{"tools": "github_issue:open"}, []string{"github:issue:open"}, nil},
+		{data{"tools": "github_issue_open"}, nil, nil},
+		{data{"tools": "github__*"}, nil, nil},
+		{data{"tools": "GitHub:*"}, nil, nil},
+		{data{"tools": "hn_top"}, nil, nil}, // its manifest has another scope
+		{data{"tools": "hackernews"}, []string{"hn_top"}, nil},
+		{data{"tools": "quote"}, nil, nil},
+		{data{"scopes": "finance:read"}, []string{"quote"}, nil},
+		{data{"scopes": "finance:*"}, []string{"quote"}, nil},
+		{data{"tools": "*"}, []string{"web_search", "web_search_2", "github:search", "github:issue:open", "linear:list", "hn_top", "shell", "unscoped"}, nil},
+		{data{"tools": "unscoped"}, []string{"unscoped"}, nil},
+		{data{"scopes": "*"}, all, []string{"cite", "research-deep", "summarize"}},
+		{data{"scopes": "help"}, nil, nil},
+		{data{"skills": "summarize"}, nil, []string{"summarize"}},
+		{data{"skills": "summarize,cite"}, nil, []string{"cite", "summarize"}},
+		{data{"skills": "research-*"}, nil, nil},
+		{data{"scopes": "provider:github,category:x"}, nil, nil},
+		{data{"tools": "web_search,linear:list", "skills": "cite", "scopes": "finance:read"}, []string{"web_search", "linear:list", "quote"}, []string{"cite"}},
+	} {
+		s.vault(s.root, "delete", "ati/roles/g")
+		s.write(s.root, "ati/roles/g", c.role)
+		creds := s.read(s.root, "ati/creds/g")
+		token, scopes := creds.Data["token"].(string), ati.ParseScopes(creds.Data["scope"].(string))
+		for _, tool := range atiTools {
+			opens := slices.Contains(c.opens, tool.name)
+			want := map[bool]int{true: 200, false: 403}[opens]
+			if got := p.call(token, tool.name); got != want {
+				t.Errorf("%v: the proxy answers %s with %d, want %d", c.role, tool.name, got, want)
+			}
+			if got := ati.Allows(scopes, tool.scope); got != opens {
+				t.Errorf("%v: ati.Allows says %v of %s (%s)", c.role, got, tool.name, tool.scope)
+			}
+			if got := s.read(s.root, "ati/check/g", "scope="+tool.scope).Data["allowed"]; got != opens {
+				t.Errorf("%v: check says %v of %s (%s)", c.role, got, tool.name, tool.scope)
+			}
+		}
+		skills := append([]string{}, c.skills...)
+		if diff := cmp.Diff(skills, p.skills(token)); diff != "" {
+			t.Errorf("%v: skills (-want +got):\n%s", c.role, diff)
+		}
+		for _, skill := range []string{"summarize", "research-deep", "cite"} {
+			if got, want := s.read(s.root, "ati/check/g", "skill="+skill).Data["allowed"], slices.Contains(skills, skill); got != want {
+				t.Errorf("%v: check says %v of the skill %s", c.role, got, skill)
+			}
+		}
+	}
+	if p.calls.Load() == 0 {
+		t.Error("no call reached the upstream")
+	}
+}
+
+// Rates as the documents have them: they hold for sequential calls of the
+// spelling that they name, and for a narrowed token too; they stop neither
+// another spelling nor /mcp.
+func TestInteropRates(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	p := startProxy(t, s.proxyEnv())
+	statuses := func(token, tool string, n int) []int {
+		var got []int
+		for range n {
+			got = append(got, p.call(token, tool))
+		}
+		return got
+	}
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search,github:*,shell", "rate": data{"tool:web_search": "3/hour", "tool:github:*": "1/hour", "tool:shell": "0/hour"}})
+	token := s.mint("r", nil)
+	if got := statuses(token, "web_search", 5); !slices.Equal(got, []int{200, 200, 200, 429, 429}) {
+		t.Errorf("3/hour: %v", got)
+	}
+	// One bucket for all tokens with the key: a new token changes nothing, nor
+	// does a narrowed one.
+	if got := statuses(s.mint("r", data{"tools": "web_search"}), "web_search", 1); got[0] != 429 {
+		t.Errorf("another token: %v", got)
+	}
+	if got := statuses(token, "shell", 1); got[0] != 429 {
+		t.Errorf("0/hour: %v", got)
+	}
+	if got := statuses(token, "github:search", 2); !slices.Equal(got, []int{200, 429}) {
+		t.Errorf("1/hour: %v", got)
+	}
+	// What rates don't stop.
+	if got := statuses(token, "github_search", 2); !slices.Equal(got, []int{200, 200}) {
+		t.Errorf("another spelling: %v", got)
+	}
+	before := p.calls.Load()
+	if status, body := p.do(token, http.MethodPost, "/mcp", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"shell","arguments":{}}}`); status != 200 || p.calls.Load() != before+1 {
+		t.Errorf("/mcp: %d %s", status, body)
+	}
+	// A lower rate of a request holds as well.
+	s.write(s.root, "ati/roles/l", data{"tools": "linear:*", "rate": data{"tool:linear:*": "100/hour"}})
+	if got := statuses(s.mint("l", data{"rate": data{"tool:linear:*": "2/h"}}), "linear:list", 3); !slices.Equal(got, []int{200, 200, 429}) {
+		t.Errorf("narrowed to 2/hour: %v", got)
+	}
+}
+
+// A token works until exp, loses its scopes right after, and is refused 60
+// seconds later.
+func TestInteropExpiry(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	p := startProxy(t, s.proxyEnv())
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	creds := s.write(s.root, "ati/creds/r", data{"ttl": "3s"})
+	token := creds.Data["token"].(string)
+	n, err := creds.Data["expires_at"].(json.Number).Int64()
+	if err != nil {
+		t.Fatal(err)
+	}
+	exp := time.Unix(n, 0)
+	verdict := func() [3]any {
+		v := s.write(s.root, "ati/validate", data{"token": token, "scope": "tool:web_search"}).Data
+		return [3]any{p.call(token, "web_search"), v["valid"], v["allowed"]}
+	}
+	if got := verdict(); got != [3]any{200, true, true} {
+		t.Errorf("before exp: %v", got)
+	}
+	time.Sleep(time.Until(exp.Add(1500 * time.Millisecond)))
+	if got := verdict(); got != [3]any{403, true, false} {
+		t.Errorf("after exp: %v", got)
+	}
+	time.Sleep(time.Until(exp.Add(61500 * time.Millisecond)))
+	if got := verdict(); got != [3]any{401, false, false} {
+		t.Errorf("61 seconds after exp: %v", got)
+	}
+}
+
+func TestInteropKeysAudiencesAndIssuers(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/config", data{"accepted_audiences": "mcp"})
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	s.write(s.root, "ati/roles/mcp", data{"tools": "web_search", "audience": "mcp"})
+	plain, mcp := s.mint("r", nil), s.mint("mcp", nil)
+	s.write(s.root, "ati/config", data{"issuer": ""})
+	noIssuer := s.mint("r", nil)
+	s.write(s.root, "ati/config", data{"issuer": "other"})
+	other := s.mint("r", nil)
+	s.write(s.root, "ati/config", data{"issuer": "ati-orchestrator"})
+	env := s.proxyEnv()
+	if diff := cmp.Diff(map[string]string{"ATI_JWT_SECRET": secret, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy,mcp", "ATI_JWT_ISSUER": "ati-orchestrator"}, env); diff != "" {
+		t.Errorf("proxy-env (-want +got):\n%s", diff)
+	}
+	with := func(changes map[string]string) map[string]string {
+		out := map[string]string{}
+		for k, v := range env {
+			out[k] = v
+		}
+		for k, v := range changes {
+			if v == "" {
+				delete(out, k)
+			} else {
+				out[k] = v
+			}
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		env  map[string]string
+		want [4]int // plain, mcp, noIssuer, other
+	}{
+		"as Vault has it":  {env, [4]int{200, 200, 200, 401}},
+		"one audience":     {with(map[string]string{"ATI_JWT_ACCEPTED_AUDIENCES": ""}), [4]int{200, 401, 200, 401}},
+		"another audience": {with(map[string]string{"ATI_JWT_ACCEPTED_AUDIENCES": "mcp"}), [4]int{401, 200, 401, 401}},
+		"no issuer":        {with(map[string]string{"ATI_JWT_ISSUER": ""}), [4]int{200, 200, 200, 200}},
+		"another key":      {with(map[string]string{"ATI_JWT_SECRET": strings.Repeat("0123456789abcdef", 4)}), [4]int{401, 401, 401, 401}},
+	} {
+		p := startProxy(t, c.env)
+		got := [4]int{p.call(plain, "web_search"), p.call(mcp, "web_search"), p.call(noIssuer, "web_search"), p.call(other, "web_search")}
+		if got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// A role with job_id={{jti}}: a line in the proxy's audit file leads to the
+// line in Vault's audit log that says who asked for the token.
+func TestInteropAuditTrail(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	p := startProxy(t, s.proxyEnv())
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search", "job_id": "{{jti}}", "sandbox_id": "box-7"})
+	orchestrator := s.policy("orchestrator", `path "ati/creds/r" { capabilities = ["read"] }`)
+	if got := p.call(s.read(orchestrator, "ati/creds/r").Data["token"].(string), "web_search"); got != 200 {
+		t.Fatalf("the call is a %d", got)
+	}
+	b, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var line struct {
+		Tool      string
+		AgentSub  string `json:"agent_sub"`
+		JobID     string `json:"job_id"`
+		SandboxID string `json:"sandbox_id"`
+	}
+	if err := json.Unmarshal(bytes.TrimSpace(b), &line); err != nil {
+		t.Fatalf("%v: %s", err, b)
+	}
+	if line.Tool != "web_search" || line.AgentSub != "token-orchestrator" || line.SandboxID != "box-7" {
+		t.Errorf("the proxy's line is %+v", line)
+	}
+	if got := s.auditLine(line.JobID); got.Auth.DisplayName != "token-orchestrator" || got.Request.Path != "ati/creds/r" {
+		t.Errorf("Vault's line is %+v", got)
+	}
+}
+
+// pythonClient is a real ati-client: a process that answers a line for a line.
+type pythonClient struct {
+	t   testing.TB
+	in  io.Writer
+	out *bufio.Scanner
+}
+
+const clientProgram = `
+import ati, json, sys, warnings
+warnings.simplefilter("ignore")
+for line in sys.stdin:
+    q = json.loads(line)
+    try:
+        if q["do"] == "validate":
+            r = ati.validate_token(q["token"], secret=q["secret"], issuer=q["issuer"] or None).to_dict()
+        elif q["do"] == "provision":
+            o = ati.AtiOrchestrator(proxy_url="https://ati.example.com", secret=q["secret"])
+            r = o.provision_sandbox(agent_id="sandbox:abc", tools=["web_search", "github:*"], skills=["summarize"], ttl_seconds=600, rate={"tool:web_search": "5/hour"})
+        print(json.dumps({"ok": r}), flush=True)
+    except Exception as e:
+        print(json.dumps({"error": str(e)}), flush=True)
+`
+
+func startClient(t testing.TB, name string) *pythonClient {
+	t.Helper()
+	cmd := exec.Command("python3", "-c", clientProgram)
+	cmd.Env = append(os.Environ(), "PYTHONPATH="+part(t, name))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
+	scanner := bufio.NewScanner(out)
+	scanner.Buffer(nil, 1<<20)
+	return &pythonClient{t, in, scanner}
+}
+
+// ask returns the answer, or nil and the error's text.
+func (c *pythonClient) ask(question data) (data, string) {
+	c.t.Helper()
+	b, err := json.Marshal(question)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := c.in.Write(append(b, '\n')); err != nil {
+		c.t.Fatal(err)
+	}
+	if !c.out.Scan() {
+		c.t.Fatalf("ati-client ended: %v", c.out.Err())
+	}
+	var answer struct {
+		OK    data
+		Error string
+	}
+	if err := json.Unmarshal(c.out.Bytes(), &answer); err != nil {
+		c.t.Fatal(err)
+	}
+	return answer.OK, answer.Error
+}
+
+// Tokens of ati-client and of the ati command validate here and open the
+// proxy, and tokens of the engine pass both clients.
+func TestInteropClients(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	p := startProxy(t, s.proxyEnv())
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search,github:*", "skills": "summarize", "rate": data{"tool:web_search": "5/hour"}, "job_id": "{{jti}}", "allowed_agent_ids": "*"})
+	ours := s.write(s.root, "ati/creds/r", data{"agent_id": "sandbox:abc", "ttl": 600})
+	token := ours.Data["token"].(string)
+	validate := func(token string) data {
+		return s.write(s.root, "ati/validate", data{"token": token, "scope": "tool:github:search"}).Data
+	}
+	for _, name := range []string{"ATI_CLIENT_0_1_0", "ATI_CLIENT_0_7_15"} {
+		client := startClient(t, name)
+		got, problem := client.ask(data{"do": "validate", "token": token, "secret": secret, "issuer": "ati-orchestrator"})
+		want := data{
+			"sub": "sandbox:abc", "aud": "ati-proxy", "iat": got["iat"], "exp": got["exp"], "scope": "tool:web_search tool:github:* skill:summarize",
+			"iss": "ati-orchestrator", "jti": ours.RequestID, "ati": data{"v": 1.0, "rate": data{"tool:web_search": "5/hour"}},
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s reads our token (-want +got):\n%s\n%s", name, diff, problem)
+		}
+		env, problem := client.ask(data{"do": "provision", "secret": secret})
+		if problem != "" {
+			t.Fatal(problem)
+		}
+		theirs := env["ATI_SESSION_TOKEN"].(string)
+		if v := validate(theirs); v["valid"] != true || v["allowed"] != true || v["sub"] != "sandbox:abc" || v["scope"] != want["scope"] {
+			t.Errorf("a token of %s: %v", name, v)
+		}
+		if got := p.call(theirs, "github:search"); got != 200 {
+			t.Errorf("a token of %s opens the proxy with a %d", name, got)
+		}
+	}
+	out, err := exec.Command(part(t, "ATI_BIN"), "token", "issue", "--secret", secret, "--sub", "cli", "--scope", "tool:github:*", "--ttl", "600", "--iss", "ati-orchestrator", "--output", "text").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := validate(string(out)); v["valid"] != true || v["allowed"] != true || v["sub"] != "cli" {
+		t.Errorf("a token of ati token issue: %v", v)
+	}
+	validated, err := exec.Command(part(t, "ATI_BIN"), "token", "validate", token, "--secret", secret).CombinedOutput()
+	if err != nil {
+		t.Errorf("ati token validate: %v\n%s", err, validated)
+	}
+}
+
+// Nothing that the proxy or a client refuses is valid here: every token of the
+// vectors, and some thousand mutated ones, each signed with the right key.
+func TestInteropVerdicts(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(filepath.Join("..", "testdata", "validate.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vectors struct {
+		Secret string
+		Cases  []struct{ Name, Token string }
+	}
+	if err := json.Unmarshal(b, &vectors); err != nil {
+		t.Fatal(err)
+	}
+	s := startVault(t)
+	s.mountEngine()
+	s.vault(s.root, "delete", "ati/config")
+	s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com", "secret": vectors.Secret, "issuer": ""})
+	p := startProxy(t, s.proxyEnv())
+	clients := []*pythonClient{startClient(t, "ATI_CLIENT_0_1_0"), startClient(t, "ATI_CLIENT_0_7_15")}
+	key, err := ati.ParseSecret(vectors.Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid, refused := 0, 0
+	judge := func(name, token string) {
+		_, err := ati.ValidateToken(token, key)
+		here := err == nil
+		engine := false
+		if strings.TrimSpace(token) != "" {
+			engine = s.write(s.root, "ati/validate", data{"token": token}).Data["valid"].(bool)
+		}
+		if token == strings.TrimSpace(token) && engine != here {
+			t.Errorf("%s: validate says %v, and ValidateToken %v (%v)", name, engine, here, err)
+		}
+		if !here {
+			refused++
+			return
+		}
+		valid++
+		if status, _ := p.do(token, http.MethodGet, "/tools", ""); status != 200 {
+			t.Errorf("%s: valid here, and the proxy answers %d: %s", name, status, token)
+		}
+		for _, c := range clients {
+			if _, problem := c.ask(data{"do": "validate", "token": token, "secret": vectors.Secret, "issuer": ""}); problem != "" {
+				t.Errorf("%s: valid here, and ati-client says %s: %s", name, problem, token)
+			}
+		}
+	}
+	for _, c := range vectors.Cases {
+		judge(c.Name, c.Token)
+	}
+	random := rand.New(rand.NewPCG(7, 7))
+	for i := range 4000 {
+		judge(fmt.Sprintf("mutation %d", i), mutated(t, random, vectors.Secret))
+	}
+	t.Logf("%d tokens were valid here and so for proxy and clients, %d were refused", valid, refused)
+	if valid < 500 || refused < 500 {
+		t.Errorf("%d valid and %d refused tokens are too few to tell", valid, refused)
+	}
+}
+
+// mutated is a token with up to three changes in its JSON or its text, signed
+// with the right key unless the text was changed after that.
+func mutated(t testing.TB, random *rand.Rand, secret string) string {
+	pick := func(from []string) string { return from[random.IntN(len(from))] }
+	members := func(base [][2]string, values []string) string {
+		base = slices.Clone(base)
+		for range random.IntN(3) {
+			i := random.IntN(len(base))
+			switch random.IntN(5) {
+			case 0:
+				base[i][1] = pick(values)
+			case 1:
+				base = append(base, [2]string{base[i][0], pick(append(values, base[i][1]))})
+			case 2:
+				base = append(base, [2]string{pick([]string{`"nbf"`, `"job_id"`, `"sandbox_id"`, `"x"`, `"SUB"`, `"\u0073cope"`, `"\ud800"`, `"kid"`, `"crit"`, `"b64"`, `"x5c"`, `"jwk"`, `"typ"`, `"zip"`}), pick(values)})
+			case 3:
+				if len(base) > 1 {
+					base = slices.Delete(base, i, i+1)
+				}
+			case 4:
+				j := random.IntN(len(base))
+				base[i], base[j] = base[j], base[i]
+			}
+		}
+		parts := make([]string, len(base))
+		for i, m := range base {
+			parts[i] = m[0] + pick([]string{":", " : "}) + m[1]
+		}
+		return pick([]string{"{", " {"}) + strings.Join(parts, pick([]string{",", ", "})) + pick([]string{"}", "}", "}", "}\n", ",}"})
+	}
+	now := time.Now().Unix()
+	values := []string{
+		"null", "true", "0", "1", "-1", "1.5", "1e3", "1e999", `""`, `"a"`, `"ati-proxy"`, `["ati-proxy"]`, "[]", "{}", `[null]`, `["\ud800"]`, `"\ud83d\ude00"`, `"\ud800"`, `"\u0000"`, `"é"`, "\"\xff\"",
+		fmt.Sprint(now), fmt.Sprint(now + 30), fmt.Sprint(now + 90), fmt.Sprint(now - 30), fmt.Sprint(now - 90), fmt.Sprint(now) + ".0", "4000000000", "9223372036854775807", "18446744073709551615",
+		`{"v":1}`, `{"v":1,"rate":{"tool:x":"1/s"}}`, `{"v":256}`, `{"v":1,"v":1}`, `{"v":1,"rate":null}`, `{"v":1,"rate":{"a":1}}`, `{"v":1,"x":[[[]]]}`, `{"rate":{}}`, strings.Repeat("[", 130) + strings.Repeat("]", 130),
+	}
+	header := members([][2]string{{`"alg"`, `"HS256"`}, {`"typ"`, `"JWT"`}}, append(values, `"HS512"`, `"none"`, `"ES256"`))
+	payload := members([][2]string{
+		{`"sub"`, `"agent"`}, {`"aud"`, `"ati-proxy"`}, {`"iat"`, fmt.Sprint(now)}, {`"exp"`, fmt.Sprint(now + 3600)}, {`"scope"`, `"tool:web_search"`},
+		{`"iss"`, `"ati-orchestrator"`}, {`"jti"`, `"j"`}, {`"ati"`, `{"v":1}`},
+	}, values)
+	token := signRaw(t, secret, header, payload)
+	if random.IntN(8) == 0 { // a change in the text
+		i := random.IntN(len(token))
+		switch random.IntN(3) {
+		case 0:
+			token = token[:i] + string("ABab09-_.=+/"[random.IntN(12)]) + token[i+1:]
+		case 1:
+			token = token[:i] + token[i+1:]
+		case 2:
+			token = token[:i] + "=" + token[i:]
+		}
+	}
+	return token
+}
