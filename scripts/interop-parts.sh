@@ -3,6 +3,7 @@
 #   ATI_BIN          the ATI client and proxy (needs cargo and a C compiler)
 #   ATI_CLIENT_0_1_0, ATI_CLIENT_0_7_15
 #                    directories for PYTHONPATH with that version of ati-client
+#   HVAC             the same with hvac
 # What is missing is built, once, in the user's cache directory.
 set -euo pipefail
 unset CDPATH
@@ -38,19 +39,17 @@ once() {
 install_ati() { cargo install agent-tools-interface --version "$ati_version" --locked --root "$1"; }
 
 # A directory for PYTHONPATH does: a virtual environment can't be moved.
-install_client() {
-  python3 -m pip install --quiet --disable-pip-version-check --target "$2" "ati-client==$1"
-}
-client_0_1_0() { install_client 0.1.0 "$1"; }
-client_0_7_15() { install_client 0.7.15 "$1"; }
+install_python() { python3 -m pip install --quiet --disable-pip-version-check --target "$2" "$1"; }
 
 ati=$cache/ati-$ati_version
 if [ ! -d "$ati" ]; then need cargo; need cc; fi
 once "$ati" install_ati
 echo "ATI_BIN=$(printf %q "$ati/bin/ati")"
 need python3
-for version in 0.1.0 0.7.15; do
-  dir=$cache/ati-client-$version-py$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-  once "$dir" "client_${version//./_}"
-  echo "ATI_CLIENT_${version//./_}=$(printf %q "$dir")"
+python=py$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+for package in ATI_CLIENT_0_1_0=ati-client==0.1.0 ATI_CLIENT_0_7_15=ati-client==0.7.15 HVAC=hvac==2.4.0; do
+  requirement=${package#*=}
+  dir=$cache/${requirement//==/-}-$python
+  once "$dir" install_python "$requirement"
+  echo "${package%%=*}=$(printf %q "$dir")"
 done

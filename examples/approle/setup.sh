@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Once, by the security team: a role whose tokens carry the name of the sandbox's
+# identity entity, and a policy that lets a sandbox mint for that role only. The
+# caller can't choose who it is: the role has no allowed_agent_ids.
+#
+# Run by TestInteropAppRole.
+set -euo pipefail
+
+vault auth enable approle
+
+vault write ati/roles/sandbox \
+  tools=web_search \
+  subject='sandbox:{{identity.entity.name}}' \
+  job_id='{{jti}}' \
+  ttl=1h
+
+vault policy write ati-sandbox - <<'HCL'
+# update, since the template gives its parameter in the write form.
+path "ati/creds/sandbox" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = { "proxy_url" = [], "ttl" = [] }
+}
+HCL

@@ -1,0 +1,47 @@
+# Vault Agent on the proxy's host: runs the ATI proxy, through the guard, with
+# its environment from Vault, and starts it again when the key changes there.
+#
+#   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
+#
+# The policy of this host is policy.hcl. Until Agent has noticed a new key, up
+# to static_secret_render_interval, the proxy has the old one.
+#
+# Run by TestInteropProxyAgent.
+
+auto_auth {
+  method "approle" {
+    config = {
+      role_id_file_path                   = "/etc/vault-agent/role_id"
+      secret_id_file_path                 = "/etc/vault-agent/secret_id"
+      remove_secret_id_file_after_reading = true
+    }
+  }
+}
+
+# Each with error_on_missing_key: without it a key that is missing from Vault's
+# answer becomes "<no value>", with which the proxy serves everybody.
+env_template "ATI_JWT_SECRET" {
+  error_on_missing_key = true
+  contents             = "{{ with secret \"ati/proxy-env\" }}{{ .Data.ATI_JWT_SECRET }}{{ end }}"
+}
+
+env_template "ATI_JWT_ACCEPTED_AUDIENCES" {
+  error_on_missing_key = true
+  contents             = "{{ with secret \"ati/proxy-env\" }}{{ .Data.ATI_JWT_ACCEPTED_AUDIENCES }}{{ end }}"
+}
+
+# Leave this out where config has an empty issuer: proxy-env has none then.
+env_template "ATI_JWT_ISSUER" {
+  error_on_missing_key = true
+  contents             = "{{ with secret \"ati/proxy-env\" }}{{ .Data.ATI_JWT_ISSUER }}{{ end }}"
+}
+
+exec {
+  command                   = ["/usr/local/bin/ati-proxy-guard", "--bind", "127.0.0.1", "--port", "8090", "--ati-dir", "/var/lib/ati", "--env-keys"]
+  restart_on_secret_changes = "always"
+  restart_stop_signal       = "SIGTERM"
+}
+
+template_config {
+  static_secret_render_interval = "1m"
+}

@@ -1,0 +1,569 @@
+//go:build interop
+
+package test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+// example is a file of examples/ with some of its text replaced, each of which
+// must be there.
+func example(t testing.TB, path string, replace map[string]string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("..", "examples", path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	for old, replacement := range replace {
+		if !strings.Contains(text, old) {
+			t.Fatalf("%s has no %q", path, old)
+		}
+		text = strings.ReplaceAll(text, old, replacement)
+	}
+	out := filepath.Join(t.TempDir(), filepath.Base(path))
+	if err := os.WriteFile(out, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// run runs a script of the examples with a vault on the PATH.
+func (s *server) run(token, script string, args ...string) {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(s.t.Context(), filepath.Join("..", "examples", script), args...)
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+}
+
+// agent is a running Vault Agent.
+type agent struct {
+	cmd    *exec.Cmd
+	exited chan struct{}
+	out    *syncBuffer
+}
+
+func (s *server) startAgent(config string, env ...string) *agent {
+	s.t.Helper()
+	a := &agent{exited: make(chan struct{}), out: new(syncBuffer)}
+	a.cmd = exec.Command(vaultBin, "agent", "-config="+config, "-log-level=debug")
+	a.cmd.Env = append(os.Environ(), append([]string{"VAULT_ADDR=" + s.addr, "HOME=" + s.dir}, env...)...)
+	a.cmd.Stdout, a.cmd.Stderr = a.out, a.out
+	a.cmd.WaitDelay = time.Second // a child that Agent leaves behind holds the pipe
+	if err := a.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	go func() { _ = a.cmd.Wait(); close(a.exited) }()
+	s.t.Cleanup(func() { a.stop(syscall.SIGTERM) })
+	return a
+}
+
+func (a *agent) stop(signal syscall.Signal) {
+	_ = a.cmd.Process.Signal(signal)
+	select {
+	case <-a.exited:
+	case <-time.After(20 * time.Second):
+		_ = a.cmd.Process.Kill()
+		<-a.exited
+	}
+}
+
+// appRole writes role_id and secret_id for a policy, as an operator would.
+func (s *server) appRole(name, policy string) (dir string) {
+	s.t.Helper()
+	dir = s.t.TempDir()
+	s.write(s.root, "auth/approle/role/"+name, data{"token_policies": policy, "token_no_default_policy": true})
+	files := map[string]string{
+		"role_id":   s.read(s.root, "auth/approle/role/"+name+"/role-id").Data["role_id"].(string),
+		"secret_id": s.write(s.root, "auth/approle/role/"+name+"/secret-id", nil).Data["secret_id"].(string),
+	}
+	for file, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// Each sandbox's sub comes from Vault's identity system, whatever the caller
+// tries.
+func TestInteropAppRole(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.run(s.root, "approle/setup.sh")
+	tokens := map[string]string{}
+	for _, name := range []string{"box1", "box2"} {
+		dir := t.TempDir()
+		s.run(s.root, "approle/add-sandbox.sh", name, dir)
+		login := data{}
+		for _, file := range []string{"role_id", "secret_id"} {
+			b, err := os.ReadFile(filepath.Join(dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Stat(filepath.Join(dir, file))
+			if err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s has mode %v (%v)", file, info.Mode(), err)
+			}
+			login[file] = string(b)
+		}
+		tokens[name] = s.write("", "auth/approle/login", login).Auth.ClientToken
+		// The secret id works once.
+		if _, err := s.client("").Logical().Write("auth/approle/login", login); err == nil {
+			t.Errorf("%s logs in twice", name)
+		}
+	}
+	for name, token := range tokens {
+		creds := s.read(token, "ati/creds/sandbox")
+		if c := claims(t, secret, creds); c.Subject != "sandbox:"+name || c.JobID != creds.RequestID {
+			t.Errorf("%s is %q, job %q", name, c.Subject, c.JobID)
+		}
+		for try, want := range map[string]int{
+			"PUT ati/creds/sandbox agent_id=sandbox:box2": 403,
+			"PUT ati/creds/sandbox job_id=x":              403,
+			"PUT ati/creds/sandbox sub=x":                 403,
+			"GET ati/creds/other":                         403,
+			"PUT identity/entity name=box2":               403,
+			"PUT auth/approle/role/sandbox-box2 x=y":      403,
+			"GET ati/roles/sandbox":                       403,
+		} {
+			fields := strings.Fields(try)
+			d := data{}
+			for _, kv := range fields[2:] {
+				k, v, _ := strings.Cut(kv, "=")
+				d[k] = v
+			}
+			if got := s.request(token, fields[0], fields[1], d); got != want {
+				t.Errorf("%s: %s is a %d, want %d", name, try, got, want)
+			}
+		}
+	}
+}
+
+// A real Agent keeps the token fresh while a real ati client calls again and
+// again, across several renewals, without one failed call.
+func TestInteropSandboxAgent(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	p := startProxy(t, s.proxyEnv())
+	s.write(s.root, "ati/config", data{"proxy_url": p.addr})
+	s.run(s.root, "approle/setup.sh")
+	// A token lives 5 seconds, and is renewed every 2.4 to 2.8.
+	s.write(s.root, "ati/roles/sandbox", data{"ttl": "5s"})
+	dir := t.TempDir()
+	s.run(s.root, "approle/add-sandbox.sh", "box1", dir)
+	run := t.TempDir()
+	config := example(t, "sandbox-agent/agent.hcl", map[string]string{
+		"/etc/vault-agent": dir, "/run/ati": run, `"40m"`: `"3s"`,
+	})
+	a := s.startAgent(config, "ATI_PROXY_URL="+p.addr)
+	file := filepath.Join(run, "session_token")
+	poll(t, "Agent has rendered the token", func() error { _, err := os.Stat(file); return err })
+	info, err := os.Stat(file)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the token has mode %v (%v)", info.Mode(), err)
+	}
+	seen := map[string]bool{}
+	calls := 0
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); calls++ {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token := string(b)
+		if strings.TrimSpace(token) != token {
+			t.Fatalf("the file has white space around the token")
+		}
+		seen[token] = true
+		cmd := exec.Command(part(t, "ATI_BIN"), "run", "web_search")
+		cmd.Env = []string{"HOME=" + run, "PATH=" + os.Getenv("PATH"), "ATI_PROXY_URL=" + p.addr, "ATI_SESSION_TOKEN_FILE=" + file}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("call %d, after %d tokens: %v\n%s\n%s", calls, len(seen), err, out, a.out)
+		}
+	}
+	t.Logf("%d calls with %d tokens, none refused", calls, len(seen))
+	if len(seen) < 4 || calls < 20 || p.calls.Load() < int64(calls) {
+		t.Errorf("%d calls with %d tokens are too few to tell", calls, len(seen))
+	}
+	// The sandbox's proxy is another one now: an error, and no token for it.
+	s.write(s.root, "ati/config", data{"proxy_url": "https://elsewhere.example.com"})
+	poll(t, "Agent is told that there is no key for its proxy", func() error {
+		if !strings.Contains(a.out.String(), "this mount has no key for it") {
+			return fmt.Errorf("its log says nothing of it")
+		}
+		return nil
+	})
+}
+
+// The form with the environment: a restart at each new token.
+func TestInteropSandboxAgentEnv(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.run(s.root, "approle/setup.sh")
+	s.write(s.root, "ati/roles/sandbox", data{"ttl": "10s"})
+	dir := t.TempDir()
+	s.run(s.root, "approle/add-sandbox.sh", "box1", dir)
+	log := filepath.Join(dir, "starts")
+	process := filepath.Join(dir, "process")
+	if err := os.WriteFile(process, []byte("#!/usr/bin/env bash\nprintf '%s\\n' \"$ATI_SESSION_TOKEN\" >>"+log+"\nexec sleep 60\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	config := example(t, "sandbox-agent/agent-env.hcl", map[string]string{"/etc/vault-agent": dir, "/usr/local/bin/agent-process": process, `"40m"`: `"3s"`})
+	a := s.startAgent(config, "ATI_PROXY_URL=https://ati.example.com")
+	var starts []string
+	poll(t, "the process was started three times", func() error {
+		b, err := os.ReadFile(log)
+		if err != nil {
+			return fmt.Errorf("%v\n%s", err, a.out)
+		}
+		if starts = strings.Fields(string(b)); len(starts) < 3 {
+			return fmt.Errorf("%d starts\n%s", len(starts), a.out)
+		}
+		return nil
+	})
+	key, err := ati.ParseSecret(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	distinct := map[string]bool{}
+	for _, token := range starts {
+		distinct[token] = true
+		if c, err := ati.ValidateToken(token, key); err != nil || c.Subject != "sandbox:box1" {
+			t.Errorf("%v %+v", err, c)
+		}
+	}
+	if len(distinct) != len(starts) {
+		t.Errorf("%d starts with %d tokens", len(starts), len(distinct))
+	}
+}
+
+// freePort is a port that was free a moment ago.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+// The guard starts nothing with a key that leaves the door open: in none of
+// these cases does a call without a token get through.
+func TestInteropGuard(t *testing.T) {
+	t.Parallel()
+	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+	pem := filepath.Join(t.TempDir(), "public.pem")
+	if err := os.WriteFile(pem, []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		env  map[string]string
+		want string
+	}{
+		"no secret":                 {nil, "ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
+		"an empty secret":           {map[string]string{"ATI_JWT_SECRET": ""}, "ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
+		"a line break at the end":   {map[string]string{"ATI_JWT_SECRET": good + "\n"}, "ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
+		"a blank in front":          {map[string]string{"ATI_JWT_SECRET": " " + good}, "ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
+		"quotes":                    {map[string]string{"ATI_JWT_SECRET": `"` + good + `"`}, "ATI_JWT_SECRET is not 64 hex digits, but 66 characters"},
+		"no value":                  {map[string]string{"ATI_JWT_SECRET": "<no value>"}, "ATI_JWT_SECRET is not 64 hex digits, but 10 characters"},
+		"a short secret":            {map[string]string{"ATI_JWT_SECRET": good[:62]}, "ATI_JWT_SECRET is not 64 hex digits, but 62 characters"},
+		"both variables":            {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY": pem}, "ATI_JWT_PUBLIC_KEY is set, and would win over the secret"},
+		"a public key alone":        {map[string]string{"ATI_JWT_PUBLIC_KEY": pem}, "ATI_JWT_PUBLIC_KEY is set, and would win over the secret"},
+		"an empty issuer":           {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_ISSUER": ""}, "ATI_JWT_ISSUER is empty, with which the proxy refuses every token that has an issuer"},
+		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "a proxy with this key did not answer a call without a token with 401"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			port := freePort(t)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, script, "--port", port, "--bind", "127.0.0.1", "--ati-dir", t.TempDir(), "--env-keys")
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "ATI_BIN=" + part(t, "ATI_BIN")}
+			for k, v := range c.env {
+				cmd.Env = append(cmd.Env, k+"="+v)
+			}
+			// Whatever opens on the port is seen: it would take the connection.
+			stop := make(chan struct{})
+			opened := make(chan bool, 1)
+			go func() {
+				seen := false
+				for {
+					select {
+					case <-stop:
+						opened <- seen
+						return
+					case <-time.After(5 * time.Millisecond):
+					}
+					if conn, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+						conn.Close()
+						seen = true
+					}
+				}
+			}()
+			out, err := cmd.CombinedOutput()
+			close(stop)
+			if <-opened {
+				t.Error("something listened on the port")
+			}
+			if want := "ati-proxy-guard: " + c.want + "; the proxy is not started\n"; err == nil || string(out) != want {
+				t.Errorf("%v\n got %swant %s", err, out, want)
+			}
+			if strings.Contains(string(out), good[:20]) {
+				t.Error("the guard tells the secret")
+			}
+		})
+	}
+}
+
+// openProxy is a command that serves everybody.
+func openProxy(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ati")
+	program := `#!/usr/bin/env python3
+import http.server, sys
+port = int(sys.argv[sys.argv.index("--port") + 1])
+class Open(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def log_message(self, *args): pass
+http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
+`
+	if err := os.WriteFile(path, []byte(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The proxy as the child of a real Agent, through the guard.
+func TestInteropProxyAgent(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.vault(s.root, "auth", "enable", "approle")
+	policy, err := os.ReadFile(filepath.Join("..", "examples", "proxy-agent", "policy.hcl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.client(s.root).Sys().PutPolicy("proxy-host", string(policy)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.client(s.root).Sys().PutPolicy("nothing", `path "ati/creds/x" { capabilities = ["read"] }`); err != nil {
+		t.Fatal(err)
+	}
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	guard, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// host is a proxy's host: Agent's configuration, and the proxy that it would run.
+	host := func(t *testing.T, policy string, changes map[string]string) (config string, p *proxy, env []string) {
+		p = &proxy{t: t, dir: t.TempDir()}
+		p.writeFiles("http://127.0.0.1:1")
+		port := freePort(t)
+		p.addr = "http://127.0.0.1:" + port
+		replace := map[string]string{
+			"/etc/vault-agent": s.appRole("host-"+port, policy), "/usr/local/bin/ati-proxy-guard": guard, `"8090"`: `"` + port + `"`, "/var/lib/ati": p.dir, `"1m"`: `"2s"`,
+		}
+		for old, replacement := range changes {
+			replace[old] = replacement
+		}
+		return example(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready"), "ATI_DIR=" + p.dir}
+	}
+	ready := func(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
+	// shut watches a proxy that must not serve anybody without a token.
+	shut := func(t *testing.T, p *proxy, a *agent, until func() bool) {
+		t.Helper()
+		deadline := time.Now().Add(40 * time.Second)
+		for !until() {
+			if time.Now().After(deadline) {
+				t.Fatalf("nothing happened for 40 seconds:\n%s", a.out)
+			}
+			if got := p.call("", "web_search"); got != 0 && got != 401 {
+				t.Fatalf("a call without a token is a %d", got)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	soon := func(d time.Duration) func() bool {
+		end := time.Now().Add(d)
+		return func() bool { return time.Now().After(end) }
+	}
+
+	t.Run("it runs, and with a new key it is started again", func(t *testing.T) {
+		config, p, env := host(t, "proxy-host", nil)
+		a := s.startAgent(config, env...)
+		shut(t, p, a, func() bool { return ready(p) == nil })
+		open := func() int { return p.call(s.mint("r", nil), "web_search") }
+		if got := open(); got != 502 && got != 200 { // its upstream is a closed port
+			t.Errorf("a call with a token is a %d\n%s", got, a.out)
+		}
+		old := s.mint("r", nil)
+		// Until there is a rotation, a new key means a new config.
+		s.vault(s.root, "delete", "ati/config")
+		s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com"})
+		fresh := s.mint("r", nil)
+		switched := func() bool { return p.call(fresh, "web_search") != 401 && p.call(fresh, "web_search") != 0 }
+		shut(t, p, a, func() bool { return switched() || a.ended() })
+		if got := p.call(old, "web_search"); got != 401 {
+			t.Errorf("a token of the former key is a %d", got)
+		}
+		// Agent killed: what it leaves behind stays shut.
+		a.stop(syscall.SIGKILL)
+		shut(t, p, a, soon(2*time.Second))
+		for _, pid := range processesWith(t, p.dir) {
+			_ = syscall.Kill(pid, syscall.SIGTERM)
+		}
+	})
+	for name, c := range map[string]struct {
+		policy  string
+		changes map[string]string
+		want    string // in Agent's log
+	}{
+		"the path denied":                {"nothing", nil, "permission denied"},
+		"a key missing from the answer":  {"proxy-host", map[string]string{".Data.ATI_JWT_SECRET": ".Data.NOT_THERE"}, "map has no entry for key"},
+		"a line break behind the secret": {"proxy-host", map[string]string{".Data.ATI_JWT_SECRET }}": `.Data.ATI_JWT_SECRET }}\n`}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
+		"an empty secret":                {"proxy-host", map[string]string{"{{ .Data.ATI_JWT_SECRET }}": ""}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
+		"no value":                       {"proxy-host", map[string]string{"{{ .Data.ATI_JWT_SECRET }}": "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 10 characters"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config, p, env := host(t, c.policy, c.changes)
+			a := s.startAgent(config, env...)
+			shut(t, p, a, func() bool { return strings.Contains(a.out.String(), c.want) })
+			shut(t, p, a, soon(2*time.Second))
+			if ready(p) == nil || p.call("", "web_search") != 0 {
+				t.Errorf("a proxy runs\n%s", a.out)
+			}
+		})
+	}
+	t.Run("both variables set", func(t *testing.T) {
+		config, p, env := host(t, "proxy-host", nil)
+		a := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY=/nonexistent")...)
+		shut(t, p, a, func() bool {
+			return strings.Contains(a.out.String(), "ATI_JWT_PUBLIC_KEY is set, and would win over the secret")
+		})
+		shut(t, p, a, soon(2*time.Second))
+	})
+	t.Run("Vault unreachable at start", func(t *testing.T) {
+		config, p, env := host(t, "proxy-host", nil)
+		a := s.startAgent(config, append(env, "VAULT_ADDR=http://127.0.0.1:1")...)
+		shut(t, p, a, soon(3*time.Second))
+		if p.call("", "web_search") != 0 {
+			t.Error("a proxy runs")
+		}
+	})
+	t.Run("Agent ends on a template error", func(t *testing.T) {
+		config, p, env := host(t, "proxy-host", map[string]string{"template_config {": "template_config {\n  exit_on_retry_failure = true"})
+		a := s.startAgent(config, env...)
+		shut(t, p, a, func() bool { return ready(p) == nil })
+		s.vault(s.root, "delete", "ati/config") // proxy-env is an error from now on
+		shut(t, p, a, func() bool { return strings.Contains(a.out.String(), "this mount has no config yet") })
+		shut(t, p, a, soon(6*time.Second))
+		if got := p.call("", "web_search"); got != 401 && got != 0 {
+			t.Errorf("in the end a call without a token is a %d", got)
+		}
+		t.Logf("Agent has ended: %v; its child answers with %d", a.ended(), p.call("", "web_search"))
+		for _, pid := range processesWith(t, p.dir) {
+			_ = syscall.Kill(pid, syscall.SIGTERM)
+		}
+	})
+}
+
+func (a *agent) ended() bool {
+	select {
+	case <-a.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// processesWith are the processes with a text in their command line.
+func processesWith(t testing.TB, text string) (pids []int) {
+	t.Helper()
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range commands {
+		args, err := os.ReadFile(command)
+		var pid int
+		if _, scanErr := fmt.Sscanf(command, "/proc/%d/cmdline", &pid); err == nil && scanErr == nil && bytes.Contains(args, []byte(text)) && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Two orchestrators that replace provision_sandbox.
+func TestInteropOrchestrators(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search,github:*", "allowed_agent_ids": "sandbox:*"})
+	token := s.policy("orchestrator", `path "ati/creds/researcher" { capabilities = ["update"] }`)
+	for name, command := range map[string][]string{
+		"Go":     {"go", "run", "../examples/go"},
+		"Python": {"python3", "../examples/python/orchestrator.py"},
+	} {
+		for tools, scope := range map[string]string{"": "tool:web_search tool:github:*", "web_search github:x": "tool:web_search tool:github:x"} {
+			args := append(append(command[1:], "researcher", "sandbox:abc"), strings.Fields(tools)...)
+			cmd := exec.CommandContext(t.Context(), command[0], args...)
+			cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+part(t, "HVAC"))
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			out, err := cmd.Output()
+			if err != nil {
+				t.Errorf("%s: %v\n%s", name, err, stderr.String())
+				continue
+			}
+			var env map[string]string
+			if err := json.Unmarshal(out, &env); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(map[string]string{"ATI_PROXY_URL": "https://ati.example.com", "ATI_SESSION_TOKEN": env["ATI_SESSION_TOKEN"]}, env); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", name, diff)
+			}
+			key, err := ati.ParseSecret(secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"], key); err != nil || c.Subject != "sandbox:abc" || c.Scope != scope {
+				t.Errorf("%s: %v, %+v", name, err, c)
+			}
+		}
+		// More than the role grants: an error, and nothing on standard output.
+		cmd := exec.CommandContext(t.Context(), command[0], append(command[1:], "researcher", "sandbox:abc", "shell")...)
+		cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+part(t, "HVAC"))
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), `scope "tool:shell" is not covered`) {
+			t.Errorf("%s asks for more: %v\n%s\n%s", name, err, out, stderr.String())
+		}
+	}
+}
