@@ -3,7 +3,8 @@
 #   ATI_BIN          the ATI client and proxy (needs cargo and a C compiler)
 #   ATI_CLIENT_0_1_0, ATI_CLIENT_0_7_15
 #                    directories for PYTHONPATH with that version of ati-client
-#   HVAC             the same with hvac
+#   HVAC, JSONSCHEMA, PYYAML
+#                    the same with these libraries
 # What is missing is built, once, in the user's cache directory.
 set -euo pipefail
 unset CDPATH
@@ -47,7 +48,8 @@ once "$ati" install_ati
 echo "ATI_BIN=$(printf %q "$ati/bin/ati")"
 need python3
 python=py$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-for package in ATI_CLIENT_0_1_0=ati-client==0.1.0 ATI_CLIENT_0_7_15=ati-client==0.7.15 HVAC=hvac==2.4.0; do
+for package in ATI_CLIENT_0_1_0=ati-client==0.1.0 ATI_CLIENT_0_7_15=ati-client==0.7.15 HVAC=hvac==2.4.0 \
+  JSONSCHEMA=jsonschema==4.26.0 PYYAML=pyyaml==6.0.3; do
   requirement=${package#*=}
   dir=$cache/${requirement//==/-}-$python
   once "$dir" install_python "$requirement"

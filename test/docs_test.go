@@ -117,7 +117,7 @@ func TestREADME(t *testing.T) {
 		s.write(s.root, "auth/userpass/users/"+name, data{"password": "x", "token_policies": policy, "token_no_default_policy": true})
 		return s.write("", "auth/userpass/login/"+name, data{"password": "x"}).Auth.ClientToken
 	}
-	team, orchestrator, sandbox := login("team", "ati-security-team"), login("orchestrator", "ati-orchestrator"), login("box1", "ati-sandbox")
+	team, orchestrator, sandbox, host := login("team", "ati-security-team"), login("orchestrator", "ati-orchestrator"), login("box1", "ati-sandbox"), login("host", "ati-proxy-host")
 	s.nameEntities()
 	// The table's rows, and the requests that each of them stands for.
 	requests := map[string][]request{
@@ -125,11 +125,12 @@ func TestREADME(t *testing.T) {
 		"list, read or write `ati/roles`":            {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}, {"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
 		"mint for `researcher`":                      {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}},
 		"mint for `researcher` more than it grants":  {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
+		"read `ati/proxy-env`":                       {{"GET", "ati/proxy-env", nil}},
 		"mint for `sandbox`":                         {{"GET", "ati/creds/sandbox", nil}},
 		"mint for `sandbox` as another agent":        {{"GET", "ati/creds/sandbox?agent_id=sandbox:2", nil}},
 		"`ati/check`, `ati/validate`, `ati/inspect`": {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
 	}
-	rows := tableRows(t, "../README.md", "| | security team | orchestrator | sandbox |")
+	rows := tableRows(t, "../README.md", "| | security team | orchestrator | sandbox | proxy's host |")
 	if len(rows) != len(requests) {
 		t.Errorf("the table has %d rows, and this test knows %d", len(rows), len(requests))
 	}
@@ -138,7 +139,7 @@ func TestREADME(t *testing.T) {
 		if !ok {
 			t.Errorf("this test doesn't know the row %q", row[0])
 		}
-		for i, token := range []string{team, orchestrator, sandbox} {
+		for i, token := range []string{team, orchestrator, sandbox, host} {
 			for _, r := range known {
 				got := s.request(token, r.method, r.path, r.data)
 				if want := row[i+1]; want != strconv.Itoa(got) && (want != "yes" || got != 200 && got != 204) {

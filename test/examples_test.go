@@ -67,7 +67,7 @@ type agent struct {
 func (s *server) startAgent(config string, env ...string) *agent {
 	s.t.Helper()
 	a := &agent{exited: make(chan struct{}), out: new(syncBuffer)}
-	a.cmd = exec.Command(vaultBin, "agent", "-config="+config, "-log-level=debug")
+	a.cmd = exec.Command(vaultBin, "agent", "-config="+config)
 	a.cmd.Env = append(os.Environ(), append([]string{"VAULT_ADDR=" + s.addr, "HOME=" + s.dir}, env...)...)
 	a.cmd.Stdout, a.cmd.Stderr = a.out, a.out
 	a.cmd.WaitDelay = time.Second // a child that Agent leaves behind holds the pipe
@@ -203,6 +203,11 @@ func TestInteropSandboxAgent(t *testing.T) {
 		}
 	}
 	t.Logf("%d calls with %d tokens, none refused", calls, len(seen))
+	for token := range seen {
+		if strings.Contains(a.out.String(), token) {
+			t.Error("Agent's log has a token in it")
+		}
+	}
 	if len(seen) < 4 || calls < 20 || p.calls.Load() < int64(calls) {
 		t.Errorf("%d calls with %d tokens are too few to tell", calls, len(seen))
 	}
@@ -251,6 +256,11 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 		distinct[token] = true
 		if c, err := ati.ValidateToken(token, key); err != nil || c.Subject != "sandbox:box1" {
 			t.Errorf("%v %+v", err, c)
+		}
+	}
+	for token := range distinct {
+		if strings.Contains(a.out.String(), token) {
+			t.Error("Agent's log has a token in it")
 		}
 	}
 	if len(distinct) != len(starts) {
@@ -425,6 +435,7 @@ func TestInteropProxyAgent(t *testing.T) {
 			t.Errorf("a call with a token is a %d\n%s", got, a.out)
 		}
 		old := s.mint("r", nil)
+		secrets := []string{s.proxyEnv()["ATI_JWT_SECRET"]}
 		// Until there is a rotation, a new key means a new config.
 		s.vault(s.root, "delete", "ati/config")
 		s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com"})
@@ -433,6 +444,11 @@ func TestInteropProxyAgent(t *testing.T) {
 		shut(t, p, a, func() bool { return switched() || a.ended() })
 		if got := p.call(old, "web_search"); got != 401 {
 			t.Errorf("a token of the former key is a %d", got)
+		}
+		for _, secret := range append(secrets, s.proxyEnv()["ATI_JWT_SECRET"]) {
+			if strings.Contains(a.out.String(), secret) {
+				t.Error("Agent's log has the secret in it")
+			}
 		}
 		// Agent killed: what it leaves behind stays shut.
 		a.stop(syscall.SIGKILL)
@@ -482,13 +498,10 @@ func TestInteropProxyAgent(t *testing.T) {
 		config, p, env := host(t, "proxy-host", map[string]string{"template_config {": "template_config {\n  exit_on_retry_failure = true"})
 		a := s.startAgent(config, env...)
 		shut(t, p, a, func() bool { return ready(p) == nil })
-		s.vault(s.root, "delete", "ati/config") // proxy-env is an error from now on
-		shut(t, p, a, func() bool { return strings.Contains(a.out.String(), "this mount has no config yet") })
-		shut(t, p, a, soon(6*time.Second))
-		if got := p.call("", "web_search"); got != 401 && got != 0 {
-			t.Errorf("in the end a call without a token is a %d", got)
-		}
-		t.Logf("Agent has ended: %v; its child answers with %d", a.ended(), p.call("", "web_search"))
+		s.write(s.root, "ati/config", data{"issuer": ""}) // a key is missing from the answer now
+		shut(t, p, a, a.ended)
+		shut(t, p, a, soon(3*time.Second))
+		t.Logf("the child that Agent left behind answers a call without a token with %d", p.call("", "web_search"))
 		for _, pid := range processesWith(t, p.dir) {
 			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
@@ -564,6 +577,68 @@ func TestInteropOrchestrators(t *testing.T) {
 		cmd.Stderr = &stderr
 		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), `scope "tool:shell" is not covered`) {
 			t.Errorf("%s asks for more: %v\n%s\n%s", name, err, out, stderr.String())
+		}
+	}
+}
+
+const schemaProgram = `
+import json, sys, yaml, jsonschema
+
+def strict(schema):
+    # A cluster drops fields that the schema doesn't know; here they are mistakes.
+    if isinstance(schema, dict):
+        if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            schema.setdefault("additionalProperties", False)
+        for value in schema.values():
+            strict(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            strict(value)
+
+schemas = {}
+for path in sys.argv[2:]:
+    crd = yaml.safe_load(open(path))["spec"]
+    for version in crd["versions"]:
+        schema = version["schema"]["openAPIV3Schema"]
+        schema["properties"]["metadata"] = {"type": "object"}
+        strict(schema["properties"])
+        schemas[crd["group"] + "/" + version["name"], crd["names"]["kind"]] = schema
+checked = []
+for document in yaml.safe_load_all(open(sys.argv[1])):
+    kind = document["apiVersion"], document["kind"]
+    if kind in schemas:
+        jsonschema.validate(document, schemas[kind])
+        checked.append(document["kind"])
+print(json.dumps(checked))
+`
+
+// The manifests for the External Secrets Operator against its own schemas, and
+// the request that it then makes.
+func TestInteropKubernetes(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("go", "mod", "download", "-json", "github.com/external-secrets/external-secrets@v1.3.2").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var module struct{ Dir string }
+	if err := json.Unmarshal(out, &module); err != nil {
+		t.Fatal(err)
+	}
+	crds := filepath.Join(module.Dir, "config", "crds", "bases")
+	check := func(manifest string) (string, error) {
+		cmd := exec.Command("python3", "-c", schemaProgram, manifest,
+			filepath.Join(crds, "generators.external-secrets.io_vaultdynamicsecrets.yaml"), filepath.Join(crds, "external-secrets.io_externalsecrets.yaml"))
+		cmd.Env = append(os.Environ(), "PYTHONPATH="+part(t, "JSONSCHEMA")+":"+part(t, "PYYAML"))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := check(filepath.Join("..", "examples", "kubernetes", "external-secrets.yaml")); err != nil || out != `["VaultDynamicSecret", "ExternalSecret"]`+"\n" {
+		t.Errorf("%v\n%s", err, out)
+	}
+	// The check can fail.
+	for old, replacement := range map[string]string{"method: POST": "methode: POST", "refreshInterval: 40m": "refreshInterval: [40m]"} {
+		if out, err := check(example(t, "kubernetes/external-secrets.yaml", map[string]string{old: replacement})); err == nil {
+			t.Errorf("with %s it passes:\n%s", replacement, out)
 		}
 	}
 }

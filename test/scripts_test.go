@@ -182,3 +182,51 @@ func TestThePluginTellsItsVersion(t *testing.T) {
 		t.Errorf("run by hand: %v\n%s", err, out)
 	}
 }
+
+// Every file of examples/ names, in its first lines, a test of this package
+// that runs or checks it, or says that none does.
+func TestEveryExampleIsRunOrSaysThatItIsNot(t *testing.T) {
+	t.Parallel()
+	sources, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests strings.Builder
+	for _, source := range sources {
+		b, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests.Write(b)
+	}
+	says := regexp.MustCompile(`(?:Run|Used|Checked) by (Test\w+)(?: and (Test\w+))?|Not run by a test`)
+	files := 0
+	err = filepath.WalkDir(filepath.Join("..", "examples"), func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		files++
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		head := string(b[:min(len(b), 1500)])
+		m := says.FindStringSubmatch(head)
+		if m == nil {
+			t.Errorf("%s doesn't say whether a test runs it", path)
+			return nil
+		}
+		for _, name := range m[1:] {
+			if name != "" && !strings.Contains(tests.String(), "func "+name+"(") {
+				t.Errorf("%s names %s, which is not there", path, name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 10 {
+		t.Errorf("only %d examples were found", files)
+	}
+}

@@ -5,6 +5,8 @@
 #
 # The policy of this host is policy.hcl. Until Agent has noticed a new key, up
 # to static_secret_render_interval, the proxy has the old one.
+# Not with -log-level=debug: around a process, Agent prints what it renders,
+# and so the secret (Vault 1.21).
 #
 # Run by TestInteropProxyAgent.
 

@@ -5,6 +5,8 @@
 #
 #   VAULT_ADDR=https://vault.example.com ATI_PROXY_URL=https://ati.example.com \
 #     vault agent -config=agent-env.hcl
+# Not with -log-level=debug: around a process, Agent prints what it renders,
+# and so the token (Vault 1.21).
 #
 # Run by TestInteropSandboxAgentEnv.
 

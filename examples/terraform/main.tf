@@ -1,0 +1,66 @@
+# Mount, config, roles and policies with the hashicorp/vault provider.
+#
+# Not run by a test: neither Terraform nor a version of the provider that has
+# these resources can be built from the Go module proxy (its newest provider is
+# 1.9.0). The plugin must be registered already.
+
+terraform {
+  required_providers {
+    vault = {
+      source = "hashicorp/vault"
+    }
+  }
+}
+
+variable "proxy_url" {
+  description = "Address of the ATI proxy."
+  type        = string
+}
+
+resource "vault_mount" "ati" {
+  path        = "ati"
+  type        = "vault-plugin-secrets-ati"
+  description = "ATI session tokens"
+}
+
+# Without a secret, Vault generates one, and Terraform's state never has it: the
+# proxy's host reads it from ati/proxy-env. Applied again, it changes nothing.
+resource "vault_generic_endpoint" "config" {
+  path                 = "${vault_mount.ati.path}/config"
+  ignore_absent_fields = true
+  disable_delete       = true # a deletion would forget the key
+
+  data_json = jsonencode({
+    proxy_url = var.proxy_url
+    max_ttl   = 14400
+  })
+}
+
+resource "vault_generic_endpoint" "researcher" {
+  path                 = "${vault_mount.ati.path}/roles/researcher"
+  ignore_absent_fields = true
+  depends_on           = [vault_generic_endpoint.config]
+
+  data_json = jsonencode({
+    tools             = ["web_search", "arxiv:search"]
+    skills            = ["summarize"]
+    rate              = { "tool:web_search" = "30/hour" }
+    ttl               = 3600
+    max_ttl           = 14400
+    allowed_agent_ids = ["sandbox:*"]
+  })
+}
+
+resource "vault_policy" "orchestrator" {
+  name   = "ati-orchestrator"
+  policy = <<-HCL
+    path "${vault_mount.ati.path}/creds/researcher" { capabilities = ["read", "update"] }
+  HCL
+}
+
+resource "vault_policy" "proxy_host" {
+  name   = "ati-proxy-host"
+  policy = <<-HCL
+    path "${vault_mount.ati.path}/proxy-env" { capabilities = ["read", "sudo"] }
+  HCL
+}
