@@ -22,7 +22,7 @@ say "Register the plugin by its SHA-256, and mount it."
 register "$dir"
 show vault secrets enable -path=ati "$plugin"
 
-say "The security team says where the proxy is. Vault generates the signing secret, and never shows it."
+say "The security team says where the proxy is. Vault generates the signing secret; only ati/proxy-env, for the proxy's host, ever shows it."
 show vault write ati/config proxy_url=https://ati.example.com
 show vault read ati/config
 
