@@ -49,20 +49,9 @@ func pathCheck(b *backend) []*framework.Path {
 }
 
 func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	cfg, err := b.getConfig(ctx, req.Storage)
-	if err != nil {
-		return nil, err
-	}
-	if cfg == nil {
-		return noConfig(req), nil
-	}
-	name := d.Get(nameField).(string)
-	r, err := b.getRole(ctx, req.Storage, name)
-	if err != nil {
-		return nil, err
-	}
-	if r == nil {
-		return noRole(req, name), nil
+	cfg, r, refusal, err := b.configAndRole(ctx, req, d)
+	if refusal != nil || err != nil {
+		return refusal, err
 	}
 	required, err := requiredScope(d)
 	if err != nil {

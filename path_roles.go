@@ -303,8 +303,25 @@ func noConfig(req *logical.Request) *logical.Response {
 	return logical.ErrorResponse("this mount has no config yet; write one with: vault write %sconfig proxy_url=https://…", req.MountPoint)
 }
 
-func noRole(req *logical.Request, name string) *logical.Response {
-	return logical.ErrorResponse("role %q does not exist; vault list %sroles shows those that do", name, req.MountPoint)
+// configAndRole is what a request for a token of a role needs, or the refusal
+// that says which of them is not there.
+func (b *backend) configAndRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*config, *role, *logical.Response, error) {
+	cfg, err := b.getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if cfg == nil {
+		return nil, nil, noConfig(req), nil
+	}
+	name := d.Get(nameField).(string)
+	r, err := b.getRole(ctx, req.Storage, name)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if r == nil {
+		return nil, nil, logical.ErrorResponse("role %q does not exist; vault list %sroles shows those that do", name, req.MountPoint), nil
+	}
+	return cfg, r, nil, nil
 }
 
 // newRoleEntry has the defaults of a role that is created.

@@ -131,20 +131,9 @@ type credsParams struct {
 }
 
 func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	cfg, err := b.getConfig(ctx, req.Storage)
-	if err != nil {
-		return nil, err
-	}
-	if cfg == nil {
-		return noConfig(req), nil
-	}
-	name := d.Get(nameField).(string)
-	r, err := b.getRole(ctx, req.Storage, name)
-	if err != nil {
-		return nil, err
-	}
-	if r == nil {
-		return noRole(req, name), nil
+	cfg, r, refusal, err := b.configAndRole(ctx, req, d)
+	if refusal != nil || err != nil {
+		return refusal, err
 	}
 	if req.ID == "" {
 		return nil, errors.New("the request has no id to name the token by")
