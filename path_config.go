@@ -347,7 +347,7 @@ func (e *configEntry) knowsAudience(audience string) bool {
 }
 
 func (e *configEntry) audiences() []string {
-	return append([]string{e.Audience}, e.AcceptedAudiences...)
+	return unique(append([]string{e.Audience}, e.AcceptedAudiences...))
 }
 
 // An address consists of characters that can stand unquoted in an environment

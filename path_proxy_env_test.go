@@ -20,7 +20,7 @@ func TestProxyEnvIsTheEnvironmentThatTheProxyReads(t *testing.T) {
 	}
 	// An empty issuer is left out: it would make the proxy refuse every token
 	// that has one.
-	m.ok(logical.UpdateOperation, "config", data{"audience": "a", "accepted_audiences": "b,c", "issuer": ""})
+	m.ok(logical.UpdateOperation, "config", data{"audience": "a", "accepted_audiences": "b,a,c", "issuer": ""})
 	want = data{"ATI_JWT_SECRET": testSecret, "ATI_JWT_AUDIENCE": "a", "ATI_JWT_ACCEPTED_AUDIENCES": "a,b,c"}
 	if diff := cmp.Diff(want, read("proxy-env")); diff != "" {
 		t.Errorf("proxy-env (-want +got):\n%s", diff)
