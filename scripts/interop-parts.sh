@@ -40,13 +40,14 @@ once() {
 install_ati() { cargo install agent-tools-interface --version "$ati_version" --locked --root "$1"; }
 
 # A directory for PYTHONPATH does: a virtual environment can't be moved.
-install_python() { python3 -m pip install --quiet --disable-pip-version-check --target "$2" "$1"; }
+install_python() { PIP_USER=0 python3 -m pip install --quiet --disable-pip-version-check --target "$2" "$1"; }
 
 ati=$cache/ati-$ati_version
 if [ ! -d "$ati" ]; then need cargo; need cc; fi
 once "$ati" install_ati
 echo "ATI_BIN=$(printf %q "$ati/bin/ati")"
 need python3
+python3 -m pip --version >/dev/null 2>&1 || { echo "pip is missing: make interop needs python3 -m pip" >&2; exit 1; }
 python=py$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 for package in ATI_CLIENT_0_1_0=ati-client==0.1.0 ATI_CLIENT_0_7_15=ati-client==0.7.15 HVAC=hvac==2.4.0 \
   JSONSCHEMA=jsonschema==4.26.0 PYYAML=pyyaml==6.0.3; do

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/api"
 
 	"vault-plugin-secrets-ati/ati"
 )
@@ -46,15 +47,21 @@ func example(t testing.TB, path string, replace map[string]string) string {
 // run runs a script of the examples with a vault on the PATH.
 func (s *server) run(token, script string, args ...string) {
 	s.t.Helper()
+	if out, err := s.tryRun(token, script, args...); err != nil {
+		s.t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+}
+
+func (s *server) tryRun(token, script string, args ...string) (string, error) {
+	s.t.Helper()
 	dir := s.t.TempDir()
 	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
 		s.t.Fatal(err)
 	}
 	cmd := exec.CommandContext(s.t.Context(), filepath.Join("..", "examples", script), args...)
 	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // agent is a running Vault Agent.
@@ -134,6 +141,19 @@ func TestInteropAppRole(t *testing.T) {
 			t.Errorf("%s logs in twice", name)
 		}
 	}
+	// A name that is taken, or differs in case alone, is refused and changes
+	// nothing: the sandbox would be somebody else.
+	s.write(s.root, "identity/entity", data{"name": "bob", "policies": "default"})
+	for _, name := range []string{"box1", "BOX1", "bob", "-x", "a/b", ""} {
+		dir := t.TempDir()
+		if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", name, dir); err == nil {
+			t.Errorf("a sandbox %q was added:\n%s", name, out)
+		}
+		if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+			t.Errorf("a refused sandbox %q has files %v (%v)", name, files, err)
+		}
+	}
+	s.run(s.root, "approle/setup.sh") // again, it changes nothing
 	for name, token := range tokens {
 		creds := s.read(token, "ati/creds/sandbox")
 		if c := claims(t, secret, creds); c.Subject != "sandbox:"+name || c.JobID != creds.RequestID {
@@ -169,10 +189,12 @@ func TestInteropSandboxAgent(t *testing.T) {
 	p := startProxy(t, s.proxyEnv())
 	s.write(s.root, "ati/config", data{"proxy_url": p.addr})
 	s.run(s.root, "approle/setup.sh")
-	// A token lives 5 seconds, and is renewed every 2.4 to 2.8.
-	s.write(s.root, "ati/roles/sandbox", data{"ttl": "5s"})
+	// A token lives 8 seconds, and is renewed every 2.4 to 2.8. Agent's own Vault
+	// token lives 6 seconds, and its secret id works once: it has to renew.
+	s.write(s.root, "ati/roles/sandbox", data{"ttl": "8s"})
 	dir := t.TempDir()
 	s.run(s.root, "approle/add-sandbox.sh", "box1", dir)
+	s.write(s.root, "auth/approle/role/sandbox-box1", data{"token_ttl": "6s"})
 	run := t.TempDir()
 	config := example(t, "sandbox-agent/agent.hcl", map[string]string{
 		"/etc/vault-agent": dir, "/run/ati": run, `"40m"`: `"3s"`,
@@ -229,6 +251,7 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 	s.write(s.root, "ati/roles/sandbox", data{"ttl": "10s"})
 	dir := t.TempDir()
 	s.run(s.root, "approle/add-sandbox.sh", "box1", dir)
+	s.write(s.root, "auth/approle/role/sandbox-box1", data{"token_ttl": "4s"})
 	log := filepath.Join(dir, "starts")
 	process := filepath.Join(dir, "process")
 	if err := os.WriteFile(process, []byte("#!/usr/bin/env bash\nprintf '%s\\n' \"$ATI_SESSION_TOKEN\" >>"+log+"\nexec sleep 60\n"), 0o755); err != nil {
@@ -352,6 +375,116 @@ func TestInteropGuard(t *testing.T) {
 	}
 }
 
+// A guard that runs: it is ready only with a proxy of its own, and whatever ends
+// it ends that.
+func TestInteropGuardRuns(t *testing.T) {
+	t.Parallel()
+	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+	script, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type guard struct {
+		*agent
+		p     *proxy
+		ready string
+	}
+	start := func(t *testing.T, address, port string) *guard {
+		g := &guard{p: &proxy{t: t, dir: t.TempDir()}, agent: &agent{exited: make(chan struct{}), out: new(syncBuffer)}}
+		g.p.writeFiles("http://127.0.0.1:1")
+		g.p.addr, g.ready = "http://"+address+":"+port, filepath.Join(g.p.dir, "ready")
+		if err := os.WriteFile(g.ready, nil, 0o600); err != nil { // of a guard that was killed
+			t.Fatal(err)
+		}
+		g.cmd = exec.Command(script, "--port="+port, "--bind", address, "--ati-dir", g.p.dir, "--env-keys")
+		g.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + g.p.dir, "ATI_DIR=" + g.p.dir, "ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + g.ready, "ATI_JWT_SECRET=" + good, "SHELLOPTS=xtrace"}
+		g.cmd.Stdout, g.cmd.Stderr = g.out, g.out
+		g.cmd.WaitDelay = time.Second
+		if err := g.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() { _ = g.cmd.Wait(); close(g.exited) }()
+		t.Cleanup(func() {
+			g.stop(syscall.SIGTERM)
+			for _, pid := range processesWith(t, g.p.dir) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		})
+		return g
+	}
+	isReady := func(g *guard) error {
+		if !strings.Contains(g.out.String(), "the proxy is ready, and refuses calls without a token\n") {
+			return fmt.Errorf("not yet:\n%s", g.out)
+		}
+		_, err := os.Stat(g.ready)
+		return err
+	}
+	gone := func(t *testing.T, g *guard) {
+		t.Helper()
+		poll(t, "the proxy has ended", func() error {
+			if got := g.p.call("", "web_search"); got != 0 {
+				return fmt.Errorf("it answers %d", got)
+			}
+			return nil
+		})
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
+		t.Run(signal.String(), func(t *testing.T) {
+			g := start(t, "127.0.0.1", freePort(t))
+			poll(t, "the guard is ready", func() error { return isReady(g) })
+			if got := g.p.call("", "web_search"); got != 401 {
+				t.Errorf("a call without a token is a %d", got)
+			}
+			g.stop(signal)
+			gone(t, g)
+			if _, err := os.Stat(g.ready); err == nil {
+				t.Error("the ready file is still there")
+			}
+			if strings.Contains(g.out.String(), good[:20]) {
+				t.Error("the guard tells the secret")
+			}
+		})
+	}
+	t.Run("IPv6", func(t *testing.T) {
+		l, err := net.Listen("tcp", "[::1]:0")
+		if err != nil {
+			t.Logf("left out, there is no IPv6 here: %v", err)
+			return
+		}
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		l.Close()
+		g := start(t, "[::1]", port)
+		poll(t, "the guard is ready", func() error { return isReady(g) })
+	})
+	t.Run("another proxy has the port", func(t *testing.T) {
+		port := freePort(t)
+		first := start(t, "127.0.0.1", port)
+		poll(t, "the first guard is ready", func() error { return isReady(first) })
+		second := start(t, "127.0.0.1", port)
+		<-second.exited
+		if want := "something answers on port " + port + " already, perhaps a proxy with an older key; the proxy is not started\n"; !strings.Contains(second.out.String(), want) || isReady(second) == nil {
+			t.Errorf("the second guard says:\n%s", second.out)
+		}
+		if _, err := os.Stat(second.ready); err == nil {
+			t.Error("the second guard left a ready file")
+		}
+		if got := first.p.call("", "web_search"); got != 401 {
+			t.Errorf("the first proxy answers %d", got)
+		}
+	})
+	t.Run("the proxy dies", func(t *testing.T) {
+		g := start(t, "127.0.0.1", freePort(t))
+		poll(t, "the guard is ready", func() error { return isReady(g) })
+		for _, pid := range processesWith(t, part(t, "ATI_BIN")+"\x00proxy\x00--port="+strings.Split(g.p.addr, ":")[2]) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		<-g.exited
+		if _, err := os.Stat(g.ready); err == nil || g.cmd.ProcessState.ExitCode() == 0 {
+			t.Errorf("exit code %d, ready file %v", g.cmd.ProcessState.ExitCode(), err)
+		}
+	})
+}
+
 // openProxy is a command that serves everybody.
 func openProxy(t testing.TB) string {
 	t.Helper()
@@ -396,6 +529,11 @@ func TestInteropProxyAgent(t *testing.T) {
 	host := func(t *testing.T, policy string, changes map[string]string) (config string, p *proxy, env []string) {
 		p = &proxy{t: t, dir: t.TempDir()}
 		p.writeFiles("http://127.0.0.1:1")
+		t.Cleanup(func() { // what Agent left behind
+			for _, pid := range processesWith(t, p.dir) {
+				_ = syscall.Kill(pid, syscall.SIGTERM)
+			}
+		})
 		port := freePort(t)
 		p.addr = "http://127.0.0.1:" + port
 		replace := map[string]string{
@@ -453,9 +591,6 @@ func TestInteropProxyAgent(t *testing.T) {
 		// Agent killed: what it leaves behind stays shut.
 		a.stop(syscall.SIGKILL)
 		shut(t, p, a, soon(2*time.Second))
-		for _, pid := range processesWith(t, p.dir) {
-			_ = syscall.Kill(pid, syscall.SIGTERM)
-		}
 	})
 	for name, c := range map[string]struct {
 		policy  string
@@ -501,9 +636,8 @@ func TestInteropProxyAgent(t *testing.T) {
 		s.write(s.root, "ati/config", data{"issuer": ""}) // a key is missing from the answer now
 		shut(t, p, a, a.ended)
 		shut(t, p, a, soon(3*time.Second))
-		t.Logf("the child that Agent left behind answers a call without a token with %d", p.call("", "web_search"))
-		for _, pid := range processesWith(t, p.dir) {
-			_ = syscall.Kill(pid, syscall.SIGTERM)
+		if got := p.call("", "web_search"); got != 401 {
+			t.Errorf("the child that Agent left behind answers a call without a token with %d", got)
 		}
 	})
 }
@@ -634,6 +768,22 @@ func TestInteropKubernetes(t *testing.T) {
 	}
 	if out, err := check(filepath.Join("..", "examples", "kubernetes", "external-secrets.yaml")); err != nil || out != `["VaultDynamicSecret", "ExternalSecret"]`+"\n" {
 		t.Errorf("%v\n%s", err, out)
+	}
+	// The request that the generator makes, under the policy that it needs.
+	s, secret := startEngine(t)
+	s.run(s.root, "approle/setup.sh")
+	s.write(s.root, "ati/roles/sandbox", data{"subject": ""})
+	operator, err := s.client(s.root).Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"ati-sandbox"}, NoDefaultPolicy: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := s.write(operator.Auth.ClientToken, "ati/creds/sandbox", data{"format": "env"}).Data
+	key, err := ati.ParseSecret(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"].(string), key); err != nil || len(env) != 2 || env["ATI_PROXY_URL"] != "https://ati.example.com" {
+		t.Errorf("the Secret would have %v (%v)", env, err)
 	}
 	// The check can fail.
 	for old, replacement := range map[string]string{"method: POST": "methode: POST", "refreshInterval: 40m": "refreshInterval: [40m]"} {

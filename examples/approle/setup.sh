@@ -6,7 +6,7 @@
 # Run by TestInteropAppRole.
 set -euo pipefail
 
-vault auth enable approle
+vault read sys/auth/approle >/dev/null 2>&1 || vault auth enable approle
 
 vault write ati/roles/sandbox \
   tools=web_search \
@@ -15,9 +15,14 @@ vault write ati/roles/sandbox \
   ttl=1h
 
 vault policy write ati-sandbox - <<'HCL'
-# update, since the template gives its parameter in the write form.
+# update, since Agent's template gives its parameter in the write form.
 path "ati/creds/sandbox" {
   capabilities       = ["read", "update"]
-  allowed_parameters = { "proxy_url" = [], "ttl" = [] }
+  allowed_parameters = { "proxy_url" = [], "ttl" = [], "format" = ["env"] }
+}
+
+# Agent renews its Vault token: the secret id that it logged in with works once.
+path "auth/token/renew-self" {
+  capabilities = ["update"]
 }
 HCL

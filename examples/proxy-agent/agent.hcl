@@ -3,7 +3,7 @@
 #
 #   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
 #
-# The policy of this host is policy.hcl. Until Agent has noticed a new key, up
+# The policy of this host is policy.hcl; a secret id that works once is enough. Until Agent has noticed a new key, up
 # to static_secret_render_interval, the proxy has the old one.
 # Not with -log-level=debug: around a process, Agent prints what it renders,
 # and so the secret (Vault 1.21).

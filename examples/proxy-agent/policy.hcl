@@ -3,3 +3,9 @@
 path "ati/proxy-env" {
   capabilities = ["read", "sudo"]
 }
+
+# Agent renews its Vault token: without this it has to log in again, and where
+# its secret id works once, it would no longer see a new key.
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}

@@ -1,7 +1,9 @@
 """An orchestrator that gets a sandbox's environment from Vault with hvac.
 
 provision_sandbox takes the place of AtiOrchestrator.provision_sandbox of
-ati-client: same arguments, same answer, and no signing secret.
+ati-client 0.1.0: its arguments, beside a Vault client and a role, its answer, and
+no signing secret. One thing differs: an empty list or dict, which ati-client takes
+for none, is refused by Vault. Otherwise tools=[] would get all that the role has.
 
     pip install hvac
     VAULT_ADDR=... VAULT_TOKEN=... python orchestrator.py researcher sandbox:abc123 web_search
@@ -30,7 +32,7 @@ def provision_sandbox(vault, role, *, agent_id, tools=None, skills=None, extra_s
         "rate": rate,
         "format": "env",
     }
-    # An empty list is refused by Vault, as is null: leave out what isn't set.
+    # Null is refused by Vault: leave out what isn't set.
     answer = vault.write_data(f"ati/creds/{role}", data={k: v for k, v in request.items() if v is not None})
     for warning in answer["warnings"] or []:
         print("Vault warns:", warning, file=sys.stderr)

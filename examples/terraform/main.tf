@@ -2,7 +2,8 @@
 #
 # Not run by a test: neither Terraform nor a version of the provider that has
 # these resources can be built from the Go module proxy (its newest provider is
-# 1.9.0). The plugin must be registered already.
+# 1.9.0). The plugin must be registered already, and the token that applies this
+# needs the sudo capability on ati/config.
 
 terraform {
   required_providers {
@@ -15,6 +16,11 @@ terraform {
 variable "proxy_url" {
   description = "Address of the ATI proxy."
   type        = string
+
+  validation {
+    condition     = !endswith(var.proxy_url, "/")
+    error_message = "Without a slash at the end: Vault cuts it, and each plan would show a difference."
+  }
 }
 
 resource "vault_mount" "ati" {
@@ -62,5 +68,6 @@ resource "vault_policy" "proxy_host" {
   name   = "ati-proxy-host"
   policy = <<-HCL
     path "${vault_mount.ati.path}/proxy-env" { capabilities = ["read", "sudo"] }
+    path "auth/token/renew-self"              { capabilities = ["update"] }
   HCL
 }
