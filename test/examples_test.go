@@ -291,18 +291,6 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 	}
 }
 
-// freePort is a port that was free a moment ago.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
 // The guard starts nothing with a key that leaves the door open: in none of
 // these cases does a call without a token get through.
 func TestInteropGuard(t *testing.T) {
@@ -451,9 +439,8 @@ func TestInteropGuardRuns(t *testing.T) {
 			t.Logf("left out, there is no IPv6 here: %v", err)
 			return
 		}
-		_, port, _ := net.SplitHostPort(l.Addr().String())
 		l.Close()
-		g := start(t, "[::1]", port)
+		g := start(t, "[::1]", freePort(t))
 		poll(t, "the guard is ready", func() error { return isReady(g) })
 	})
 	t.Run("another proxy has the port", func(t *testing.T) {

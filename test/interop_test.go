@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -72,15 +71,8 @@ func startProxy(t testing.TB, env map[string]string) *proxy {
 	t.Cleanup(upstream.Close)
 	p.writeFiles(upstream.URL)
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.addr = "http://" + l.Addr().String()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	port := freePort(t)
+	p.addr = "http://127.0.0.1:" + port
 	log, err := os.Create(filepath.Join(p.dir, "proxy.log"))
 	if err != nil {
 		t.Fatal(err)

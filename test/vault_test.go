@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -136,18 +137,37 @@ func startVaultLogging(t testing.TB, logLevel string) *server {
 	return s
 }
 
+var nextPort atomic.Int32
+
+// freePort is a port that no other test of this run gets, and that was free a
+// moment ago, as was the next one, on which a Vault server talks to its cluster.
+// They are below those that the system gives to others meanwhile.
+func freePort(t testing.TB) string {
+	t.Helper()
+	nextPort.CompareAndSwap(0, int32(11000+2*(os.Getpid()%2000)))
+	for range 1000 {
+		port := 11000 + (nextPort.Add(2)-11000)%8000
+		first, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		second, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+1))
+		first.Close()
+		if err != nil {
+			continue
+		}
+		second.Close()
+		return strconv.Itoa(int(port))
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
 // start starts the server on a port that was free a moment ago, and reports
 // whether it answers.
 func (s *server) start() bool {
 	s.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		s.t.Fatal(err)
-	}
+	address := "127.0.0.1:" + freePort(s.t)
 	s.addr = "http://" + address
 	config := filepath.Join(s.dir, "vault.hcl")
 	hcl := fmt.Sprintf(`
