@@ -197,8 +197,8 @@ func (b *backend) mountMaxTTL() (time.Duration, error) {
 	return ttl.Truncate(time.Second), nil // a token's TTL is in whole seconds
 }
 
-// operation declares a read or a write whose parameters are checked before the
-// handler sees them. Writes go to the node that can store them.
+// operation declares an operation whose parameters are checked before the
+// handler sees them.
 func operation(callback framework.OperationFunc, summary, verb, suffix string, response framework.Response) *framework.PathOperation {
 	status := 200
 	if response.Fields == nil {
@@ -249,6 +249,19 @@ func parameterNames(d *framework.FieldData) string {
 		return "none"
 	}
 	return strings.Join(names, ", ")
+}
+
+// orNoContent drops a response without anything in it: Vault then answers 204.
+func orNoContent(resp *logical.Response) *logical.Response {
+	if len(resp.Warnings) == 0 {
+		return nil
+	}
+	return resp
+}
+
+// parameterList names what a write was given, for the log.
+func parameterList(req *logical.Request) string {
+	return strings.Join(slices.Sorted(maps.Keys(req.Data)), ",")
 }
 
 const backendHelp = `

@@ -34,9 +34,11 @@ const (
 	maxTokenBytes  = 8 << 10
 )
 
+const idRule = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
+
 func checkID(field, id string) error {
 	if !idForm.MatchString(id) || strings.Contains(id, "..") {
-		return fmt.Errorf(`%s %q: an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`, field, id)
+		return fmt.Errorf("%s %q: %s", field, id, idRule)
 	}
 	return nil
 }
@@ -82,10 +84,7 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 			case f.field == "skills" && strings.TrimPrefix(item, f.prefix) == "*":
 				return nil, fmt.Errorf("%s %q: the proxy knows no such wildcard; scopes=* opens every skill and every tool", f.field, item)
 			}
-			pattern := item
-			if !strings.HasPrefix(item, f.prefix) {
-				pattern = f.prefix + item
-			}
+			pattern := f.prefix + strings.TrimPrefix(item, f.prefix)
 			if err := ati.CheckPattern(pattern); err != nil {
 				return nil, fmt.Errorf("%s %w", f.field, err)
 			}

@@ -100,10 +100,7 @@ func requiredScope(d *framework.FieldData) (string, error) {
 		if strings.HasPrefix(value, f.other) {
 			return "", fmt.Errorf("%s %q: ask for it with %s=", f.name, value, strings.TrimSuffix(f.other, ":"))
 		}
-		required = value
-		if !strings.HasPrefix(value, f.prefix) {
-			required = f.prefix + value
-		}
+		required = f.prefix + strings.TrimPrefix(value, f.prefix)
 		if strings.HasSuffix(value, "*") {
 			return "", fmt.Errorf("%s %q: names one thing, without *", f.name, value)
 		}

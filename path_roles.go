@@ -477,22 +477,21 @@ func (r *role) longestTTL() time.Duration { return max(r.TTL, r.MaxTTL) }
 // tokenSize is the size of a token as the role grants it, with ids of 36 bytes
 // where they are not known yet.
 func (r *role) tokenSize(cfg *config) (int, error) {
-	const unknown = "00000000-0000-0000-0000-000000000000"
 	fixed := func(t *idTemplate) string {
 		switch {
 		case t == nil:
 			return ""
 		case t.asks(""):
-			return unknown
+			return sampleUUID
 		}
 		return t.sample()
 	}
 	subject := fixed(r.subject)
 	if subject == "" {
-		subject = unknown
+		subject = sampleUUID
 	}
 	token, err := cfg.key.Sign(r.claims(cfg, tokenRequest{
-		scope: r.scope, rate: r.Rate, ttl: r.TTL, subject: subject, jobID: fixed(r.jobID), sandboxID: fixed(r.sandboxID), jti: unknown,
+		scope: r.scope, rate: r.Rate, ttl: r.TTL, subject: subject, jobID: fixed(r.jobID), sandboxID: fixed(r.sandboxID), jti: sampleUUID,
 		now: cfg.Current.CreatedAt,
 	}))
 	return len(token), err

@@ -3,9 +3,6 @@ package atisecrets
 import (
 	"context"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -24,17 +21,4 @@ func readEntry(ctx context.Context, s logical.Storage, path string, out any, ver
 		return fmt.Errorf("the storage entry has version %d, and this plugin knows up to %d: a newer version of the plugin wrote it", v, storageVersion)
 	}
 	return nil
-}
-
-// orNoContent drops a response without anything in it: Vault then answers 204.
-func orNoContent(resp *logical.Response) *logical.Response {
-	if len(resp.Warnings) == 0 {
-		return nil
-	}
-	return resp
-}
-
-// parameterList names what a write was given, for the log.
-func parameterList(req *logical.Request) string {
-	return strings.Join(slices.Sorted(maps.Keys(req.Data)), ",")
 }

@@ -22,7 +22,10 @@ type templatePiece struct {
 	directive bool
 }
 
-const jtiDirective = "jti"
+const (
+	jtiDirective = "jti"
+	sampleUUID   = "00000000-0000-0000-0000-000000000000"
+)
 
 var (
 	// literalForm has the characters of an id, joinedForm those of a value that
@@ -66,7 +69,7 @@ func parseTemplate(field, text string, jtiAllowed bool) (*idTemplate, error) {
 		return fail("%v", err)
 	}
 	if sample := t.sample(); checkID(field, sample) != nil {
-		return fail(`renders to ids such as %q; an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`, sample)
+		return fail("renders to ids such as %q; %s", sample, idRule)
 	}
 	return t, nil
 }
@@ -150,7 +153,7 @@ func (t *idTemplate) sample() string {
 		case !p.directive:
 			b.WriteString(p.text)
 		case p.text == jtiDirective, p.text == "identity.entity.id":
-			b.WriteString("00000000-0000-0000-0000-000000000000")
+			b.WriteString(sampleUUID)
 		default:
 			b.WriteString("x")
 		}

@@ -28,10 +28,7 @@ func ParseRate(rate string) (Rate, error) {
 	if m == nil {
 		return Rate{}, &ScopeError{rate, `a rate is a count from 0 to 999999999, "/", and one of s, sec, second, m, min, minute, h, hr, hour, d, day, as in "10/hour"`}
 	}
-	count, err := strconv.Atoi(m[1])
-	if err != nil {
-		return Rate{}, &ScopeError{rate, "the count is out of range"}
-	}
+	count, _ := strconv.Atoi(m[1]) // at most 9 digits
 	return Rate{Count: count, Window: window(m[2]), Unit: m[2]}, nil
 }
 

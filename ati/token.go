@@ -214,7 +214,7 @@ func formatTime(seconds int64) string {
 // doesn't: line breaks inside the token, JSON that isn't UTF-8 or nests too
 // deep, and header members of the wrong type or given twice.
 func checkEnvelope(token string) error {
-	header, payload, _, err := splitToken(token)
+	header, payload, err := splitToken(token)
 	if err != nil {
 		return err
 	}
@@ -258,23 +258,24 @@ func checkEnvelope(token string) error {
 	return nil
 }
 
-// splitToken decodes the three segments of a compact token.
-func splitToken(token string) (header, payload, signature []byte, err error) {
+// splitToken decodes the three segments of a compact token, and returns the
+// two that are JSON.
+func splitToken(token string) (header, payload []byte, err error) {
 	segments := strings.Split(token, ".")
 	if len(segments) != 3 {
-		return nil, nil, nil, fmt.Errorf("it has %d dots, not 2", len(segments)-1)
+		return nil, nil, fmt.Errorf("it has %d dots, not 2", len(segments)-1)
 	}
 	var decoded [3][]byte
 	for i, segment := range segments {
 		// encoding/base64 skips line breaks.
 		if strings.ContainsAny(segment, "\r\n") {
-			return nil, nil, nil, fmt.Errorf("segment %d has a line break in it", i+1)
+			return nil, nil, fmt.Errorf("segment %d has a line break in it", i+1)
 		}
 		if decoded[i], err = segmentEncoding.DecodeString(segment); err != nil {
-			return nil, nil, nil, fmt.Errorf("segment %d is not base64url without padding", i+1)
+			return nil, nil, fmt.Errorf("segment %d is not base64url without padding", i+1)
 		}
 	}
-	return decoded[0], decoded[1], decoded[2], nil
+	return decoded[0], decoded[1], nil
 }
 
 // InspectToken decodes a token and verifies nothing: for debugging only.
@@ -294,7 +295,7 @@ func InspectToken(token string) (map[string]any, error) {
 			segments[i] = trimmed
 		}
 	}
-	header, payload, _, err := splitToken(strings.Join(segments, "."))
+	header, payload, err := splitToken(strings.Join(segments, "."))
 	if err != nil {
 		return fail(err)
 	}

@@ -127,7 +127,7 @@ func TestTheWholeLifeOfAMount(t *testing.T) {
 
 	// A mount tuned lower caps what was allowed before, within 5 seconds.
 	s.vault(s.root, "secrets", "tune", "-max-lease-ttl=30m", "ati")
-	s.eventually("the tuned maximum counts", func() error {
+	poll(s.t, "the tuned maximum counts", func() error {
 		if got := s.read(s.root, "ati/creds/researcher").Data["token_ttl"]; got != json.Number("1800") {
 			return fmt.Errorf("token_ttl is %v", got)
 		}
@@ -470,7 +470,7 @@ func TestThePluginStartsAgain(t *testing.T) {
 		if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		s.eventually("a mint succeeds again", func() error {
+		poll(s.t, "a mint succeeds again", func() error {
 			_, err := s.client(s.root).Logical().Read("ati/creds/r")
 			return err
 		})

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -638,21 +639,10 @@ func (a *agent) ended() bool {
 	}
 }
 
-// processesWith are the processes with a text in their command line.
-func processesWith(t testing.TB, text string) (pids []int) {
+// processesWith are the other processes with a text in their command line.
+func processesWith(t testing.TB, text string) []int {
 	t.Helper()
-	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, command := range commands {
-		args, err := os.ReadFile(command)
-		var pid int
-		if _, scanErr := fmt.Sscanf(command, "/proc/%d/cmdline", &pid); err == nil && scanErr == nil && bytes.Contains(args, []byte(text)) && pid != os.Getpid() {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+	return slices.DeleteFunc(processes(t, func(args string) bool { return strings.Contains(args, text) }), func(pid int) bool { return pid == os.Getpid() })
 }
 
 // Two orchestrators that replace provision_sandbox.

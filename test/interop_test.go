@@ -124,19 +124,6 @@ func (p *proxy) writeFiles(upstream string) {
 	}
 }
 
-// poll tries for up to 20 seconds.
-func poll(t testing.TB, what string, try func() error) {
-	t.Helper()
-	var err error
-	for range 200 {
-		if err = try(); err == nil {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Fatalf("%s: %v", what, err)
-}
-
 // do makes a request and returns status and body; 0 where nobody answers.
 func (p *proxy) do(token, method, path, body string) (int, string) {
 	p.t.Helper()

@@ -243,7 +243,7 @@ func (s *server) unseal() {
 	if _, err := s.client("").Sys().Unseal(s.unsealKey); err != nil {
 		s.t.Fatal(err)
 	}
-	s.eventually("Vault is active", func() error {
+	poll(s.t, "Vault is active", func() error {
 		health, err := s.client("").Sys().Health()
 		if err == nil && (health.Sealed || health.Standby) {
 			err = fmt.Errorf("sealed is %v, standby is %v", health.Sealed, health.Standby)
@@ -252,9 +252,9 @@ func (s *server) unseal() {
 	})
 }
 
-// eventually polls for up to 20 seconds.
-func (s *server) eventually(what string, try func() error) {
-	s.t.Helper()
+// poll tries for up to 20 seconds.
+func poll(t testing.TB, what string, try func() error) {
+	t.Helper()
 	var err error
 	for range 200 {
 		if err = try(); err == nil {
@@ -262,7 +262,7 @@ func (s *server) eventually(what string, try func() error) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	s.t.Fatalf("%s: %v", what, err)
+	t.Fatalf("%s: %v", what, err)
 }
 
 func (s *server) client(token string) *api.Client {
@@ -341,19 +341,26 @@ func (s *server) tryVault(token string, args ...string) (string, error) {
 // pluginProcesses are the ids of the processes that this server's plugin has.
 func (s *server) pluginProcesses() []int {
 	s.t.Helper()
+	return processes(s.t, func(args string) bool { return strings.HasPrefix(args, s.pluginDir()) })
+}
+
+// processes are the ids of those whose command line, with zero bytes between the
+// arguments, matches.
+func processes(t testing.TB, match func(args string) bool) []int {
+	t.Helper()
 	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil || len(commands) == 0 {
-		s.t.Fatal("the plugin's processes are read from Linux's /proc, which is not there")
+		t.Fatal("processes are read from Linux's /proc, which is not there")
 	}
 	var pids []int
 	for _, command := range commands {
 		args, err := os.ReadFile(command)
-		if err != nil || !strings.HasPrefix(string(args), s.pluginDir()) {
+		if err != nil || !match(string(args)) {
 			continue // gone meanwhile, or another's
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(command)))
 		if err != nil {
-			s.t.Fatal(err)
+			t.Fatal(err)
 		}
 		pids = append(pids, pid)
 	}
