@@ -19,11 +19,13 @@
 //	ProvisionError, AtiError           ProvisionError, ErrATI
 //
 // Where ati-client takes a secret, this package takes a [Key], made once by
-// [ParseSecret].
+// [ParseSecret]. Beyond ati-client, [ParsePrivateKey] and [ParsePublicKey] make
+// keys for ES256, which the proxy takes as well; who only validates needs no
+// more than the public one.
 //
 // Beyond it there are [Allows] and [Matches], which answer as the proxy does,
 // [LegacyAlias], [Covers], on which narrowing a grant rests, [CheckPattern] and
 // [ParseRate].
 //
-// A token is a JWT (RFC 7519) in compact form, signed with HS256.
+// A token is a JWT (RFC 7519) in compact form, signed with HS256 or ES256.
 package ati

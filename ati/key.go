@@ -1,22 +1,30 @@
 package ati
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// HS256 is the only signing algorithm of this package so far (RFC 7518,
-// section 3.2).
-const HS256 = "HS256"
+// The signing algorithms (RFC 7518, section 3). The proxy takes one of them,
+// by the key that it is started with.
+const (
+	HS256 = "HS256" // HMAC with SHA-256: proxy and issuer hold the same secret
+	ES256 = "ES256" // ECDSA with P-256 and SHA-256: the proxy holds a public key only
+)
 
 // maxSignature is the length of the longest encoded signature.
 const maxSignature = 86
 
-// Key signs and verifies tokens. Its zero value does neither. Printing a Key
-// never shows what is in it.
+// Key signs and verifies tokens, or with a public key only verifies them. Its
+// zero value does neither. Printing a Key never shows what is in it.
 type Key struct {
 	// A pointer, so that fmt shows an address even where a Key is an
 	// unexported field, whose String method it can't call.
@@ -26,7 +34,7 @@ type Key struct {
 type keyMaterial struct {
 	method jwt.SigningMethod
 	header string // the encoded JOSE header and the dot behind it
-	sign   any    // what method.Sign takes
+	sign   any    // what method.Sign takes; nil where only a public key is known
 	verify any    // what method.Verify takes
 }
 
@@ -39,31 +47,142 @@ func ParseSecret(secret string) (Key, error) {
 		b, err := hex.DecodeString(group)
 		if err != nil {
 			// hex's own error would quote a byte of the secret.
-			return Key{}, &TokenError{Op: "parse key", Err: errors.New("an HS256 secret must be hex digits, two for each byte")}
+			return Key{}, keyError("an HS256 secret must be hex digits, two for each byte")
 		}
 		raw = append(raw, b...)
 	}
 	if len(raw) == 0 {
-		return Key{}, &TokenError{Op: "parse key", Err: errors.New("an HS256 secret must not be empty")}
+		return Key{}, keyError("an HS256 secret must not be empty")
 	}
-	return Key{&keyMaterial{
-		method: jwt.SigningMethodHS256,
-		header: encodeSegment([]byte(`{"alg":"HS256","typ":"JWT"}`)) + ".",
-		sign:   raw,
-		verify: raw,
-	}}, nil
+	return newKey(jwt.SigningMethodHS256, "", raw, raw), nil
 }
 
 func isASCIISpace(r rune) bool {
 	return r == ' ' || r >= '\t' && r <= '\r'
 }
 
-// Algorithm returns the key's JOSE algorithm, [HS256], or "" for the zero Key.
+// ParsePrivateKey makes an ES256 key of a P-256 private key in PEM, SEC1 ("EC
+// PRIVATE KEY") or PKCS#8 ("PRIVATE KEY"), not encrypted. The block of EC
+// PARAMETERS that openssl ecparam writes before it may stand there; nothing
+// else may.
+func ParsePrivateKey(text string) (Key, error) {
+	const want = "must be one P-256 private key in PEM, SEC1 or PKCS#8, not encrypted"
+	block, err := onlyBlock(text)
+	if err != nil {
+		return Key{}, keyError("%s; %w", want, err)
+	}
+	var parsed any
+	switch {
+	case block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "":
+		return Key{}, keyError("%s; it is encrypted. To decrypt it: openssl pkey -in <file>", want)
+	case block.Type == "EC PRIVATE KEY":
+		parsed, err = x509.ParseECPrivateKey(block.Bytes)
+	case block.Type == "PRIVATE KEY":
+		parsed, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	default:
+		return Key{}, keyError("%s; it is a %q", want, block.Type)
+	}
+	if err != nil {
+		return Key{}, keyError("%s; it can't be read", want) // the error of x509 may quote it
+	}
+	private, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok || private.Curve != elliptic.P256() {
+		return Key{}, keyError("%s; it is a key of %s", want, kindOf(parsed))
+	}
+	return newKey(jwt.SigningMethodES256, "", private, &private.PublicKey), nil
+}
+
+// ParsePublicKey makes an ES256 key that only verifies, of a P-256 public key
+// in PEM ("PUBLIC KEY", SubjectPublicKeyInfo): what the proxy reads from the
+// file that ATI_JWT_PUBLIC_KEY names.
+func ParsePublicKey(text string) (Key, error) {
+	const want = "must be one P-256 public key in PEM"
+	block, err := onlyBlock(text)
+	if err != nil {
+		return Key{}, keyError("%s; %w", want, err)
+	}
+	if block.Type != "PUBLIC KEY" {
+		return Key{}, keyError("%s; it is a %q", want, block.Type)
+	}
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return Key{}, keyError("%s; it can't be read", want)
+	}
+	public, ok := parsed.(*ecdsa.PublicKey)
+	if !ok || public.Curve != elliptic.P256() {
+		return Key{}, keyError("%s; it is a key of %s", want, kindOf(parsed))
+	}
+	return newKey(jwt.SigningMethodES256, "", nil, public), nil
+}
+
+// onlyBlock decodes the one PEM block of a text, passing over EC PARAMETERS.
+func onlyBlock(text string) (*pem.Block, error) {
+	text = strings.TrimFunc(text, isASCIISpace)
+	if !strings.HasPrefix(text, "-----BEGIN ") { // pem.Decode would pass over it
+		return nil, errors.New("it doesn't begin with -----BEGIN")
+	}
+	block, rest := pem.Decode([]byte(text))
+	if block != nil && block.Type == "EC PARAMETERS" {
+		block, rest = pem.Decode(rest)
+	}
+	switch {
+	case block == nil:
+		return nil, errors.New("it can't be read")
+	case strings.TrimFunc(string(rest), isASCIISpace) != "":
+		return nil, errors.New("there is something behind it")
+	}
+	return block, nil
+}
+
+// kindOf names a key of the wrong kind.
+func kindOf(key any) string {
+	switch k := key.(type) {
+	case *ecdsa.PrivateKey:
+		return k.Curve.Params().Name
+	case *ecdsa.PublicKey:
+		return k.Curve.Params().Name
+	}
+	return "another algorithm"
+}
+
+func keyError(format string, args ...any) error {
+	return &TokenError{Op: "parse key", Err: fmt.Errorf(format, args...)}
+}
+
+func newKey(method jwt.SigningMethod, id string, sign, verify any) Key {
+	header := fmt.Appendf(nil, `{"alg":%q,"typ":"JWT"`, method.Alg())
+	if id != "" {
+		header = appendString(append(header, `,"kid":`...), id)
+	}
+	return Key{&keyMaterial{method: method, header: encodeSegment(append(header, '}')) + ".", sign: sign, verify: verify}}
+}
+
+// WithID returns the same key, whose tokens name it by the header parameter kid
+// (RFC 7515, section 4.1.4). The proxy passes over it; who verifies with a JWK
+// Set finds the key by it. ati-client sets none.
+func (k Key) WithID(id string) Key {
+	if k.material == nil {
+		return k
+	}
+	return newKey(k.material.method, id, k.material.sign, k.material.verify)
+}
+
+// Algorithm returns the key's JOSE algorithm, [HS256] or [ES256], or "" for the
+// zero Key.
 func (k Key) Algorithm() string {
 	if k.material == nil {
 		return ""
 	}
 	return k.material.method.Alg()
+}
+
+// Public returns an ES256 key's public half, and nil for any other key.
+func (k Key) Public() *ecdsa.PublicKey {
+	if k.material == nil {
+		return nil
+	}
+	public, _ := k.material.verify.(*ecdsa.PublicKey)
+	return public
 }
 
 // String hides the key.
@@ -73,10 +192,13 @@ func (k Key) String() string { return "ati.Key(" + k.Algorithm() + ")" }
 func (k Key) GoString() string { return k.String() }
 
 // Sign writes the claims as they are, with no defaults, as a signed token. The
-// zero Key gives a *[TokenError].
+// zero Key and a public key give a *[TokenError].
 func (k Key) Sign(c *Claims) (string, error) {
-	if k.material == nil {
+	switch {
+	case k.material == nil:
 		return "", &TokenError{Op: "issue token", Err: errors.New("the key is empty")}
+	case k.material.sign == nil:
+		return "", &TokenError{Op: "issue token", Err: errors.New("a public key can't sign")}
 	}
 	payload := c.appendJSON(make([]byte, 0, 512+len(c.Scope)))
 	token := make([]byte, 0, len(k.material.header)+segmentEncoding.EncodedLen(len(payload))+1+maxSignature)

@@ -12,7 +12,8 @@ const (
 	EnvSessionToken = "ATI_SESSION_TOKEN"
 )
 
-// Orchestrator provisions sandboxes for one proxy, with one key.
+// Orchestrator provisions sandboxes for one proxy, with one key. With a public
+// key it validates tokens only.
 type Orchestrator struct {
 	ProxyURL string
 	Key      Key
