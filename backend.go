@@ -89,11 +89,14 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 			// A policy needs sudo for these: an "ati/*" rule written in haste
 			// must neither plant a key nor hand one out.
 			Root:            []string{"config", "config/*", "proxy-env", "proxy-env/*"},
+			Unauthenticated: []string{"jwks"},
 			SealWrapStorage: []string{configStoragePath, rolePrefix},
 		},
 		Paths: framework.PathAppend(
 			pathConfig(b),
+			pathRotate(b),
 			pathProxyEnv(b),
+			pathJWKS(b),
 			pathRoles(b),
 			pathCreds(b),
 			pathCheck(b),
@@ -101,6 +104,8 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 		),
 		Secrets:    []*framework.Secret{secretToken(b)},
 		Invalidate: b.invalidate,
+		// Vault calls it about every minute, on the active node.
+		PeriodicFunc: b.forgetGoneKeys,
 	}
 	return b, nil
 }

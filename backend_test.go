@@ -101,9 +101,23 @@ func (m *mount) ok(op logical.Operation, path string, d data) *logical.Response 
 		m.t.Fatalf("%s %s %v: %v %v", op, path, d, err, resp.Error())
 	}
 	if t, ok := m.t.(*testing.T); ok && resp != nil { // nil is Vault's 204 or 404
-		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), resp, true)
+		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), unwrapped(t, resp), true)
 	}
 	return resp
+}
+
+// unwrapped is a response as the client sees it, where that is a raw body.
+func unwrapped(t testing.TB, resp *logical.Response) *logical.Response {
+	t.Helper()
+	body, raw := resp.Data[logical.HTTPRawBody].([]byte)
+	if !raw {
+		return resp
+	}
+	seen := data{}
+	if err := json.Unmarshal(body, &seen); err != nil {
+		t.Fatal(err)
+	}
+	return &logical.Response{Data: seen}
 }
 
 // refused makes a request that must be refused as the user's mistake with
@@ -249,6 +263,7 @@ type testSystem struct {
 	logical.StaticSystemView
 	maxTTLCalls, entityCalls, groupCalls atomic.Int64
 	entityErr, groupErr                  error
+	onEntity                             func()
 }
 
 func (s *testSystem) MaxLeaseTTL() time.Duration {
@@ -258,6 +273,9 @@ func (s *testSystem) MaxLeaseTTL() time.Duration {
 
 func (s *testSystem) EntityInfo(id string) (*logical.Entity, error) {
 	s.entityCalls.Add(1)
+	if s.onEntity != nil {
+		s.onEntity()
+	}
 	if s.entityErr != nil {
 		return nil, s.entityErr
 	}
@@ -274,15 +292,21 @@ func (s *testSystem) GroupsForEntity(id string) ([]*logical.Group, error) {
 
 // paths are the backend's, as a request would name them.
 var paths = map[string][]logical.Operation{
-	"config":      {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
-	"roles/":      {logical.ListOperation},
-	"roles/r":     {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
-	"creds/r":     {logical.ReadOperation, logical.UpdateOperation},
-	"proxy-env":   {logical.ReadOperation},
-	"proxy-env/1": {logical.ReadOperation},
-	"check/r":     {logical.ReadOperation, logical.UpdateOperation},
-	"validate":    {logical.UpdateOperation},
-	"inspect":     {logical.UpdateOperation},
+	"config":                 {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"config/rotate":          {logical.ReadOperation, logical.UpdateOperation},
+	"config/rotate/stage":    {logical.UpdateOperation, logical.DeleteOperation},
+	"config/rotate/activate": {logical.UpdateOperation},
+	"config/rotate/rollback": {logical.UpdateOperation},
+	"config/rotate/retire":   {logical.UpdateOperation},
+	"jwks":                   {logical.ReadOperation},
+	"roles/":                 {logical.ListOperation},
+	"roles/r":                {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"creds/r":                {logical.ReadOperation, logical.UpdateOperation},
+	"proxy-env":              {logical.ReadOperation},
+	"proxy-env/1":            {logical.ReadOperation},
+	"check/r":                {logical.ReadOperation, logical.UpdateOperation},
+	"validate":               {logical.UpdateOperation},
+	"inspect":                {logical.UpdateOperation},
 }
 
 func TestEachPathDescribesItselfWhole(t *testing.T) {
@@ -320,7 +344,7 @@ func TestEachPathDescribesItselfWhole(t *testing.T) {
 					}
 				}
 			}
-			if writes := p.ExistenceCheck != nil && op != logical.ReadOperation; properties.ForwardPerformanceStandby != writes || properties.ForwardPerformanceSecondary != writes {
+			if writes := (p.ExistenceCheck != nil || strings.HasPrefix(name, "config/")) && op != logical.ReadOperation; properties.ForwardPerformanceStandby != writes || properties.ForwardPerformanceSecondary != writes {
 				t.Errorf("%s %s: forwarding is %v, want %v", op, name, properties.ForwardPerformanceStandby, writes)
 			}
 		}
@@ -354,21 +378,29 @@ func TestOpenAPIHasAnOperationIDOfItsOwnForEachOperation(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"get /proxy-env":           "ati-read-proxy-environment",
-		"get /proxy-env/{version}": "ati-read-proxy-environment-version",
-		"get /config":              "ati-read-configuration",
-		"post /config":             "ati-configure",
-		"delete /config":           "ati-delete-configuration",
-		"get /roles/":              "ati-list-roles",
-		"get /roles/{name}":        "ati-read-role",
-		"post /roles/{name}":       "ati-write-role",
-		"delete /roles/{name}":     "ati-delete-role",
-		"get /creds/{name}":        "ati-generate-credentials",
-		"post /creds/{name}":       "ati-generate-credentials-with-parameters",
-		"get /check/{name}":        "ati-check-role",
-		"post /check/{name}":       "ati-check-role-with-parameters",
-		"post /validate":           "ati-validate-token",
-		"post /inspect":            "ati-inspect-token",
+		"get /proxy-env":               "ati-read-proxy-environment",
+		"get /proxy-env/{version}":     "ati-read-proxy-environment-version",
+		"get /config":                  "ati-read-configuration",
+		"post /config":                 "ati-configure",
+		"delete /config":               "ati-delete-configuration",
+		"get /config/rotate":           "ati-read-key-versions",
+		"post /config/rotate":          "ati-rotate-key",
+		"post /config/rotate/stage":    "ati-stage-key",
+		"delete /config/rotate/stage":  "ati-drop-staged-key",
+		"post /config/rotate/activate": "ati-activate-staged-key",
+		"post /config/rotate/rollback": "ati-roll-back-key",
+		"post /config/rotate/retire":   "ati-retire-previous-key",
+		"get /jwks":                    "ati-read-jwks",
+		"get /roles/":                  "ati-list-roles",
+		"get /roles/{name}":            "ati-read-role",
+		"post /roles/{name}":           "ati-write-role",
+		"delete /roles/{name}":         "ati-delete-role",
+		"get /creds/{name}":            "ati-generate-credentials",
+		"post /creds/{name}":           "ati-generate-credentials-with-parameters",
+		"get /check/{name}":            "ati-check-role",
+		"post /check/{name}":           "ati-check-role-with-parameters",
+		"post /validate":               "ati-validate-token",
+		"post /inspect":                "ati-inspect-token",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("operation ids (-want +got):\n%s", diff)
@@ -378,17 +410,17 @@ func TestOpenAPIHasAnOperationIDOfItsOwnForEachOperation(t *testing.T) {
 func TestKeysAreRootProtectedAndSealWrappedAndFieldsWithSecretsAreSensitive(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	want := &logical.Paths{Root: []string{"config", "config/*", "proxy-env", "proxy-env/*"}, SealWrapStorage: []string{"config", "role/"}}
+	want := &logical.Paths{Root: []string{"config", "config/*", "proxy-env", "proxy-env/*"}, Unauthenticated: []string{"jwks"}, SealWrapStorage: []string{"config", "role/"}}
 	if diff := cmp.Diff(want, m.b.SpecialPaths()); diff != "" {
 		t.Errorf("special paths (-want +got):\n%s", diff)
 	}
-	secret := atisecrets.HexSecret(testSecret)
-	if shown := fmt.Sprintf("%v %s %q %+v %#v", secret, secret, secret, struct{ S atisecrets.HexSecret }{secret}, struct{ S atisecrets.HexSecret }{secret}); strings.Contains(shown, testSecret[:8]) {
+	secret := atisecrets.HiddenText(testSecret)
+	if shown := fmt.Sprintf("%v %s %q %+v %#v", secret, secret, secret, struct{ S atisecrets.HiddenText }{secret}, struct{ S atisecrets.HiddenText }{secret}); strings.Contains(shown, testSecret[:8]) {
 		t.Errorf("printing a stored secret shows it: %s", shown)
 	}
 	creds := m.b.Route("creds/r").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
 	for _, f := range []*framework.FieldSchema{
-		m.b.Route("config").Fields["secret"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
+		m.b.Route("config").Fields["secret"], m.b.Route("config").Fields["private_key"], m.b.Route("config/rotate").Fields["secret"], m.b.Route("config/rotate/stage").Fields["private_key"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
 		creds["token"], creds["ATI_SESSION_TOKEN"], m.b.Route("proxy-env").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields["ATI_JWT_SECRET"],
 	} {
 		if f.DisplayAttrs == nil || !f.DisplayAttrs.Sensitive {
@@ -418,7 +450,9 @@ func TestFactoryReportsItsVersionAndNeedsAConfiguration(t *testing.T) {
 func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
-		"config":    "accepted_audiences, algorithm, allowed_scopes, audience, issuer, max_ttl, proxy_url, secret",
+		"config":        "accepted_audiences, algorithm, allowed_scopes, audience, issuer, max_ttl, private_key, proxy_url, secret",
+		"config/rotate": "algorithm, private_key, proxy_url, secret", "config/rotate/stage": "algorithm, private_key, proxy_url, secret",
+		"config/rotate/activate": "none", "config/rotate/rollback": "none", "config/rotate/retire": "none", "jwks": "none",
 		"roles/":    "none",
 		"roles/r":   "allowed_agent_ids, allowed_job_ids, allowed_sandbox_ids, audience, description, disabled, generate_lease, job_id, max_ttl, rate, sandbox_id, scopes, skills, subject, tools, ttl",
 		"proxy-env": "none", "proxy-env/1": "none",
@@ -447,7 +481,11 @@ func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 func TestASecretOfTheWrongTypeIsNotQuoted(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	for path, field := range map[string]string{"config": "secret", "validate": "token", "inspect": "token"} {
+	for _, target := range []string{
+		"config secret", "config private_key", "config/rotate secret", "config/rotate private_key",
+		"config/rotate/stage secret", "config/rotate/stage private_key", "validate token", "inspect token",
+	} {
+		path, field, _ := strings.Cut(target, " ")
 		for _, value := range []any{[]any{testSecret}, data{"x": testSecret}, []string{testSecret}, 5} {
 			m.refused(logical.UpdateOperation, path, data{field: value}, field+" must be a string")
 			_, _, err := m.b.HandleExistenceCheck(t.Context(), &logical.Request{Operation: logical.UpdateOperation, Path: path, Data: data{field: value}, Storage: m.storage})
@@ -464,11 +502,14 @@ func TestNothingWorksWithoutAConfigAndSaysSo(t *testing.T) {
 	const want = "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…"
 	m.refused(logical.CreateOperation, "roles/r", data{"tools": "x"}, want)
 	m.refused(logical.ReadOperation, "creds/r", nil, want)
+	for _, path := range []string{"config/rotate", "config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/retire"} {
+		m.refused(logical.UpdateOperation, path, nil, want)
+	}
 	m.refused(logical.ReadOperation, "proxy-env", nil, want)
 	m.refused(logical.ReadOperation, "proxy-env/1", nil, want)
 	m.refused(logical.ReadOperation, "check/r", data{"tool": "x"}, want)
 	m.refused(logical.UpdateOperation, "validate", data{"token": "x"}, want)
-	for _, path := range []string{"config", "roles/r"} {
+	for _, path := range []string{"config", "config/rotate", "roles/r"} {
 		if resp := m.ok(logical.ReadOperation, path, nil); resp != nil {
 			t.Errorf("read %s: %v, want none (404)", path, resp)
 		}
@@ -754,6 +795,10 @@ func TestStorageTroubleIsAnErrorThatSaysWhatFailed(t *testing.T) {
 		"checking, config":                {"get config", logical.ReadOperation, "check/r", data{"tool": "x"}, "read config: disk on fire"},
 		"checking, role":                  {"get role/r", logical.ReadOperation, "check/r", data{"tool": "x"}, `read role "r": disk on fire`},
 		"reading the proxy's environment": {"get config", logical.ReadOperation, "proxy-env", nil, "read config: disk on fire"},
+		"reading the key's versions":      {"get config", logical.ReadOperation, "config/rotate", nil, "read config: disk on fire"},
+		"rotating, read":                  {"get config", logical.UpdateOperation, "config/rotate", nil, "read config: disk on fire"},
+		"rotating, put":                   {"put config", logical.UpdateOperation, "config/rotate", nil, "write config: disk on fire"},
+		"reading the JWK Set":             {"get config", logical.ReadOperation, "jwks", nil, "read config: disk on fire"},
 		"validating":                      {"get config", logical.UpdateOperation, "validate", data{"token": "x"}, "read config: disk on fire"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -822,7 +867,7 @@ func TestTheLogSaysWhatChangedAndNoSecret(t *testing.T) {
 		`[INFO]  role written: role=r created=true parameters="generate_lease,tools"`,
 		`[INFO]  config written: created=false parameters="issuer,secret" key_version=1`,
 		`[INFO]  role deleted: role=r`,
-		`[WARN]  config deleted and key forgotten: key_version=1`,
+		`[WARN]  config deleted and keys forgotten: key_version=1`,
 	} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log has no line %s", want)

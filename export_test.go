@@ -8,8 +8,8 @@ import (
 )
 
 type (
-	Backend   = backend
-	HexSecret = hexSecret
+	Backend    = backend
+	HiddenText = hiddenText
 )
 
 // NewWithClock is Factory with a clock that the test sets.

@@ -2,12 +2,9 @@ package atisecrets
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net"
 	"net/url"
 	"regexp"
@@ -24,12 +21,7 @@ import (
 
 const (
 	configStoragePath = "config"
-
-	secretBytes          = 32 // ati-client and the proxy call for 64 hex characters
-	minDifferentBytes    = 8
-	maxProxyURLBytes     = 2048
-	fingerprintMessage   = "ati key fingerprint"
-	fingerprintHexDigits = 16
+	maxProxyURLBytes  = 2048
 )
 
 // configEntry is all that a mount stores beside its roles, in one entry, so
@@ -46,6 +38,15 @@ type configEntry struct {
 	// the config was deleted: what stays then is below.
 	Current *keyEntry `json:"current,omitempty"`
 
+	// Pending is staged to become the current version. Previous was it: tokens
+	// for its proxy are minted until it is retired, and pass there until they
+	// have expired.
+	Pending  *keyEntry `json:"pending,omitempty"`
+	Previous *keyEntry `json:"previous,omitempty"`
+
+	// LastRotatedAt is when a key was last replaced at once, and forgotten.
+	LastRotatedAt time.Time `json:"last_rotated_at,omitzero"`
+
 	// LastKeyVersion is never used again, even after the config was deleted: a
 	// version names one key.
 	LastKeyVersion int `json:"last_key_version"`
@@ -56,46 +57,17 @@ type configEntry struct {
 	LongestTTL time.Duration `json:"longest_ttl"`
 }
 
-// keyEntry is one version of the signing key.
-type keyEntry struct {
-	Version   int       `json:"version"`
-	Algorithm string    `json:"algorithm"`
-	Secret    hexSecret `json:"secret"`
-	ProxyURL  string    `json:"proxy_url"`
-	CreatedAt time.Time `json:"created_at"`
-}
-
-// hexSecret is an HS256 secret, 64 hex characters in lower case. It doesn't
-// print itself.
-type hexSecret string
-
-func (hexSecret) String() string   { return "(secret)" }
-func (hexSecret) GoString() string { return "(secret)" }
-
-// config is a configEntry with its parsed key. It is never changed.
+// config is a configEntry with its parsed keys. It is never changed.
 type config struct {
 	configEntry
-	key ati.Key
+	current, pending, previous *signingKey
 }
 
 func pathConfig(b *backend) []*framework.Path {
-	fields := map[string]*framework.FieldSchema{
-		"proxy_url": {
-			Type:         framework.TypeString,
-			Description:  "Address of the ATI proxy, http or https. Tokens are handed out together with it. Required when the config is created.",
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Proxy URL"},
-		},
-		"algorithm": {
-			Type:          framework.TypeString,
-			Description:   "Signing algorithm: HS256, for which the proxy holds the same secret.",
-			Default:       ati.HS256,
-			AllowedValues: []any{ati.HS256},
-		},
-		"secret": {
-			Type:         framework.TypeString,
-			Description:  "HS256 secret, 64 hex characters. Vault generates one when it is left out at creation. Never returned.",
-			DisplayAttrs: &framework.DisplayAttributes{Sensitive: true},
-		},
+	fields := keyFields()
+	fields["proxy_url"].Description += " Required when the config is created."
+	fields["algorithm"].Default = ati.HS256
+	maps.Copy(fields, map[string]*framework.FieldSchema{
 		"audience": {
 			Type:        framework.TypeString,
 			Description: "Audience of the tokens (claim aud), unless a role sets another one.",
@@ -118,7 +90,7 @@ func pathConfig(b *backend) []*framework.Path {
 			Type:        framework.TypeDurationSecond,
 			Description: "Longest TTL of a token, whatever its role says. 0 sets no such ceiling.",
 		},
-	}
+	})
 	return []*framework.Path{{
 		Pattern:        "config",
 		Fields:         fields,
@@ -141,16 +113,16 @@ func pathConfig(b *backend) []*framework.Path {
 
 func configResponse() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
-		"proxy_url":          {Type: framework.TypeString, Required: true, Description: "Address of the ATI proxy."},
+		"proxy_url":          {Type: framework.TypeString, Required: true, Description: "Address of the ATI proxy that holds the current key."},
 		"algorithm":          {Type: framework.TypeString, Required: true, Description: "Signing algorithm."},
 		"audience":           {Type: framework.TypeString, Required: true, Description: "Audience of the tokens."},
 		"accepted_audiences": {Type: framework.TypeStringSlice, Required: true, Description: "Further audiences that a role may set."},
 		"issuer":             {Type: framework.TypeString, Required: true, Description: "Issuer of the tokens; empty for none."},
 		"allowed_scopes":     {Type: framework.TypeStringSlice, Required: true, Description: "Scope patterns beyond which no role may grant; empty for no ceiling."},
 		"max_ttl":            {Type: framework.TypeInt64, Required: true, Description: "Longest TTL of a token, in seconds; 0 for no ceiling."},
-		"key_version":        {Type: framework.TypeInt, Required: true, Description: "Version of the key that signs."},
+		"key_version":        {Type: framework.TypeInt, Required: true, Description: "Version of the key that signs: the current one."},
 		"key_created_at":     {Type: framework.TypeTime, Required: true, Description: "When the key came into this mount."},
-		"key_fingerprint":    {Type: framework.TypeString, Required: true, Description: "First 16 hex digits of HMAC-SHA256(secret, \"ati key fingerprint\")."},
+		"key_fingerprint":    {Type: framework.TypeString, Required: true, Description: fingerprintDescription},
 	}
 }
 
@@ -165,16 +137,16 @@ func (b *backend) pathConfigRead(ctx context.Context, req *logical.Request, _ *f
 		return nil, err
 	}
 	return &logical.Response{Data: map[string]any{
-		"proxy_url":          cfg.Current.ProxyURL,
-		"algorithm":          cfg.Current.Algorithm,
+		"proxy_url":          cfg.current.ProxyURL,
+		"algorithm":          cfg.current.Algorithm,
 		"audience":           cfg.Audience,
 		"accepted_audiences": cfg.AcceptedAudiences,
 		"issuer":             cfg.Issuer,
 		"allowed_scopes":     cfg.AllowedScopes,
 		"max_ttl":            whole(cfg.MaxTTL),
-		"key_version":        cfg.Current.Version,
-		"key_created_at":     cfg.Current.CreatedAt.Format(time.RFC3339),
-		"key_fingerprint":    fingerprint(cfg.Current.Secret),
+		"key_version":        cfg.current.Version,
+		"key_created_at":     cfg.current.CreatedAt.Format(time.RFC3339),
+		"key_fingerprint":    cfg.current.fingerprint,
 	}}, nil
 }
 
@@ -186,23 +158,32 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, err
 	}
-	created := entry.Current == nil
-	if created {
-		entry = newConfigEntry(entry, b.now())
-	}
-	if err := entry.apply(d); err != nil {
+	p, err := parseKeyParams(d)
+	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
+	created := entry.Current == nil
+	if created {
+		entry, err = newConfigEntry(entry, p, b.now())
+	} else {
+		entry.forgetGone(b.now())
+		err = entry.applyKey(p)
+	}
+	if err == nil {
+		err = entry.applyClaims(d)
+	}
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	generated, err := entry.Current.generate(b.GetRandomReader())
+	if err != nil {
+		return nil, err
+	}
 	resp := new(logical.Response)
-	if entry.Current.Secret == "" {
-		if entry.Current.Secret, err = generateSecret(b.GetRandomReader()); err != nil {
-			return nil, err
-		}
-		resp.AddWarning("Vault generated the signing secret; the proxy refuses this mount's tokens until it has that from proxy-env")
+	if generated {
+		resp.AddWarning("Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says")
 	}
-	if clearText(entry.Current.ProxyURL) {
-		resp.AddWarning(fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", entry.Current.ProxyURL))
-	}
+	warnOfClearText(resp, entry.Current.ProxyURL)
 	for _, pattern := range entry.AllowedScopes {
 		if strings.HasPrefix(pattern, "skill:") && strings.HasSuffix(pattern, "*") {
 			resp.AddWarning(fmt.Sprintf("allowed_scopes %q lets no skill pass: the proxy matches skills by their exact names", pattern))
@@ -223,60 +204,82 @@ func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ 
 	if err != nil || entry.Current == nil {
 		return nil, err
 	}
-	version := entry.Current.Version
 	remains := configEntry{LastKeyVersion: entry.LastKeyVersion, LongestTTL: entry.LongestTTL}
 	if err := b.putConfig(ctx, req.Storage, remains); err != nil {
 		return nil, err
 	}
-	b.Logger().Warn("config deleted and key forgotten", "key_version", version)
+	b.Logger().Warn("config deleted and keys forgotten", "key_version", entry.Current.Version)
 	resp := new(logical.Response)
 	resp.AddWarning("the key is forgotten here, but tokens signed with it pass the proxy until they expire or the proxy gets another key")
 	return resp, nil
 }
 
-// newConfigEntry has the defaults of a config that is created. What it keeps
-// is what a deleted one left behind.
-func newConfigEntry(remains configEntry, now time.Time) configEntry {
+// newConfigEntry has the given key, and defaults for the rest. What it keeps is
+// what a deleted config left behind.
+func newConfigEntry(remains configEntry, p keyParams, now time.Time) (configEntry, error) {
 	version := remains.LastKeyVersion + 1
+	key, err := newKeyEntry(p, keyEntry{Algorithm: ati.HS256}, version, now)
+	if err != nil {
+		return configEntry{}, err
+	}
+	key.ActivatedAt = key.CreatedAt
 	return configEntry{
 		Audience:          ati.DefaultAudience,
 		AcceptedAudiences: []string{},
 		Issuer:            ati.DefaultIssuer,
 		AllowedScopes:     []string{},
-		Current:           &keyEntry{Version: version, Algorithm: ati.HS256, CreatedAt: now.UTC().Truncate(time.Second)},
+		Current:           key,
 		LastKeyVersion:    version,
 		LongestTTL:        remains.LongestTTL,
-	}
+	}, nil
 }
 
-// apply sets the given fields, and judges the whole that they make: here the
-// key and the proxy that holds it.
-func (e *configEntry) apply(d *framework.FieldData) error {
-	key := e.Current
-	if given(d, "proxy_url") {
-		u, err := parseProxyURL(d.Get("proxy_url").(string))
+// applyKey changes the proxy's address, and refuses to change the key, which is
+// config/rotate's. Terraform writes the same key again and again.
+func (e *configEntry) applyKey(p keyParams) error {
+	const rotate = "an update doesn't change the key; config/rotate replaces it at once, config/rotate/stage without downtime"
+	key := *e.Current
+	if p.algorithm != "" && p.algorithm != key.Algorithm {
+		return fmt.Errorf("algorithm %q is not the present one, %s, and %s", p.algorithm, key.Algorithm, rotate)
+	}
+	if err := p.checkAlgorithm(key.Algorithm); err != nil {
+		return err
+	}
+	present, err := key.parse()
+	if err != nil {
+		return err
+	}
+	given := keyEntry{Algorithm: key.Algorithm, Secret: p.secret, PrivateKey: p.privateKey}
+	if p.secret != "" || p.privateKey != "" {
+		name := "secret"
+		if p.privateKey != "" {
+			name = "private_key"
+		}
+		other, err := given.parse()
 		if err != nil {
 			return err
 		}
-		key.ProxyURL = u
-	}
-	if key.ProxyURL == "" {
-		return errors.New("proxy_url is required: the address of the ATI proxy, such as https://ati.example.com")
-	}
-	if algorithm := d.Get("algorithm").(string); algorithm != ati.HS256 {
-		return fmt.Errorf("algorithm %q: must be %q", algorithm, ati.HS256)
-	}
-	if given(d, "secret") {
-		secret, err := parseSecret(d.Get("secret").(string))
-		if err != nil {
-			return err
+		if other.fingerprint != present.fingerprint {
+			return fmt.Errorf("%s is not the present one, and %s", name, rotate)
 		}
-		if key.Secret != "" && key.Secret != secret {
-			return errors.New("secret is not the present one, and an update doesn't change the key: it would end every token at once; to do that, delete config and write it again")
-		}
-		key.Secret = secret
 	}
-	return e.applyClaims(d)
+	if p.proxyURL != "" && p.proxyURL != key.ProxyURL {
+		for _, other := range []*keyEntry{e.Pending, e.Previous} {
+			if other != nil && other.ProxyURL == p.proxyURL {
+				return fmt.Errorf("proxy_url %q is that of version %d, whose key its proxy holds; the current version is %d", p.proxyURL, other.Version, key.Version)
+			}
+		}
+		key.ProxyURL = p.proxyURL
+	}
+	e.Current = &key
+	return nil
+}
+
+// forgetGone drops a previous version that counts no longer.
+func (e *configEntry) forgetGone(now time.Time) {
+	if e.Previous != nil && e.Previous.gone(now) {
+		e.Previous = nil
+	}
 }
 
 // applyClaims sets what goes into the tokens, and the ceiling over them.
@@ -390,6 +393,12 @@ func validPort(u *url.URL) bool {
 	return err == nil && port >= 1 && port <= 65535
 }
 
+func warnOfClearText(resp *logical.Response, proxyURL string) {
+	if clearText(proxyURL) {
+		resp.AddWarning(fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", proxyURL))
+	}
+}
+
 // clearText reports whether tokens sent to this address can be read on the way.
 func clearText(proxyURL string) bool {
 	u, err := url.Parse(proxyURL)
@@ -398,41 +407,6 @@ func clearText(proxyURL string) bool {
 	}
 	ip := net.ParseIP(u.Hostname())
 	return u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback())
-}
-
-// parseSecret checks an HS256 secret. White space around it, such as the line
-// break of secret=@file, is cut: the proxy would open itself to everybody if
-// that were handed on.
-func parseSecret(raw string) (hexSecret, error) {
-	secret := strings.ToLower(strings.Trim(raw, asciiBlanks))
-	b, err := hex.DecodeString(secret)
-	if len(secret) != 2*secretBytes || err != nil {
-		return "", fmt.Errorf("secret must be %d hex characters; it has %d characters. One is made by: openssl rand -hex %d", 2*secretBytes, len(secret), secretBytes)
-	}
-	different := map[byte]bool{}
-	for _, c := range b {
-		different[c] = true
-	}
-	if len(different) < minDifferentBytes {
-		return "", fmt.Errorf("secret has %d different bytes; a random one has at least %d. One is made by: openssl rand -hex %d", len(different), minDifferentBytes, secretBytes)
-	}
-	return hexSecret(secret), nil
-}
-
-func generateSecret(random io.Reader) (hexSecret, error) {
-	b := make([]byte, secretBytes)
-	if _, err := io.ReadFull(random, b); err != nil {
-		return "", fmt.Errorf("generate a signing secret: %w", err)
-	}
-	return parseSecret(hex.EncodeToString(b))
-}
-
-// fingerprint names a secret without telling it.
-func fingerprint(secret hexSecret) string {
-	key, _ := hex.DecodeString(string(secret)) // parseSecret has checked it
-	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte(fingerprintMessage))
-	return hex.EncodeToString(mac.Sum(nil))[:fingerprintHexDigits]
 }
 
 // getConfig returns the config, or nil where there is none.
@@ -460,11 +434,48 @@ func (b *backend) loadConfig(ctx context.Context, s logical.Storage) (*config, e
 }
 
 func (e configEntry) parse() (*config, error) {
-	key, err := ati.ParseSecret(string(e.Current.Secret))
-	if err != nil {
-		return nil, fmt.Errorf("read the stored key: %w", err)
+	cfg := &config{configEntry: e}
+	for _, v := range []struct {
+		entry *keyEntry
+		key   **signingKey
+	}{{e.Current, &cfg.current}, {e.Pending, &cfg.pending}, {e.Previous, &cfg.previous}} {
+		var err error
+		if *v.key, err = v.entry.parse(); err != nil {
+			return nil, err
+		}
 	}
-	return &config{configEntry: e, key: key}, nil
+	return cfg, nil
+}
+
+// known are the versions of the key that count: the current one, the pending
+// one, and the previous one until the last of its tokens has expired.
+func (c *config) known(now time.Time) []*signingKey {
+	keys := []*signingKey{c.current}
+	if c.pending != nil {
+		keys = append(keys, c.pending)
+	}
+	if c.previous != nil && !c.previous.gone(now) {
+		keys = append(keys, c.previous)
+	}
+	return keys
+}
+
+// keyFor is the version that mints for the proxy at this address, or for the
+// current one where none is given.
+func (c *config) keyFor(proxyURL string) (*signingKey, error) {
+	hint := ""
+	switch {
+	case proxyURL == "" || proxyURL == c.current.ProxyURL:
+		return c.current, nil
+	case c.previous != nil && c.previous.ProxyURL == proxyURL:
+		if c.previous.RetiredAt.IsZero() {
+			return c.previous, nil
+		}
+		hint = fmt.Sprintf(" (version %d, whose it was, is retired)", c.previous.Version)
+	case c.pending != nil && c.pending.ProxyURL == proxyURL:
+		hint = fmt.Sprintf(" (version %d, whose it is, is not active yet)", c.pending.Version)
+	}
+	return nil, fmt.Errorf("proxy_url %q: this mount has no key for it%s; its proxy is at %q", proxyURL, hint, c.current.ProxyURL)
 }
 
 // readConfigEntry returns the stored entry, or an empty one.
@@ -502,9 +513,11 @@ func (b *backend) putConfig(ctx context.Context, s logical.Storage, entry config
 const pathConfigHelpSyn = `The proxy, the signing key, and the ceiling over all roles.`
 
 const pathConfigHelpDesc = `
-Write proxy_url, and either bring the HS256 secret that the proxy holds or let
-Vault generate one. The secret is never returned: key_fingerprint tells whether
-two places hold the same one.
+Write proxy_url, and either bring the key that the proxy holds or let Vault
+generate one. The key is never returned: key_fingerprint tells whether two
+places hold the same one. It is, for HS256, the first 16 hex digits of
+HMAC-SHA256(secret, "ati key fingerprint"), and for ES256 those of the SHA-256
+of the public key in DER. To change the key, write config/rotate.
 
 audience, accepted_audiences and issuer go into the tokens, and must be what
 the proxy is set to accept. allowed_scopes and max_ttl are a ceiling over all

@@ -11,7 +11,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-const generatedWarning = "Vault generated the signing secret; the proxy refuses this mount's tokens until it has that from proxy-env"
+const rotateHint = "an update doesn't change the key; config/rotate replaces it at once, config/rotate/stage without downtime"
+
+const generatedWarning = "Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says"
 
 func TestConfigDefaultsStandAtCreationOnly(t *testing.T) {
 	t.Parallel()
@@ -161,9 +163,9 @@ func TestConfigRefuses(t *testing.T) {
 		"a secret with a blank inside":  {data{"secret": testSecret[:31] + " " + testSecret[32:]}, "secret must be 64 hex characters; it has 64 characters" + hint},
 		"a secret of zeros":             {data{"secret": strings.Repeat("0", 64)}, "secret has 1 different bytes; a random one has at least 8" + hint},
 		"a secret of 7 different bytes": {data{"secret": strings.Repeat("01020304050607", 5)[:64]}, "secret has 7 different bytes; a random one has at least 8" + hint},
-		"another secret":                {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret is not the present one, and an update doesn't change the key: it would end every token at once; to do that, delete config and write it again"},
-		"another algorithm":             {data{"algorithm": "HS512"}, `algorithm "HS512": must be "HS256"`},
-		"an empty algorithm":            {data{"algorithm": ""}, `algorithm "": must be "HS256"`},
+		"another secret":                {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret is not the present one, and " + rotateHint},
+		"another algorithm":             {data{"algorithm": "HS512"}, `algorithm "HS512": must be "HS256" or "ES256"`},
+		"an empty algorithm":            {data{"algorithm": ""}, `algorithm "": must be "HS256" or "ES256"`},
 
 		"an empty URL":                 {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
 		"a URL without a scheme":       {data{"proxy_url": "ati.example.com"}, `proxy_url "ati.example.com": the scheme must be http or https`},

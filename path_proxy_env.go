@@ -3,10 +3,15 @@ package atisecrets
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
 )
 
 // The environment variables that the ATI proxy reads when it starts.
@@ -17,11 +22,15 @@ const (
 	envIssuer            = "ATI_JWT_ISSUER"
 )
 
-const versionField = "version"
+const (
+	publicKeyField = "public_key"
+	versionField   = "version"
+)
 
 func pathProxyEnv(b *backend) []*framework.Path {
 	response := framework.Response{Description: "The proxy's environment", Fields: map[string]*framework.FieldSchema{
-		envSecret:            {Type: framework.TypeString, Required: true, Description: "HS256 secret, 64 hex characters.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+		envSecret:            {Type: framework.TypeString, Description: "HS256 secret, 64 hex characters. Left out with ES256.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+		publicKeyField:       {Type: framework.TypeString, Description: "ES256: the public key in PEM, for the file that ATI_JWT_PUBLIC_KEY names. Left out with HS256."},
 		envAudience:          {Type: framework.TypeString, Required: true, Description: "config's audience."},
 		envAcceptedAudiences: {Type: framework.TypeString, Required: true, Description: "config's audience and accepted_audiences, joined by commas. The proxy takes it in place of ATI_JWT_AUDIENCE."},
 		envIssuer:            {Type: framework.TypeString, Description: "config's issuer. Left out when that is empty: an empty one makes the proxy refuse every token that has an issuer."},
@@ -31,7 +40,7 @@ func pathProxyEnv(b *backend) []*framework.Path {
 			Pattern:      "proxy-env",
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.ReadOperation: operation(b.pathProxyEnvRead, "Read the environment of the proxy, with the current key.", "read", "proxy-environment", response),
+				logical.ReadOperation: operation(b.pathProxyEnvRead, "Read the environment of the proxy, with the current version of the key.", "read", "proxy-environment", response),
 			},
 			HelpSynopsis:    pathProxyEnvHelpSyn,
 			HelpDescription: pathProxyEnvHelpDesc,
@@ -46,7 +55,7 @@ func pathProxyEnv(b *backend) []*framework.Path {
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.ReadOperation: operation(b.pathProxyEnvRead, "Read the environment of the proxy, with the key of a version.", "read", "proxy-environment-version", response),
+				logical.ReadOperation: operation(b.pathProxyEnvRead, "Read the environment of the proxy, with one version of the key.", "read", "proxy-environment-version", response),
 			},
 			HelpSynopsis:    pathProxyEnvHelpSyn,
 			HelpDescription: pathProxyEnvHelpDesc,
@@ -62,16 +71,20 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 	if cfg == nil {
 		return noConfig(req), nil
 	}
-	key := cfg.Current
+	key := cfg.current
 	if given(d, versionField) {
-		if version := d.Get(versionField).(int); version != key.Version {
-			return logical.ErrorResponse("this mount has no key of version %d; it has version %d", version, key.Version), nil
+		if key, err = cfg.version(d.Get(versionField).(int), b.now()); err != nil {
+			return logical.ErrorResponse(err.Error()), nil
 		}
 	}
 	env := map[string]any{
-		envSecret:            string(key.Secret),
 		envAudience:          cfg.Audience,
 		envAcceptedAudiences: strings.Join(cfg.audiences(), ","),
+	}
+	if key.Algorithm == ati.ES256 {
+		env[publicKeyField] = key.publicPEM()
+	} else {
+		env[envSecret] = string(key.Secret)
 	}
 	if cfg.Issuer != "" {
 		env[envIssuer] = cfg.Issuer
@@ -87,16 +100,35 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 	return &logical.Response{Data: env}, nil
 }
 
-const pathProxyEnvHelpSyn = `The environment of the proxy, with the signing secret.`
+// version is a version of the key that counts.
+func (c *config) version(version int, now time.Time) (*signingKey, error) {
+	var there []int
+	for _, k := range c.known(now) {
+		if k.Version == version {
+			return k, nil
+		}
+		there = append(there, k.Version)
+	}
+	slices.Sort(there)
+	names := "version " + strconv.Itoa(there[0])
+	for _, v := range there[1:] {
+		names += " and " + strconv.Itoa(v)
+	}
+	return nil, fmt.Errorf("this mount has no key of version %d; it has %s", version, names)
+}
+
+const pathProxyEnvHelpSyn = `The environment of the proxy, with the key.`
 
 const pathProxyEnvHelpDesc = `
-The one path on which the secret leaves Vault, for the host on which the proxy
-runs. It needs the sudo capability beside read.
+The one path on which the HS256 secret leaves Vault, for the host on which the
+proxy runs. With ES256 there is a public key in its place. It needs the sudo
+capability beside read.
 
 The proxy serves everybody, without any token, when its key is missing or
 malformed. Start it through a guard that checks the key, and take it as ready
 only when a call without a token gets 401.
 
-proxy-env has the current key, proxy-env/<version> always the key of that
-version.
+proxy-env has the current key: a proxy that is started from it has to start again
+when that is rotated. proxy-env/<version> always has the key of that version,
+pending, current or previous, for two proxies side by side.
 `

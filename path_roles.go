@@ -490,9 +490,9 @@ func (r *role) tokenSize(cfg *config) (int, error) {
 	if subject == "" {
 		subject = sampleUUID
 	}
-	token, err := cfg.key.Sign(r.claims(cfg, tokenRequest{
+	token, err := cfg.current.key.Sign(r.claims(cfg, tokenRequest{
 		scope: r.scope, rate: r.Rate, ttl: r.TTL, subject: subject, jobID: fixed(r.jobID), sandboxID: fixed(r.sandboxID), jti: sampleUUID,
-		now: cfg.Current.CreatedAt,
+		now: cfg.current.CreatedAt,
 	}))
 	return len(token), err
 }

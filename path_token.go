@@ -64,7 +64,7 @@ func pathCreds(b *backend) []*framework.Path {
 			},
 			"proxy_url": {
 				Type:        framework.TypeString,
-				Description: "Mint for the proxy at this address, and fail if this mount has no key for it.",
+				Description: "Mint for the proxy at this address, with the current or the previous version of the key, and fail if neither is for it.",
 			},
 			"format": {
 				Type:          framework.TypeString,
@@ -131,6 +131,10 @@ type credsParams struct {
 }
 
 func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	// Before the config is read: whoever ends minting under a version drops the
+	// cached config first, and takes the time then. So no token under it has a
+	// later iat.
+	now := b.now()
 	cfg, r, refusal, err := b.configAndRole(ctx, req, d)
 	if refusal != nil || err != nil {
 		return refusal, err
@@ -150,11 +154,18 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	if err != nil {
 		return nil, err
 	}
-	claims, warnings, err := r.mint(cfg, p, who, req.ID, b.now(), mountMax)
+	key, err := cfg.keyFor(p.proxyURL)
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	token, err := cfg.key.Sign(claims)
+	if cfg.LongestTTL <= 0 {
+		return nil, errors.New("storage has no bound on the life of tokens, which every role's write sets")
+	}
+	claims, warnings, err := r.mint(cfg, p, who, req.ID, now, mountMax)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	token, err := key.key.Sign(claims)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +175,7 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	if len(token) > warnTokenBytes {
 		warnings = append(warnings, fmt.Sprintf("the token has %d bytes; over %d some HTTP servers refuse the request", len(token), warnTokenBytes))
 	}
-	resp := b.credsResponse(cfg, r, p, claims, token)
+	resp := b.credsResponse(key, r, p, claims, token)
 	resp.Warnings = warnings
 	return resp, nil
 }
@@ -187,7 +198,7 @@ func (b *backend) lookUpCaller(req *logical.Request, asked string) (who caller, 
 }
 
 // credsResponse is the answer with a token, as a lease where the role has it so.
-func (b *backend) credsResponse(cfg *config, r *role, p *credsParams, claims *ati.Claims, token string) *logical.Response {
+func (b *backend) credsResponse(key *signingKey, r *role, p *credsParams, claims *ati.Claims, token string) *logical.Response {
 	ttl := time.Duration(claims.ExpiresAt-claims.IssuedAt) * time.Second
 	data := map[string]any{
 		"token":       token,
@@ -195,13 +206,13 @@ func (b *backend) credsResponse(cfg *config, r *role, p *credsParams, claims *at
 		"sub":         claims.Subject,
 		"scope":       claims.Scope,
 		"aud":         claims.Audience,
-		"proxy_url":   cfg.Current.ProxyURL,
+		"proxy_url":   key.ProxyURL,
 		"token_ttl":   whole(ttl),
 		"expires_at":  claims.ExpiresAt,
-		"key_version": cfg.Current.Version,
+		"key_version": key.Version,
 	}
 	if p.format == formatEnv {
-		data = map[string]any{ati.EnvProxyURL: cfg.Current.ProxyURL, ati.EnvSessionToken: token}
+		data = map[string]any{ati.EnvProxyURL: key.ProxyURL, ati.EnvSessionToken: token}
 	}
 	if !r.GenerateLease {
 		return &logical.Response{Data: data}
@@ -341,9 +352,6 @@ func (r *role) mint(cfg *config, p *credsParams, who caller, jti string, now tim
 	if err := r.checkEnabled(); err != nil {
 		return nil, nil, err
 	}
-	if p.proxyURL != "" && p.proxyURL != cfg.Current.ProxyURL {
-		return nil, nil, fmt.Errorf("proxy_url %q: this mount has no key for it; its proxy is at %q", p.proxyURL, cfg.Current.ProxyURL)
-	}
 	if err := r.checkAudience(cfg); err != nil {
 		return nil, nil, fmt.Errorf("role %q: %w", r.name, err)
 	}
@@ -386,7 +394,10 @@ func (r *role) mint(cfg *config, p *credsParams, who caller, jti string, now tim
 		}
 	}
 	view := logical.StaticSystemView{MaxLeaseTTLVal: mountMax, DefaultLeaseTTLVal: mountMax}
-	ttl, warnings, err := framework.CalculateTTL(view, p.ttl, r.TTL, 0, r.longestTTL(), cfg.MaxTTL, time.Time{})
+	// The config may have been read before the role was written with a longer
+	// TTL: tokens_expire_by goes by this config's.
+	longest := min(r.longestTTL(), cfg.LongestTTL)
+	ttl, warnings, err := framework.CalculateTTL(view, p.ttl, r.TTL, 0, longest, cfg.MaxTTL, time.Time{})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -86,7 +87,7 @@ func validateResponse() map[string]*framework.FieldSchema {
 	fields := claimFields()
 	fields["valid"] = &framework.FieldSchema{Type: framework.TypeBool, Required: true, Description: "Whether both the proxy and its clients accept the token."}
 	fields["error"] = &framework.FieldSchema{Type: framework.TypeString, Description: "Why the token is not valid."}
-	fields["key_version"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Version of the key that signed."}
+	fields["key_version"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Version of the key that signed; left out where none of this mount's did."}
 	fields["allowed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the token opens the scope now."}
 	return fields
 }
@@ -144,13 +145,18 @@ func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d
 		options = append(options, ati.WithLeeway(leeway))
 	}
 
-	claims, err := ati.ValidateToken(token, cfg.key, options...)
+	claims, key, err := validateWith(cfg.known(b.now()), token, options)
 	data := map[string]any{"valid": err == nil}
-	if err != nil {
-		data["error"] = reasonOf(err)
-	} else {
-		data["key_version"] = cfg.Current.Version
+	if key != nil {
+		data["key_version"] = key.Version
+	}
+	switch {
+	case err == nil:
 		addClaims(data, claims)
+	case key == nil && errors.Is(err, ati.ErrSignature) && !cfg.LastRotatedAt.IsZero():
+		data["error"] = signedByNone + "; last rotated at " + cfg.LastRotatedAt.Format(time.RFC3339)
+	default:
+		data["error"] = reasonOf(err)
 	}
 	if given(d, "scope") {
 		// The proxy's check of scopes has no leeway.
@@ -159,11 +165,29 @@ func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d
 	return &logical.Response{Data: data}, nil
 }
 
+// validateWith tries the keys, and returns the verdict of the one that signed
+// the token, or the last one's and no key.
+func validateWith(keys []*signingKey, token string, options []ati.ValidateOption) (claims *ati.Claims, key *signingKey, err error) {
+	for _, k := range keys {
+		if claims, err = ati.ValidateToken(token, k.key, options...); err == nil {
+			return claims, k, nil
+		}
+		for _, reason := range []error{ati.ErrExpired, ati.ErrNotYetValid, ati.ErrAudience, ati.ErrIssuer} {
+			if errors.Is(err, reason) { // these are found behind the signature
+				return nil, k, err
+			}
+		}
+	}
+	return nil, nil, err
+}
+
+const signedByNone = "signed by no key of this mount"
+
 // reasonOf says why a token is refused, as somebody would ask who has this
 // mount before them.
 func reasonOf(err error) string {
 	if errors.Is(err, ati.ErrSignature) {
-		return "signed by no key of this mount"
+		return signedByNone
 	}
 	var tokenErr *ati.TokenError
 	if errors.As(err, &tokenErr) {
@@ -236,7 +260,8 @@ const pathValidateHelpSyn = `Tell whether the proxy and its clients accept a tok
 
 const pathValidateHelpDesc = `
 A token that is not valid is an answer, valid=false with the reason, and no
-failed request. With scope=, allowed says whether the token opens it now.
+failed request. The current, the pending and the previous version of the key are
+tried, and key_version is the one that signed. With scope=, allowed says whether the token opens it now.
 `
 
 const pathInspectHelpSyn = `Decode a token without verifying it.`

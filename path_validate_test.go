@@ -85,6 +85,9 @@ func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
 				d[k] = v
 			}
 			want := data{"valid": false, "error": c.want, "allowed": false}
+			if name != "not a token" && name != "of another key" && name != "cut off" && name != "with a line break" {
+				want["key_version"] = 1 // it is this mount's all the same
+			}
 			if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", d).Data); diff != "" {
 				t.Errorf("answer (-want +got):\n%s", diff)
 			}

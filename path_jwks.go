@@ -1,0 +1,83 @@
+package atisecrets
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+// jwk is the public half of an ES256 key (RFC 7517, and RFC 7518, section 6.2).
+type jwk struct {
+	KeyType   string `json:"kty"`
+	Use       string `json:"use"`
+	Algorithm string `json:"alg"`
+	ID        string `json:"kid"`
+	Curve     string `json:"crv"`
+	X         string `json:"x"`
+	Y         string `json:"y"`
+}
+
+func pathJWKS(b *backend) []*framework.Path {
+	return []*framework.Path{{
+		Pattern:      "jwks",
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: operation(b.pathJWKSRead, "Read the public keys as a JWK Set.", "read", "jwks",
+				framework.Response{Description: "A JWK Set (RFC 7517), as it stands", MediaType: "application/json", Fields: map[string]*framework.FieldSchema{
+					"keys": {Type: framework.TypeSlice, Required: true, Description: "The public keys, as JWKs."},
+				}}),
+		},
+		HelpSynopsis:    pathJWKSHelpSyn,
+		HelpDescription: pathJWKSHelpDesc,
+	}}
+}
+
+func (b *backend) pathJWKSRead(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	cfg, err := b.getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	keys := []jwk{}
+	if cfg != nil {
+		for _, k := range cfg.known(b.now()) {
+			if k.Algorithm != ati.ES256 {
+				continue
+			}
+			point, err := k.key.Public().Bytes() // 4, X and Y (SEC 1, section 2.3.3)
+			if err != nil {
+				return nil, fmt.Errorf("encode the public key of version %d: %w", k.Version, err)
+			}
+			half := len(point) / 2
+			keys = append(keys, jwk{
+				KeyType: "EC", Use: "sig", Algorithm: ati.ES256, ID: k.fingerprint, Curve: "P-256",
+				X: base64.RawURLEncoding.EncodeToString(point[1 : 1+half]),
+				Y: base64.RawURLEncoding.EncodeToString(point[1+half:]),
+			})
+		}
+	}
+	body, err := json.Marshal(map[string][]jwk{"keys": keys})
+	if err != nil {
+		return nil, fmt.Errorf("encode the JWK Set: %w", err)
+	}
+	return &logical.Response{Data: map[string]any{
+		logical.HTTPContentType: "application/json",
+		logical.HTTPRawBody:     body,
+		logical.HTTPStatusCode:  http.StatusOK,
+	}}, nil
+}
+
+const pathJWKSHelpSyn = `The public keys, as a JWK Set.`
+
+const pathJWKSHelpDesc = `
+For MCP servers to which the proxy forwards tokens, so that they can verify
+them. It has the current, the pending and the previous version of the key where
+these are for ES256; the kid is that of the tokens, and the key's fingerprint.
+It is empty with HS256. It needs no Vault token.
+`

@@ -1,0 +1,82 @@
+package atisecrets_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// decodedSegment is a segment of a token: 0 is its header.
+func decodedSegment(t *testing.T, token string, segment int) string {
+	t.Helper()
+	b, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[segment])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// The JWK Set as it crosses the wire, through the steps of a rotation.
+func TestJWKS(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	set := func(want ...string) {
+		t.Helper()
+		resp := m.ok(logical.ReadOperation, "jwks", nil)
+		if resp.Data[logical.HTTPContentType] != "application/json" || resp.Data[logical.HTTPStatusCode] != 200 || len(resp.Data) != 3 {
+			t.Errorf("the answer is %v", resp.Data)
+		}
+		if diff := cmp.Diff(`{"keys":[`+strings.Join(want, ",")+`]}`, string(resp.Data[logical.HTTPRawBody].([]byte))); diff != "" {
+			t.Errorf("JWK Set (-want +got):\n%s", diff)
+		}
+	}
+	set() // without a config
+	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret})
+	set() // with HS256: a secret is never in it
+	blue, green := newPair(t), newPair(t)
+	m.ok(logical.UpdateOperation, "config/rotate", data{"algorithm": "ES256", "private_key": blue.sec1})
+	set(blue.jwk(t))
+	m.ok(logical.UpdateOperation, "config/rotate/stage", data{"private_key": green.sec1, "proxy_url": greenProxy})
+	set(blue.jwk(t), green.jwk(t)) // before a token under it is minted, so that caches have it
+	m.ok(logical.UpdateOperation, "config/rotate/activate", nil)
+	set(green.jwk(t), blue.jwk(t))
+	m.ok(logical.UpdateOperation, "config/rotate/retire", nil)
+	set(green.jwk(t), blue.jwk(t))
+	m.now = m.now.Add(59 * time.Second) // no role, and so no token: the leeway only
+	set(green.jwk(t), blue.jwk(t))
+	m.now = m.now.Add(time.Second)
+	set(green.jwk(t))
+	m.ok(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256"})
+	set(green.jwk(t))
+	m.ok(logical.UpdateOperation, "config/rotate", nil)
+	var got struct{ Keys []struct{ Kid string } }
+	if err := json.Unmarshal(m.ok(logical.ReadOperation, "jwks", nil).Data[logical.HTTPRawBody].([]byte), &got); err != nil || len(got.Keys) != 1 || got.Keys[0].Kid == green.fingerprint {
+		t.Errorf("after a rotation at once: %v %v", got, err)
+	}
+	m.ok(logical.DeleteOperation, "config", nil)
+	set()
+}
+
+// jwk is what a JWK Set has of a key.
+func (p pair) jwk(t *testing.T) string {
+	t.Helper()
+	block, _ := pem.Decode([]byte(p.public))
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encode := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+	point, err := parsed.(*ecdsa.PublicKey).Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return `{"kty":"EC","use":"sig","alg":"ES256","kid":"` + p.fingerprint + `","crv":"P-256","x":"` + encode(point[1:33]) + `","y":"` + encode(point[33:]) + `"}`
+}

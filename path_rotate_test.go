@@ -1,0 +1,832 @@
+package atisecrets_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	mathrand "math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+const (
+	greenSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f0a1b2c3d4e5f60718293a4b5c6d7e8f90"
+	greenProxy  = "https://green.example.com"
+)
+
+// pairOf is a new P-256 key, as its owner and as its public have it.
+type pair struct{ sec1, pkcs8, public, fingerprint string }
+
+func newPair(t testing.TB) pair {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sec1, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(public)
+	encode := func(kind string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+	}
+	return pair{encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
+}
+
+// write is a write with -f or with parameters, whose answer is the status.
+func (m *mount) write(path string, d data) *logical.Response {
+	m.t.Helper()
+	return m.ok(logical.UpdateOperation, path, d)
+}
+
+// step makes a write of config/rotate, and checks that its answer is what a
+// read says then.
+func (m *mount) step(step string, d data, warnings ...string) data {
+	m.t.Helper()
+	resp := m.write("config/rotate"+step, d)
+	m.warnings(resp, warnings...)
+	if diff := cmp.Diff(m.ok(logical.ReadOperation, "config/rotate", nil).Data, resp.Data); diff != "" {
+		m.t.Errorf("config/rotate%s answered otherwise than a read (-read +answer):\n%s", step, diff)
+	}
+	return resp.Data
+}
+
+func (m *mount) same(what string, want, got any) {
+	m.t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		m.t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+// tokenFor is a token for a proxy, and the version of the key that it is said to
+// have.
+func (m *mount) tokenFor(proxy string) (token string, version int) {
+	m.t.Helper()
+	var d data
+	if proxy != "" {
+		d = data{"proxy_url": proxy}
+	}
+	resp := m.ok(logical.UpdateOperation, "creds/r", d)
+	if proxy != "" && resp.Data["proxy_url"] != proxy {
+		m.t.Errorf("a token for %s came with proxy_url %v", proxy, resp.Data["proxy_url"])
+	}
+	return resp.Data["token"].(string), resp.Data["key_version"].(int)
+}
+
+// verdict is what validate says of a token.
+func (m *mount) verdict(token string) any {
+	m.t.Helper()
+	got := m.write("validate", data{"token": token}).Data
+	if got["valid"] == true {
+		return got["key_version"]
+	}
+	return got["error"]
+}
+
+const (
+	stageWarning   = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
+	rotatedWarning = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
+)
+
+// The promises of a rotation at once: every token from before is of no key of
+// this mount, and one write switches key and proxy_url together.
+func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	before, _ := m.tokenFor("")
+	m.now = m.now.Add(time.Minute)
+	puts := len(m.storage.order)
+	status := m.step("", data{"secret": greenSecret, "proxy_url": greenProxy + "/"}, fmt.Sprintf(rotatedWarning, 2, "2027-01-15T09:02:00Z"))
+	m.same("status", data{
+		"current_version": 2, "current_proxy_url": greenProxy, "current_algorithm": "HS256", "current_fingerprint": status["current_fingerprint"],
+		"current_created_at": "2027-01-15T08:01:00Z", "current_activated_at": "2027-01-15T08:01:00Z", "last_rotated_at": "2027-01-15T08:01:00Z",
+	}, status)
+	m.same("writes", []string{"config"}, m.storage.order[puts:])
+	token, version := m.tokenFor("")
+	m.same("version", 2, version)
+	for range 2 { // from the cache, and after a restart
+		m.same("the new token", any(2), m.verdict(token))
+		m.same("the old token", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(before))
+		m.same("proxy-env", data{"ATI_JWT_SECRET": greenSecret, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"},
+			m.ok(logical.ReadOperation, "proxy-env", nil).Data)
+		m.b = m.newBackend()
+	}
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1; it has version 2")
+	m.refused(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it; its proxy is at "https://green.example.com"`)
+	if strings.Contains(m.storage.dump(t)["config"], testSecret) {
+		t.Error("storage still has the old secret")
+	}
+
+	// Nothing given: the same proxy and algorithm, and a secret of Vault's own.
+	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:00Z"))
+	m.same("version and proxy", []any{3, greenProxy, "HS256"}, []any{status["current_version"], status["current_proxy_url"], status["current_algorithm"]})
+	m.same("a token of version 2", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(token))
+	secret := m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"]
+	if secret == greenSecret || len(secret.(string)) != 64 {
+		t.Error("no new secret was generated")
+	}
+}
+
+// What somebody sees who reads the status at each step, and the tokens and keys
+// that there are then.
+func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"ttl": "30m", "max_ttl": "2h"})
+	blue := data{
+		"version": 1, "proxy_url": testProxy, "algorithm": "HS256", "fingerprint": testFingerprint,
+		"created_at": "2027-01-15T08:00:00Z", "activated_at": "2027-01-15T08:00:00Z",
+	}
+	green := data{
+		"version": 2, "proxy_url": greenProxy, "algorithm": "HS256", "fingerprint": "", "created_at": "2027-01-15T08:01:00Z",
+	}
+	status := func(versions map[string]data) data {
+		all := data{}
+		for name, fields := range versions {
+			for field, value := range fields {
+				all[name+"_"+field] = value
+			}
+		}
+		return all
+	}
+	secrets := func(want map[string]string) {
+		t.Helper()
+		for version, secret := range want {
+			path := "proxy-env" + version
+			if secret == "" {
+				m.refused(logical.ReadOperation, path, nil, fmt.Sprintf("this mount has no key of version %s; it has version 2", version[1:]))
+			} else if got := m.ok(logical.ReadOperation, path, nil).Data["ATI_JWT_SECRET"]; got != secret {
+				t.Errorf("%s has another secret", path)
+			}
+		}
+	}
+	first, _ := m.tokenFor("")
+	m.same("before", status(map[string]data{"current": blue}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
+
+	m.now = m.now.Add(time.Minute)
+	got := m.step("/stage", data{"proxy_url": greenProxy, "secret": greenSecret}, stageWarning)
+	green["fingerprint"] = got["pending_fingerprint"]
+	m.same("staged", status(map[string]data{"current": blue, "pending": green}), got)
+	secrets(map[string]string{"": testSecret, "/1": testSecret, "/2": greenSecret})
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com": this mount has no key for it (version 2, whose it is, is not active yet); its proxy is at "https://ati.example.com"`)
+	m.same("config", any(1), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
+
+	m.now = m.now.Add(time.Minute)
+	green["activated_at"] = "2027-01-15T08:02:00Z"
+	puts := len(m.storage.order)
+	m.same("activated", status(map[string]data{"current": green, "previous": blue}), m.step("/activate", nil))
+	m.same("writes", []string{"config"}, m.storage.order[puts:])
+	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret})
+	for proxy, want := range map[string]int{"": 2, greenProxy: 2, testProxy: 1} {
+		token, version := m.tokenFor(proxy)
+		m.same("version for "+proxy, want, version)
+		m.same("verdict on a token for "+proxy, any(want), m.verdict(token))
+	}
+	m.same("a token from before", any(1), m.verdict(first))
+	config := m.ok(logical.ReadOperation, "config", nil).Data
+	m.same("config", []any{greenProxy, 2, "2027-01-15T08:01:00Z", green["fingerprint"]}, []any{config["proxy_url"], config["key_version"], config["key_created_at"], config["key_fingerprint"]})
+
+	m.now = m.now.Add(time.Hour)
+	last := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy, "ttl": "2h"}).Data["token"].(string)
+	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:00Z" // 2h and a minute later
+	m.same("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil))
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); its proxy is at "https://green.example.com"`)
+	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may start again
+	// A role that is written now, with a longer TTL, changes nothing about it.
+	m.ok(logical.UpdateOperation, "roles/r", data{"max_ttl": "100h"})
+
+	// The last second in which a token under it passes, and the first one in
+	// which none does.
+	m.now = time.Date(2027, 1, 15, 11, 2, 59, 999_000_000, time.UTC)
+	m.same("the last token, a second before", any(1), m.verdict(last))
+	m.now = time.Date(2027, 1, 15, 11, 3, 0, 0, time.UTC)
+	m.same("the last token", any("signed by no key of this mount"), m.verdict(last))
+	m.same("gone", status(map[string]data{"current": green}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
+	secrets(map[string]string{"": greenSecret, "/1": "", "/2": greenSecret})
+	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 2")
+}
+
+// The key of a version of which no token passes any more is forgotten in
+// storage too, when Vault next calls the backend: but not on a node that can't
+// write.
+func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
+	t.Parallel()
+	retired := func() *mount {
+		m := configured(t, nil, nil)
+		m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+		m.step("/activate", nil)
+		m.step("/retire", nil)
+		return m
+	}
+	tick := func(m *mount) {
+		t.Helper()
+		if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := func(m *mount) bool { return strings.Contains(m.storage.dump(t)["config"], testSecret) }
+	m := retired()
+	tick(m)
+	m.now = m.now.Add(time.Hour + 59*time.Second)
+	tick(m)
+	if !there(m) {
+		t.Error("the key was forgotten a second too early")
+	}
+	m.now = m.now.Add(time.Second)
+	standby := *m
+	standby.system = &testSystem{StaticSystemView: m.system.StaticSystemView}
+	standby.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
+	standby.b = standby.newBackend()
+	tick(&standby)
+	if !there(m) {
+		t.Error("a standby wrote storage")
+	}
+	m.storage.fail = "put config"
+	if _, err := m.request(logical.RollbackOperation, "", nil); err == nil || !strings.Contains(err.Error(), "write config: disk on fire") {
+		t.Errorf("a failed write: %v", err)
+	}
+	m.storage.fail = ""
+	tick(m)
+	if there(m) {
+		t.Error("the key was not forgotten")
+	}
+	puts := len(m.storage.order)
+	tick(m)
+	m.same("writes when there is nothing to forget", 0, len(m.storage.order)-puts)
+	m.tokenFor(greenProxy)
+
+	// Any other change forgets it too.
+	for path, d := range map[string]data{"config": {"issuer": "x"}, "config/rotate/stage": nil} {
+		m := retired()
+		m.now = m.now.Add(time.Hour + time.Minute)
+		m.write(path, d)
+		if there(m) {
+			t.Errorf("a write of %s didn't forget the key", path)
+		}
+	}
+}
+
+// Rollback swaps the two, so that sandboxes at either proxy go on, and a second
+// one undoes it. It undoes a retirement too.
+func TestRollback(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	versions := func(status data) []any {
+		return []any{status["current_version"], status["previous_version"], status["current_activated_at"], status["previous_tokens_expire_by"]}
+	}
+	mints := func(wantCurrent int) {
+		t.Helper()
+		for proxy, want := range map[string]int{"": wantCurrent, testProxy: 1, greenProxy: 2} {
+			_, version := m.tokenFor(proxy)
+			m.same("version for "+proxy, want, version)
+		}
+	}
+	m.now = m.now.Add(time.Minute)
+	m.same("rolled back", []any{1, 2, "2027-01-15T08:01:00Z", nil}, versions(m.step("/rollback", nil)))
+	mints(1)
+	m.same("proxy_url", any(testProxy), m.ok(logical.ReadOperation, "config", nil).Data["proxy_url"])
+	m.now = m.now.Add(time.Minute)
+	m.same("rolled forward", []any{2, 1, "2027-01-15T08:02:00Z", nil}, versions(m.step("/rollback", nil)))
+	mints(2)
+	m.step("/retire", nil)
+	m.now = m.now.Add(time.Hour)
+	m.same("rolled back after retire", []any{1, 2, "2027-01-15T09:02:00Z", nil},
+		versions(m.step("/rollback", nil, "version 1 was retired, and is no longer: its tokens don't expire by 2027-01-15T09:03:00Z; keep its proxies running")))
+	mints(1)
+	if got := m.step("/retire", nil)["previous_tokens_expire_by"]; got != "2027-01-15T10:03:00Z" {
+		t.Errorf("version 2's tokens expire by %v", got)
+	}
+}
+
+// Each step where it can't be: a 400 that says what to do, and changes nothing.
+func TestStepsOutOfTurnAreRefused(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	refused := func(step string, d data, want string) {
+		t.Helper()
+		m.refused(logical.UpdateOperation, "config/rotate"+step, d, want)
+	}
+	refused("/activate", nil, "no version is staged, and the current one is 1; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
+	refused("/rollback", nil, "there is no previous version to go back to; the current one is 1")
+	refused("/retire", nil, "there is no previous version to retire; the current one is 1")
+	if resp := m.ok(logical.DeleteOperation, "config/rotate/stage", nil); resp != nil {
+		t.Errorf("dropping nothing says %v", resp)
+	}
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	refused("/stage", nil, "version 2 is staged already; make it the current one with: vault write -f ati/config/rotate/activate, or drop it with: vault delete ati/config/rotate/stage")
+	refused("/retire", nil, "there is no previous version to retire; the current one is 1")
+	m.step("/activate", nil)
+	refused("/activate", nil, "no version is staged, and the current one is 2; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
+	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
+	refused("/activate", nil, "version 1 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
+	m.step("/retire", nil)
+	refused("/retire", nil, "version 1 was retired at 2027-01-15T08:00:00Z already")
+	m.step("/activate", nil, "version 1 is forgotten here, but its tokens pass its proxy until 2027-01-15T09:01:00Z")
+	m.same("versions", []any{3, 2}, func() []any {
+		s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+		return []any{s["current_version"], s["previous_version"]}
+	}())
+}
+
+// The promise: a version number names one key, for ever.
+func TestVersionNumbersAreNeverUsedTwice(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
+	m.refused(logical.ReadOperation, "proxy-env/2", nil, "this mount has no key of version 2; it has version 1")
+	m.refused(logical.UpdateOperation, "config/rotate/stage", data{"secret": "x"}, "secret must be 64 hex characters; it has 1 characters. One is made by: openssl rand -hex 32")
+	m.same("after a dropped one", any(3), m.write("config/rotate/stage", data{"proxy_url": greenProxy}).Data["pending_version"])
+	// A pending version survives a rotation at once, below the current one.
+	got := m.write("config/rotate", nil).Data
+	m.same("rotated beside a staged one", []any{4, 3, nil}, []any{got["current_version"], got["pending_version"], got["previous_version"]})
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1; it has version 3 and 4")
+	m.ok(logical.DeleteOperation, "config", nil)
+	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
+	m.same("after deletion", data{"current_version": 5}, func() data {
+		s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+		return data{"current_version": s["current_version"]}
+	}())
+}
+
+// Where two proxies would have one address, or a change would send tokens to a
+// proxy that holds another key.
+func TestProxyURLsOfTwoVersions(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	same := "version 2 has the proxy_url of version 1: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own"
+	m.step("/stage", nil, same, stageWarning)
+	m.step("/activate", nil)
+	// Both have it: the current one mints.
+	_, version := m.tokenFor(testProxy)
+	m.same("version", 2, version)
+	m.step("/rollback", nil)
+	_, version = m.tokenFor(testProxy)
+	m.same("version after rollback", 1, version)
+
+	m = configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.refused(logical.UpdateOperation, "config", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" is that of version 2, whose key its proxy holds; the current version is 1`)
+	m.refused(logical.UpdateOperation, "config/rotate", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" is that of version 2, which is staged: its proxy holds another key`)
+	m.step("/activate", nil)
+	// Terraform, say, writes what it wrote before the activation.
+	m.refused(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "audience": "x"}, `proxy_url "https://ati.example.com" is that of version 1, whose key its proxy holds; the current version is 2`)
+	m.ok(logical.UpdateOperation, "config", data{"proxy_url": greenProxy})
+	m.step("/retire", nil)
+	m.now = m.now.Add(time.Hour + time.Minute)
+	m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
+	m.warnings(m.write("config/rotate/stage", data{"proxy_url": "http://ati.example.com"}),
+		`proxy_url "http://ati.example.com" is not https: tokens cross the network in clear text`,
+		"a proxy that is started from ati/proxy-env gets version 3 when that is activated; one that is to stay with version 2 has to read ati/proxy-env/2")
+}
+
+func TestKeysThatCannotBeAreRefused(t *testing.T) {
+	t.Parallel()
+	const (
+		hex  = ". One is made by: openssl rand -hex 32"
+		want = "private_key must be one P-256 private key in PEM, SEC1 or PKCS#8, not encrypted; "
+		made = ". One is made by: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
+	)
+	pair := newPair(t)
+	block := func(kind string, headers map[string]string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Headers: headers, Bytes: der}))
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := x509.MarshalECPrivateKey(p384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		data data
+		want string
+	}{
+		"the present secret":         {data{"secret": testSecret}, "this is the key of version 1; a new version needs another one"},
+		"a short secret":             {data{"secret": testSecret[:62]}, "secret must be 64 hex characters; it has 62 characters" + hex},
+		"an empty secret":            {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hex},
+		"an unknown algorithm":       {data{"algorithm": "RS256"}, `algorithm "RS256": must be "HS256" or "ES256"`},
+		"a proxy_url of a user":      {data{"proxy_url": "https://u:p@h"}, "proxy_url must not have a user or password in it, and so no @"},
+		"an empty proxy_url":         {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
+		"a secret for ES256":         {data{"algorithm": "ES256", "secret": greenSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
+		"a private key for HS256":    {data{"algorithm": "HS256", "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
+		"a private key alone":        {data{"private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
+		"both":                       {data{"secret": greenSecret, "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
+		"both for ES256":             {data{"algorithm": "ES256", "secret": greenSecret, "private_key": pair.sec1}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
+		"an empty private key":       {data{"algorithm": "ES256", "private_key": ""}, want + "it doesn't begin with -----BEGIN" + made},
+		"a secret as a private key":  {data{"algorithm": "ES256", "private_key": greenSecret}, want + "it doesn't begin with -----BEGIN" + made},
+		"a public key":               {data{"algorithm": "ES256", "private_key": pair.public}, want + `it is a "PUBLIC KEY"` + made},
+		"an encrypted key, PKCS#8":   {data{"algorithm": "ES256", "private_key": block("ENCRYPTED PRIVATE KEY", nil, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
+		"an encrypted key, SEC1":     {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
+		"a key of another curve":     {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "it is a key of P-384" + made},
+		"a key that is junk":         {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read" + made},
+		"a key that is cut off":      {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
+		"two keys":                   {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "there is something behind it" + made},
+		"a certificate":              {data{"algorithm": "ES256", "private_key": block("CERTIFICATE", nil, []byte("x"))}, want + `it is a "CERTIFICATE"` + made},
+		"a key with text before it":  {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},
+		"a key with text behind it":  {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
+		"only the curve's parameter": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x"))}, want + "it can't be read" + made},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			for _, path := range []string{"config/rotate", "config/rotate/stage"} {
+				m.refused(logical.UpdateOperation, path, c.data, c.want)
+			}
+			for _, field := range []string{"secret", "private_key"} {
+				if value, _ := c.data[field].(string); len(value) > 10 && strings.Contains(c.want, value) {
+					t.Error("the error tells the key")
+				}
+			}
+		})
+	}
+	t.Run("the key of another version", func(t *testing.T) {
+		t.Parallel()
+		m := configured(t, nil, nil)
+		m.step("/stage", data{"proxy_url": greenProxy, "algorithm": "ES256", "private_key": pair.sec1}, stageWarning)
+		const staged = "this is the key of version 2; a new version needs another one"
+		m.refused(logical.UpdateOperation, "config/rotate", data{"algorithm": "ES256", "private_key": pair.pkcs8}, staged)
+		m.step("/activate", nil)
+		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"private_key": pair.pkcs8}, staged)
+		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256", "secret": testSecret}, "this is the key of version 1; a new version needs another one")
+		m.refused(logical.UpdateOperation, "config/rotate", data{"secret": greenSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
+	})
+	t.Run("in config", func(t *testing.T) {
+		t.Parallel()
+		m := newMount(t)
+		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256")
+		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "algorithm": "ES256", "secret": testSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
+		m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "algorithm": "ES256", "private_key": pair.sec1})
+		m.ok(logical.UpdateOperation, "config", data{"private_key": pair.pkcs8, "algorithm": "ES256"}) // the same one
+		m.refused(logical.UpdateOperation, "config", data{"private_key": newPair(t).sec1}, "private_key is not the present one, and "+rotateHint)
+		m.refused(logical.UpdateOperation, "config", data{"algorithm": "HS256"}, `algorithm "HS256" is not the present one, ES256, and `+rotateHint)
+		m.refused(logical.UpdateOperation, "config", data{"secret": testSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
+	})
+}
+
+// Each form of a key, with the token and the public key that come of it. An
+// ES256 token has a kid, which is the key's fingerprint.
+func TestES256(t *testing.T) {
+	t.Parallel()
+	given := newPair(t)
+	// What openssl ecparam -genkey writes.
+	parameters := string(pem.EncodeToMemory(&pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}}))
+	for name, key := range map[string]string{"generated": "", "SEC1": given.sec1, "PKCS#8": given.pkcs8, "with parameters": "\n" + parameters + given.sec1 + "\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMount(t)
+			config := data{"proxy_url": testProxy, "algorithm": "ES256"}
+			var warnings []string
+			if key == "" {
+				warnings = []string{generatedWarning}
+			} else {
+				config["private_key"] = key
+			}
+			m.warnings(m.ok(logical.CreateOperation, "config", config), warnings...)
+			m.ok(logical.CreateOperation, "roles/r", data{"tools": "web_search", "rate": data{"*": "5/s"}})
+			env := m.ok(logical.ReadOperation, "proxy-env", nil).Data
+			public, _ := env["public_key"].(string)
+			m.same("proxy-env", data{"public_key": public, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"}, env)
+			if key != "" {
+				m.same("public key", given.public, public)
+			}
+			block, _ := pem.Decode([]byte(public))
+			sum := sha256.Sum256(block.Bytes)
+			fingerprint := hex.EncodeToString(sum[:8])
+			read := m.ok(logical.ReadOperation, "config", nil).Data
+			m.same("config", []any{"ES256", fingerprint, 1}, []any{read["algorithm"], read["key_fingerprint"], read["key_version"]})
+
+			m.b = m.newBackend()
+			token, version := m.tokenFor("")
+			m.same("version", 1, version)
+			m.same("verdict", any(1), m.verdict(token))
+			verifier, err := ati.ParsePublicKey(public)
+			if err != nil {
+				t.Fatal(err)
+			}
+			claims, err := ati.ValidateToken(token, verifier, ati.WithTime(func() time.Time { return m.now }))
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.same("claims", &ati.Claims{
+				Subject: "token", Audience: "ati-proxy", IssuedAt: 1_800_000_000, ExpiresAt: 1_800_003_600, Scope: "tool:web_search", Issuer: "ati-orchestrator", ID: testID,
+				ATI: &ati.Namespace{Version: 1, Rate: map[string]string{"*": "5/s"}},
+			}, claims)
+			m.same("header", `{"alg":"ES256","typ":"JWT","kid":"`+fingerprint+`"}`, decodedSegment(t, token, 0))
+		})
+	}
+}
+
+// From HS256 to ES256 and back: a token under either is known while its version
+// is, and proxy-env has the one kind of key or the other.
+func TestAStageMayChangeTheAlgorithm(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	hs, _ := m.tokenFor("")
+	m.step("/stage", data{"proxy_url": greenProxy, "algorithm": "ES256"}, stageWarning)
+	status := m.step("/activate", nil)
+	m.same("algorithms", []any{"ES256", "HS256"}, []any{status["current_algorithm"], status["previous_algorithm"]})
+	es, _ := m.tokenFor("")
+	m.same("verdicts", []any{1, 2}, []any{m.verdict(hs), m.verdict(es)})
+	m.same("header of an HS256 token", `{"alg":"HS256","typ":"JWT"}`, decodedSegment(t, hs, 0))
+	for path, want := range map[string]string{"proxy-env": "public_key", "proxy-env/2": "public_key", "proxy-env/1": "ATI_JWT_SECRET"} {
+		env := m.ok(logical.ReadOperation, path, nil).Data
+		if env[want] == nil || len(env) != 4 {
+			t.Errorf("%s has %d values, and %s is missing", path, len(env), want)
+		}
+	}
+	// A rotation at once follows the current algorithm, or changes it.
+	status = m.write("config/rotate", nil).Data
+	m.same("the algorithm stays", any("ES256"), status["current_algorithm"])
+	const none = "signed by no key of this mount; last rotated at 2027-01-15T08:00:00Z"
+	m.same("verdicts", []any{none, none}, []any{m.verdict(hs), m.verdict(es)})
+	status = m.write("config/rotate", data{"algorithm": "HS256", "secret": greenSecret}).Data
+	m.same("the algorithm changes", []any{"HS256", 4}, []any{status["current_algorithm"], status["current_version"]})
+	back, _ := m.tokenFor("")
+	m.same("verdict", any(4), m.verdict(back))
+}
+
+// The promise: tokens_expire_by is never too early. A mint that has begun
+// before the end of minting, and goes on after it, takes no later time.
+func TestAMintThatIsOvertakenByRetireStaysWithinTheBound(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"subject": "a-{{identity.entity.name}}", "ttl": "1h"})
+	m.entity(&logical.Entity{Name: "x"})
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	var expireBy string
+	m.system.onEntity = func() {
+		m.system.onEntity = nil
+		m.now = m.now.Add(10 * time.Second)
+		expireBy = m.step("/retire", nil)["previous_tokens_expire_by"].(string)
+		m.now = m.now.Add(10 * time.Second)
+	}
+	exp := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}).Data["expires_at"].(int64)
+	if bound, err := time.Parse(time.RFC3339, expireBy); err != nil || exp+60 > bound.Unix() {
+		t.Errorf("the token expires %d seconds after tokens_expire_by (%v)", exp+60-bound.Unix(), err)
+	}
+}
+
+// A node that has not yet seen that the bound was raised keeps to the one that
+// it knows.
+func TestAStaleConfigBoundsTheTTL(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"ttl": "1h"})
+	m.tokenFor("")
+	other := *m
+	other.b = m.newBackend()
+	other.ok(logical.UpdateOperation, "roles/r", data{"ttl": "5h"})
+	m.b.InvalidateKey(t.Context(), "role/r")
+	resp := m.ok(logical.ReadOperation, "creds/r", nil)
+	m.same("TTL", int64(3600), resp.Data["token_ttl"])
+	m.b.InvalidateKey(t.Context(), "config")
+	m.same("TTL afterwards", int64(5*3600), m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"])
+}
+
+// Any sequence of steps, roles, mints, restarts and tunings: what status,
+// validate and proxy-env say agrees, no version names two keys, and no token
+// outlives its tokens_expire_by.
+func TestAnyLifeOfTheKey(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(40) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			random := mathrand.New(mathrand.NewPCG(seed, 1))
+			m := configured(t, nil, nil)
+			type minted struct {
+				token   string
+				version int
+				exp     int64
+			}
+			var tokens []minted
+			keys := map[int]any{}      // version → fingerprint
+			bounds := map[int]string{} // version → tokens_expire_by
+			steps := 0
+			try := func(op logical.Operation, path string, d data) *logical.Response {
+				resp, err := m.request(op, path, d)
+				if err != nil {
+					t.Fatalf("%s %s: %v", op, path, err)
+				}
+				if !resp.IsError() {
+					steps++
+				}
+				return resp
+			}
+			for step := range 150 {
+				switch random.IntN(22) {
+				case 0, 1:
+					algorithm := []string{"HS256", "ES256"}[random.IntN(2)]
+					try(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": algorithm, "proxy_url": fmt.Sprintf("https://p%d.example.com", random.IntN(4))})
+				case 2, 3:
+					try(logical.UpdateOperation, "config/rotate/activate", nil)
+				case 4:
+					try(logical.UpdateOperation, "config/rotate/rollback", nil)
+				case 5, 6:
+					try(logical.UpdateOperation, "config/rotate/retire", nil)
+				case 7:
+					if random.IntN(4) == 0 {
+						try(logical.UpdateOperation, "config/rotate", nil)
+					}
+				case 8:
+					try(logical.DeleteOperation, "config/rotate/stage", nil)
+				case 9:
+					if random.IntN(2) == 0 {
+						try(logical.DeleteOperation, "roles/r", nil)
+						break
+					}
+					ttl := 1 + random.IntN(3600)
+					try(logical.UpdateOperation, "roles/r", data{"tools": "x", "ttl": ttl, "max_ttl": ttl + random.IntN(3600)})
+				case 10:
+					m.b = m.newBackend()
+				case 11:
+					m.system.MaxLeaseTTLVal = time.Duration(4000+random.IntN(6000)) * time.Second
+				case 12:
+					m.now = m.now.Add(time.Duration(random.IntN(3000_000)) * time.Millisecond)
+				case 13:
+					try(logical.RollbackOperation, "", nil)
+				case 14:
+					if random.IntN(8) == 0 {
+						try(logical.DeleteOperation, "config", nil)
+						try(logical.CreateOperation, "config", data{"proxy_url": testProxy})
+						clear(bounds)
+					}
+				default:
+					status := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+					d := data{"ttl": "10000s"}
+					if previous, ok := status["previous_proxy_url"]; ok && random.IntN(2) == 0 {
+						d["proxy_url"] = previous
+					}
+					if resp := try(logical.UpdateOperation, "creds/r", d); !resp.IsError() {
+						tokens = append(tokens, minted{resp.Data["token"].(string), resp.Data["key_version"].(int), resp.Data["expires_at"].(int64)})
+					}
+				}
+				status := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+				known := map[int]bool{}
+				for _, name := range []string{"current", "pending", "previous"} {
+					version, ok := status[name+"_version"].(int)
+					if !ok {
+						continue
+					}
+					known[version] = true
+					if fingerprint, seen := keys[version]; seen && fingerprint != status[name+"_fingerprint"] {
+						t.Fatalf("version %d names two keys", version)
+					}
+					keys[version] = status[name+"_fingerprint"]
+					m.ok(logical.ReadOperation, fmt.Sprintf("proxy-env/%d", version), nil)
+					delete(bounds, version)
+				}
+				if bound, ok := status["previous_tokens_expire_by"].(string); ok {
+					bounds[status["previous_version"].(int)] = bound
+				}
+				for _, token := range tokens {
+					if bound, ok := bounds[token.version]; ok {
+						if by, err := time.Parse(time.RFC3339, bound); err != nil || token.exp+60 > by.Unix() {
+							t.Fatalf("a token of version %d expires at %d, and tokens_expire_by is %s (%v)", token.version, token.exp, bound, err)
+						}
+					}
+					if step%10 != 9 {
+						continue // verifying costs most of this test
+					}
+					valid := m.now.Unix() < token.exp+60 && known[token.version]
+					if got := m.write("validate", data{"token": token.token}).Data; got["valid"] != valid || valid && got["key_version"] != token.version {
+						t.Fatalf("a token of version %d, known %v, that expires at %d, is %v at %d", token.version, known, token.exp, got, m.now.Unix())
+					}
+				}
+			}
+			if steps < 30 || len(tokens) < 3 {
+				t.Errorf("%d requests succeeded, and there are %d tokens: too few to tell", steps, len(tokens))
+			}
+		})
+	}
+}
+
+// Two people at once, or one who clicks twice: one of them is told that it was
+// done already.
+func TestStepsAtOnceEndInOneOfTheTwoOrders(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	for _, step := range []string{"/stage", "/activate", "/retire"} {
+		var done atomic.Int64
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				resp, err := m.request(logical.UpdateOperation, "config/rotate"+step, nil)
+				if err != nil {
+					t.Error(err)
+				} else if !resp.IsError() {
+					done.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if done.Load() != 1 {
+			t.Errorf("%s was done %d times", step, done.Load())
+		}
+	}
+	status := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+	m.same("versions", []any{2, 1, nil}, []any{status["current_version"], status["previous_version"], status["pending_version"]})
+}
+
+// A write that fails leaves the step undone, or done, as storage has it.
+func TestAStepThatFailsIsDoneOrNot(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		m := configured(t, nil, nil)
+		for _, c := range []struct {
+			op   logical.Operation
+			step string
+			want []any // current, pending, previous, retired
+		}{
+			{logical.UpdateOperation, "/stage", []any{1, 2, nil, nil}},
+			{logical.UpdateOperation, "/activate", []any{2, nil, 1, nil}},
+			{logical.UpdateOperation, "/rollback", []any{1, nil, 2, nil}},
+			{logical.UpdateOperation, "/retire", []any{1, nil, 2, "2027-01-15T08:00:00Z"}},
+			{logical.UpdateOperation, "/stage", []any{1, 3, 2, "2027-01-15T08:00:00Z"}},
+			{logical.DeleteOperation, "/stage", []any{1, nil, 2, "2027-01-15T08:00:00Z"}},
+			{logical.UpdateOperation, "", []any{4, nil, nil, nil}},
+		} {
+			state := func() []any {
+				s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+				return []any{s["current_version"], s["pending_version"], s["previous_version"], s["previous_retired_at"]}
+			}
+			before := state()
+			m.storage.fail, m.storage.late = "put config", late
+			m.failed(c.op, "config/rotate"+c.step, nil, "write config: disk on fire")
+			m.storage.fail = ""
+			want := before
+			if late {
+				want = c.want
+			}
+			m.same(fmt.Sprintf("carried out %v: after a failed %s %q", late, c.op, c.step), want, state())
+			if !late {
+				m.ok(c.op, "config/rotate"+c.step, nil)
+				m.same("after "+c.step, c.want, state())
+			}
+			m.tokenFor("")
+		}
+	}
+}
+
+// The promise: no key is in any response but proxy-env's, in an error or in the
+// log.
+func TestNoStepTellsAKey(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	pair := newPair(t)
+	var told strings.Builder
+	do := func(op logical.Operation, path string, d data) {
+		resp, err := m.request(op, path, d)
+		fmt.Fprintln(&told, path, resp, err)
+		if resp != nil {
+			fmt.Fprintf(&told, "%+v %q\n", resp.Data, resp.Warnings)
+		}
+	}
+	for range 2 { // the second time, most are refused
+		do(logical.UpdateOperation, "config", data{"secret": testSecret})
+		do(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "ES256", "private_key": pair.sec1, "proxy_url": greenProxy})
+		do(logical.UpdateOperation, "config/rotate/activate", nil)
+		do(logical.ReadOperation, "config/rotate", nil)
+		do(logical.ReadOperation, "config", nil)
+		do(logical.ReadOperation, "jwks", nil)
+		do(logical.ReadOperation, "proxy-env/2", nil) // a public key only
+		do(logical.UpdateOperation, "config/rotate", data{"algorithm": "HS256", "secret": greenSecret})
+		do(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256", "private_key": pair.pkcs8})
+		do(logical.UpdateOperation, "config/rotate/rollback", data{"secret": testSecret})
+	}
+	body := strings.Split(pair.sec1, "\n")[1]
+	for _, where := range []string{told.String(), m.log.String()} {
+		for _, secret := range []string{testSecret, greenSecret, body, strings.Split(pair.pkcs8, "\n")[2]} {
+			if strings.Contains(where, secret) {
+				t.Errorf("a key was told: %s", where)
+			}
+		}
+	}
+	if !strings.Contains(m.log.String(), `key versions changed: path=config/rotate/activate parameters="" versions="current 2, previous 1"`) {
+		t.Errorf("the log doesn't say what was done:\n%s", m.log)
+	}
+}
