@@ -1,8 +1,9 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test race interop docs-test bench lint fmt clean
+.PHONY: help build demo dev dev-stop test race interop rotation docs-test bench lint fmt clean
 
 BENCHTIME ?= 1s
+ROTATION_CALLS ?= 10000
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +30,10 @@ race: ## Run the unit tests under the race detector (needs a C compiler)
 interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, Python)
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
 	VAULT_BIN=$$vault go test -tags interop -count=1 -run '^TestInterop' ./test
+
+rotation: ## Rotate the key blue/green under load: two real proxies, eight sandboxes, not one refused call
+	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
+	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '^TestRotation' ./test
 
 docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^TestREADME' -count=1 ./test

@@ -50,7 +50,7 @@ func TestJWKS(t *testing.T) {
 	set(green.jwk(t), blue.jwk(t))
 	m.ok(logical.UpdateOperation, "config/rotate/retire", nil)
 	set(green.jwk(t), blue.jwk(t))
-	m.now = m.now.Add(59 * time.Second) // no role, and so no token: the leeway only
+	m.now = m.now.Add(60 * time.Second) // no role, and so no token: the leeway only
 	set(green.jwk(t), blue.jwk(t))
 	m.now = m.now.Add(time.Second)
 	set(green.jwk(t))

@@ -241,9 +241,10 @@ func (b *backend) pathRotateRetireWrite(ctx context.Context, req *logical.Reques
 }
 
 // lastExpiry is when the last token that is minted by now has expired at every
-// proxy.
+// proxy. The proxy cuts its time to the second, as iat is, and takes a token in
+// the 60th second after exp still.
 func (e *configEntry) lastExpiry(now time.Time) time.Time {
-	return toSecond(now).Add(e.LongestTTL + ati.MaxLeeway) // iat is cut to the second too
+	return toSecond(now).Add(e.LongestTTL + ati.MaxLeeway + time.Second)
 }
 
 // nextKey makes the next version of the key from a request's parameters.

@@ -119,7 +119,7 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 	before, _ := m.tokenFor("")
 	m.now = m.now.Add(time.Minute)
 	puts := len(m.storage.order)
-	status := m.step("", data{"secret": greenSecret, "proxy_url": greenProxy + "/"}, fmt.Sprintf(rotatedWarning, 2, "2027-01-15T09:02:00Z"))
+	status := m.step("", data{"secret": greenSecret, "proxy_url": greenProxy + "/"}, fmt.Sprintf(rotatedWarning, 2, "2027-01-15T09:02:01Z"))
 	m.same("status", data{
 		"current_version": 2, "current_proxy_url": greenProxy, "current_algorithm": "HS256", "current_fingerprint": status["current_fingerprint"],
 		"current_created_at": "2027-01-15T08:01:00Z", "current_activated_at": "2027-01-15T08:01:00Z", "last_rotated_at": "2027-01-15T08:01:00Z",
@@ -141,7 +141,7 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 	}
 
 	// Nothing given: the same proxy and algorithm, and a secret of Vault's own.
-	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:00Z"))
+	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:01Z"))
 	m.same("version and proxy", []any{3, greenProxy, "HS256"}, []any{status["current_version"], status["current_proxy_url"], status["current_algorithm"]})
 	m.same("a token of version 2", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(token))
 	secret := m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"]
@@ -210,18 +210,19 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 
 	m.now = m.now.Add(time.Hour)
 	last := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy, "ttl": "2h"}).Data["token"].(string)
-	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:00Z" // 2h and a minute later
+	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:01Z" // 2h, a minute and a second later
 	m.same("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil))
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); its proxy is at "https://green.example.com"`)
 	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may start again
 	// A role that is written now, with a longer TTL, changes nothing about it.
 	m.ok(logical.UpdateOperation, "roles/r", data{"max_ttl": "100h"})
 
-	// The last second in which a token under it passes, and the first one in
-	// which none does.
+	// validate is stricter by a second than the proxy.
 	m.now = time.Date(2027, 1, 15, 11, 2, 59, 999_000_000, time.UTC)
-	m.same("the last token, a second before", any(1), m.verdict(last))
-	m.now = time.Date(2027, 1, 15, 11, 3, 0, 0, time.UTC)
+	m.same("the last token, two seconds before", any(1), m.verdict(last))
+	m.now = time.Date(2027, 1, 15, 11, 3, 0, 999_000_000, time.UTC)
+	m.same("the last token, a second before", any("token has expired: exp is 2027-01-15T11:02:00Z"), m.verdict(last))
+	m.now = time.Date(2027, 1, 15, 11, 3, 1, 0, time.UTC)
 	m.same("the last token", any("signed by no key of this mount"), m.verdict(last))
 	m.same("gone", status(map[string]data{"current": green}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
 	secrets(map[string]string{"": greenSecret, "/1": "", "/2": greenSecret})
@@ -249,7 +250,7 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 	there := func(m *mount) bool { return strings.Contains(m.storage.dump(t)["config"], testSecret) }
 	m := retired()
 	tick(m)
-	m.now = m.now.Add(time.Hour + 59*time.Second)
+	m.now = m.now.Add(time.Hour + time.Minute)
 	tick(m)
 	if !there(m) {
 		t.Error("the key was forgotten a second too early")
@@ -280,7 +281,7 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 	// Any other change forgets it too.
 	for path, d := range map[string]data{"config": {"issuer": "x"}, "config/rotate/stage": nil} {
 		m := retired()
-		m.now = m.now.Add(time.Hour + time.Minute)
+		m.now = m.now.Add(time.Hour + 61*time.Second)
 		m.write(path, d)
 		if there(m) {
 			t.Errorf("a write of %s didn't forget the key", path)
@@ -315,9 +316,9 @@ func TestRollback(t *testing.T) {
 	m.step("/retire", nil)
 	m.now = m.now.Add(time.Hour)
 	m.same("rolled back after retire", []any{1, 2, "2027-01-15T09:02:00Z", nil},
-		versions(m.step("/rollback", nil, "version 1 was retired, and is no longer: its tokens don't expire by 2027-01-15T09:03:00Z; keep its proxies running")))
+		versions(m.step("/rollback", nil, "version 1 was retired, and is no longer: its tokens don't expire by 2027-01-15T09:03:01Z; keep its proxies running")))
 	mints(1)
-	if got := m.step("/retire", nil)["previous_tokens_expire_by"]; got != "2027-01-15T10:03:00Z" {
+	if got := m.step("/retire", nil)["previous_tokens_expire_by"]; got != "2027-01-15T10:03:01Z" {
 		t.Errorf("version 2's tokens expire by %v", got)
 	}
 }
@@ -345,7 +346,7 @@ func TestStepsOutOfTurnAreRefused(t *testing.T) {
 	refused("/activate", nil, "version 1 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
 	m.step("/retire", nil)
 	refused("/retire", nil, "version 1 was retired at 2027-01-15T08:00:00Z already")
-	m.step("/activate", nil, "version 1 is forgotten here, but its tokens pass its proxy until 2027-01-15T09:01:00Z")
+	m.step("/activate", nil, "version 1 is forgotten here, but its tokens pass its proxy until 2027-01-15T09:01:01Z")
 	m.same("versions", []any{3, 2}, func() []any {
 		s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
 		return []any{s["current_version"], s["previous_version"]}
@@ -397,7 +398,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "audience": "x"}, `proxy_url "https://ati.example.com" is that of version 1, whose key its proxy holds; the current version is 2`)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": greenProxy})
 	m.step("/retire", nil)
-	m.now = m.now.Add(time.Hour + time.Minute)
+	m.now = m.now.Add(time.Hour + 61*time.Second)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
 	m.warnings(m.write("config/rotate/stage", data{"proxy_url": "http://ati.example.com"}),
 		`proxy_url "http://ati.example.com" is not https: tokens cross the network in clear text`,
@@ -587,8 +588,8 @@ func TestAMintThatIsOvertakenByRetireStaysWithinTheBound(t *testing.T) {
 		m.now = m.now.Add(10 * time.Second)
 	}
 	exp := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}).Data["expires_at"].(int64)
-	if bound, err := time.Parse(time.RFC3339, expireBy); err != nil || exp+60 > bound.Unix() {
-		t.Errorf("the token expires %d seconds after tokens_expire_by (%v)", exp+60-bound.Unix(), err)
+	if bound, err := time.Parse(time.RFC3339, expireBy); err != nil || exp+61 > bound.Unix() {
+		t.Errorf("the token passes for %d seconds after tokens_expire_by (%v)", exp+61-bound.Unix(), err)
 	}
 }
 
@@ -705,7 +706,7 @@ func TestAnyLifeOfTheKey(t *testing.T) {
 				}
 				for _, token := range tokens {
 					if bound, ok := bounds[token.version]; ok {
-						if by, err := time.Parse(time.RFC3339, bound); err != nil || token.exp+60 > by.Unix() {
+						if by, err := time.Parse(time.RFC3339, bound); err != nil || token.exp+61 > by.Unix() {
 							t.Fatalf("a token of version %d expires at %d, and tokens_expire_by is %s (%v)", token.version, token.exp, bound, err)
 						}
 					}

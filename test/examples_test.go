@@ -5,6 +5,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"crypto/elliptic"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -59,7 +60,10 @@ func (s *server) tryRun(token, script string, args ...string) (string, error) {
 	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
 		s.t.Fatal(err)
 	}
-	cmd := exec.CommandContext(s.t.Context(), filepath.Join("..", "examples", script), args...)
+	if !filepath.IsAbs(script) { // else it is a changed copy
+		script = filepath.Join("..", "examples", script)
+	}
+	cmd := exec.CommandContext(s.t.Context(), script, args...)
 	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+dir)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -297,10 +301,17 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 func TestInteropGuard(t *testing.T) {
 	t.Parallel()
 	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
-	pem := filepath.Join(t.TempDir(), "public.pem")
-	if err := os.WriteFile(pem, []byte("junk"), 0o600); err != nil {
-		t.Fatal(err)
+	_, public := ecKey(t, elliptic.P256())
+	_, other := ecKey(t, elliptic.P384())
+	private, _ := ecKey(t, elliptic.P256())
+	file := func(text string) string {
+		path := filepath.Join(t.TempDir(), "public.pem")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
 	}
+	const notPEM = "the public key is not one P-256 key in PEM"
 	script, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
 	if err != nil {
 		t.Fatal(err)
@@ -316,8 +327,21 @@ func TestInteropGuard(t *testing.T) {
 		"quotes":                    {map[string]string{"ATI_JWT_SECRET": `"` + good + `"`}, "ATI_JWT_SECRET is not 64 hex digits, but 66 characters"},
 		"no value":                  {map[string]string{"ATI_JWT_SECRET": "<no value>"}, "ATI_JWT_SECRET is not 64 hex digits, but 10 characters"},
 		"a short secret":            {map[string]string{"ATI_JWT_SECRET": good[:62]}, "ATI_JWT_SECRET is not 64 hex digits, but 62 characters"},
-		"both variables":            {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY": pem}, "ATI_JWT_PUBLIC_KEY is set, and would win over the secret"},
-		"a public key alone":        {map[string]string{"ATI_JWT_PUBLIC_KEY": pem}, "ATI_JWT_PUBLIC_KEY is set, and would win over the secret"},
+		"a secret and a key file":   {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY": file(public)}, "the key must be one, and these are set: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY"},
+		"a secret and a public key": {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY_PEM": public}, "the key must be one, and these are set: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY_PEM"},
+		"two public keys":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_JWT_PUBLIC_KEY": file(public)}, "the key must be one, and these are set: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY"},
+		"a key file of junk":        {map[string]string{"ATI_JWT_PUBLIC_KEY": file("junk")}, notPEM},
+		"an empty key file":         {map[string]string{"ATI_JWT_PUBLIC_KEY": file("")}, notPEM},
+		"no key file":               {map[string]string{"ATI_JWT_PUBLIC_KEY": "/nowhere/x.pem"}, "the file that ATI_JWT_PUBLIC_KEY names can't be read"},
+		"no value for a public key": {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "<no value>"}, notPEM},
+		"a key of another curve":    {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": other}, notPEM},
+		"a private key":             {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": private}, notPEM},
+		"a public key cut off":      {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public[:140]}, notPEM},
+		"a public key without end":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": strings.Split(public, "-----END")[0]}, notPEM},
+		"text behind a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + "x"}, notPEM},
+		"text before a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "x" + public}, notPEM},
+		"two keys in one":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + public}, notPEM},
+		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "a proxy with this key did not answer a call without a token with 401"},
 		"an empty issuer":           {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_ISSUER": ""}, "ATI_JWT_ISSUER is empty, with which the proxy refuses every token that has an issuer"},
 		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "a proxy with this key did not answer a call without a token with 401"},
 	} {
@@ -493,78 +517,86 @@ http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
 	return path
 }
 
-// The proxy as the child of a real Agent, through the guard.
-func TestInteropProxyAgent(t *testing.T) {
-	t.Parallel()
-	s, _ := startEngine(t)
+// proxyHosts lets the hosts of proxies log in, with the example's policy.
+func (s *server) proxyHosts() {
+	s.t.Helper()
 	s.vault(s.root, "auth", "enable", "approle")
 	policy, err := os.ReadFile(filepath.Join("..", "examples", "proxy-agent", "policy.hcl"))
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	if err := s.client(s.root).Sys().PutPolicy("proxy-host", string(policy)); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	if err := s.client(s.root).Sys().PutPolicy("nothing", `path "ati/creds/x" { capabilities = ["read"] }`); err != nil {
-		t.Fatal(err)
-	}
-	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+}
+
+// host is a proxy's host: the example's Agent, and the proxy that it would run
+// through the guard, with an upstream.
+func (s *server) host(t testing.TB, policy string, changes map[string]string) (config string, p *proxy, env []string) {
+	t.Helper()
 	guard, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// host is a proxy's host: Agent's configuration, and the proxy that it would run.
-	host := func(t *testing.T, policy string, changes map[string]string) (config string, p *proxy, env []string) {
-		p = &proxy{t: t, dir: t.TempDir()}
-		p.writeFiles("http://127.0.0.1:1")
-		t.Cleanup(func() { // what Agent left behind
-			for _, pid := range processesWith(t, p.dir) {
-				_ = syscall.Kill(pid, syscall.SIGTERM)
-			}
-		})
-		port := freePort(t)
-		p.addr = "http://127.0.0.1:" + port
-		replace := map[string]string{
-			"/etc/vault-agent": s.appRole("host-"+port, policy), "/usr/local/bin/ati-proxy-guard": guard, `"8090"`: `"` + port + `"`, "/var/lib/ati": p.dir, `"1m"`: `"2s"`,
+	p = newProxy(t)
+	t.Cleanup(func() { // what Agent left behind
+		for _, pid := range processesWith(t, p.dir) {
+			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
-		for old, replacement := range changes {
-			replace[old] = replacement
-		}
-		return example(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready"), "ATI_DIR=" + p.dir}
+	})
+	port := strings.TrimPrefix(p.addr, "http://127.0.0.1:")
+	replace := map[string]string{
+		"/etc/vault-agent": s.appRole("host-"+port, policy), "/usr/local/bin/ati-proxy-guard": guard, `"8090"`: `"` + port + `"`, "/var/lib/ati": p.dir, `"1m"`: `"2s"`,
 	}
-	ready := func(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
-	// shut watches a proxy that must not serve anybody without a token.
-	shut := func(t *testing.T, p *proxy, a *agent, until func() bool) {
-		t.Helper()
-		deadline := time.Now().Add(40 * time.Second)
-		for !until() {
-			if time.Now().After(deadline) {
-				t.Fatalf("nothing happened for 40 seconds:\n%s", a.out)
-			}
-			if got := p.call("", "web_search"); got != 0 && got != 401 {
-				t.Fatalf("a call without a token is a %d", got)
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
+	for old, replacement := range changes {
+		replace[old] = replacement
 	}
+	return example(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready"), "ATI_DIR=" + p.dir}
+}
+
+// ready reports whether the guard has found the proxy's door shut.
+func ready(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
+
+// shut watches a proxy that must not serve anybody without a token.
+func shut(t *testing.T, p *proxy, a *agent, until func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(40 * time.Second)
+	for !until() {
+		if time.Now().After(deadline) {
+			t.Fatalf("nothing happened for 40 seconds:\n%s", a.out)
+		}
+		if got := p.call("", "web_search"); got != 0 && got != 401 {
+			t.Fatalf("a call without a token is a %d", got)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// The proxy as the child of a real Agent, through the guard.
+func TestInteropProxyAgent(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.proxyHosts()
+	if err := s.client(s.root).Sys().PutPolicy("nothing", `path "ati/creds/x" { capabilities = ["read"] }`); err != nil {
+		t.Fatal(err)
+	}
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
 	soon := func(d time.Duration) func() bool {
 		end := time.Now().Add(d)
 		return func() bool { return time.Now().After(end) }
 	}
 
 	t.Run("it runs, and with a new key it is started again", func(t *testing.T) {
-		config, p, env := host(t, "proxy-host", nil)
+		config, p, env := s.host(t, "proxy-host", nil)
 		a := s.startAgent(config, env...)
 		shut(t, p, a, func() bool { return ready(p) == nil })
 		open := func() int { return p.call(s.mint("r", nil), "web_search") }
-		if got := open(); got != 502 && got != 200 { // its upstream is a closed port
+		if got := open(); got != 200 {
 			t.Errorf("a call with a token is a %d\n%s", got, a.out)
 		}
 		old := s.mint("r", nil)
 		secrets := []string{s.proxyEnv()["ATI_JWT_SECRET"]}
-		// Until there is a rotation, a new key means a new config.
-		s.vault(s.root, "delete", "ati/config")
-		s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com"})
+		s.write(s.root, "ati/config/rotate", nil)
 		fresh := s.mint("r", nil)
 		switched := func() bool { return p.call(fresh, "web_search") != 401 && p.call(fresh, "web_search") != 0 }
 		shut(t, p, a, func() bool { return switched() || a.ended() })
@@ -580,19 +612,20 @@ func TestInteropProxyAgent(t *testing.T) {
 		a.stop(syscall.SIGKILL)
 		shut(t, p, a, soon(2*time.Second))
 	})
+	const secretTemplate = `{{ with index .Data \"ATI_JWT_SECRET\" }}{{ . }}{{ end }}`
 	for name, c := range map[string]struct {
 		policy  string
 		changes map[string]string
 		want    string // in Agent's log
 	}{
 		"the path denied":                {"nothing", nil, "permission denied"},
-		"a key missing from the answer":  {"proxy-host", map[string]string{".Data.ATI_JWT_SECRET": ".Data.NOT_THERE"}, "map has no entry for key"},
-		"a line break behind the secret": {"proxy-host", map[string]string{".Data.ATI_JWT_SECRET }}": `.Data.ATI_JWT_SECRET }}\n`}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
-		"an empty secret":                {"proxy-host", map[string]string{"{{ .Data.ATI_JWT_SECRET }}": ""}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
-		"no value":                       {"proxy-host", map[string]string{"{{ .Data.ATI_JWT_SECRET }}": "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 10 characters"},
+		"a key missing from the answer":  {"proxy-host", map[string]string{".Data.ATI_JWT_ACCEPTED_AUDIENCES": ".Data.NOT_THERE"}, "map has no entry for key"},
+		"a line break behind the secret": {"proxy-host", map[string]string{secretTemplate: strings.Replace(secretTemplate, "{{ . }}", `{{ . }}\n`, 1)}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
+		"an empty secret":                {"proxy-host", map[string]string{secretTemplate: ""}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
+		"no value":                       {"proxy-host", map[string]string{secretTemplate: "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 10 characters"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			config, p, env := host(t, c.policy, c.changes)
+			config, p, env := s.host(t, c.policy, c.changes)
 			a := s.startAgent(config, env...)
 			shut(t, p, a, func() bool { return strings.Contains(a.out.String(), c.want) })
 			shut(t, p, a, soon(2*time.Second))
@@ -602,15 +635,15 @@ func TestInteropProxyAgent(t *testing.T) {
 		})
 	}
 	t.Run("both variables set", func(t *testing.T) {
-		config, p, env := host(t, "proxy-host", nil)
+		config, p, env := s.host(t, "proxy-host", nil)
 		a := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY=/nonexistent")...)
 		shut(t, p, a, func() bool {
-			return strings.Contains(a.out.String(), "ATI_JWT_PUBLIC_KEY is set, and would win over the secret")
+			return strings.Contains(a.out.String(), "the key must be one, and these are set: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY")
 		})
 		shut(t, p, a, soon(2*time.Second))
 	})
 	t.Run("Vault unreachable at start", func(t *testing.T) {
-		config, p, env := host(t, "proxy-host", nil)
+		config, p, env := s.host(t, "proxy-host", nil)
 		a := s.startAgent(config, append(env, "VAULT_ADDR=http://127.0.0.1:1")...)
 		shut(t, p, a, soon(3*time.Second))
 		if p.call("", "web_search") != 0 {
@@ -618,7 +651,7 @@ func TestInteropProxyAgent(t *testing.T) {
 		}
 	})
 	t.Run("Agent ends on a template error", func(t *testing.T) {
-		config, p, env := host(t, "proxy-host", map[string]string{"template_config {": "template_config {\n  exit_on_retry_failure = true"})
+		config, p, env := s.host(t, "proxy-host", map[string]string{"template_config {": "template_config {\n  exit_on_retry_failure = true"})
 		a := s.startAgent(config, env...)
 		shut(t, p, a, func() bool { return ready(p) == nil })
 		s.write(s.root, "ati/config", data{"issuer": ""}) // a key is missing from the answer now

@@ -58,11 +58,10 @@ type proxy struct {
 	calls *atomic.Int64 // that reached the upstream
 }
 
-// startProxy starts a proxy with this environment, which is all that it knows
-// of tokens, and waits until a call without a token is refused.
-func startProxy(t testing.TB, env map[string]string) *proxy {
+// newProxy is a proxy that isn't started, with its files, an upstream and a port.
+func newProxy(t testing.TB) *proxy {
 	t.Helper()
-	p := &proxy{t: t, dir: t.TempDir(), calls: new(atomic.Int64)}
+	p := &proxy{t: t, dir: t.TempDir(), calls: new(atomic.Int64), addr: "http://127.0.0.1:" + freePort(t)}
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		p.calls.Add(1)
 		w.Header().Set("Content-Type", "application/json")
@@ -70,9 +69,15 @@ func startProxy(t testing.TB, env map[string]string) *proxy {
 	}))
 	t.Cleanup(upstream.Close)
 	p.writeFiles(upstream.URL)
+	return p
+}
 
-	port := freePort(t)
-	p.addr = "http://127.0.0.1:" + port
+// startProxy starts a proxy with this environment, which is all that it knows
+// of tokens, and waits until a call without a token is refused.
+func startProxy(t testing.TB, env map[string]string) *proxy {
+	t.Helper()
+	p := newProxy(t)
+	port := strings.TrimPrefix(p.addr, "http://127.0.0.1:")
 	log, err := os.Create(filepath.Join(p.dir, "proxy.log"))
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +86,13 @@ func startProxy(t testing.TB, env map[string]string) *proxy {
 	cmd := exec.Command(part(t, "ATI_BIN"), "proxy", "--port", port, "--bind", "127.0.0.1", "--ati-dir", p.dir, "--env-keys")
 	cmd.Env = []string{"HOME=" + p.dir, "ATI_DIR=" + p.dir, "ATI_AUDIT_FILE=" + filepath.Join(p.dir, "audit.jsonl"), "PATH=" + os.Getenv("PATH")}
 	for k, v := range env {
+		if k == "public_key" { // as the guard does
+			file := filepath.Join(p.dir, "public.pem")
+			if err := os.WriteFile(file, []byte(v), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			k, v = "ATI_JWT_PUBLIC_KEY", file
+		}
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -617,7 +629,7 @@ func TestInteropVerdicts(t *testing.T) {
 	}
 	random := rand.New(rand.NewPCG(7, 7))
 	for i := range 4000 {
-		judge(fmt.Sprintf("mutation %d", i), mutated(t, random, vectors.Secret))
+		judge(fmt.Sprintf("mutation %d", i), mutated(random, "HS256", func(header, payload string) string { return signRaw(t, vectors.Secret, header, payload) }))
 	}
 	t.Logf("%d tokens were valid here and so for proxy and clients, %d were refused", valid, refused)
 	if valid < 500 || refused < 500 {
@@ -627,7 +639,7 @@ func TestInteropVerdicts(t *testing.T) {
 
 // mutated is a token with up to three changes in its JSON or its text, signed
 // with the right key unless the text was changed after that.
-func mutated(t testing.TB, random *rand.Rand, secret string) string {
+func mutated(random *rand.Rand, algorithm string, sign func(header, payload string) string) string {
 	pick := func(from []string) string { return from[random.IntN(len(from))] }
 	members := func(base [][2]string, values []string) string {
 		base = slices.Clone(base)
@@ -661,12 +673,12 @@ func mutated(t testing.TB, random *rand.Rand, secret string) string {
 		fmt.Sprint(now), fmt.Sprint(now + 30), fmt.Sprint(now + 90), fmt.Sprint(now - 30), fmt.Sprint(now - 90), fmt.Sprint(now) + ".0", "4000000000", "9223372036854775807", "18446744073709551615",
 		`{"v":1}`, `{"v":1,"rate":{"tool:x":"1/s"}}`, `{"v":256}`, `{"v":1,"v":1}`, `{"v":1,"rate":null}`, `{"v":1,"rate":{"a":1}}`, `{"v":1,"x":[[[]]]}`, `{"rate":{}}`, strings.Repeat("[", 130) + strings.Repeat("]", 130),
 	}
-	header := members([][2]string{{`"alg"`, `"HS256"`}, {`"typ"`, `"JWT"`}}, append(values, `"HS512"`, `"none"`, `"ES256"`))
+	header := members([][2]string{{`"alg"`, `"` + algorithm + `"`}, {`"typ"`, `"JWT"`}}, append(values, `"HS512"`, `"none"`, `"HS256"`, `"ES256"`))
 	payload := members([][2]string{
 		{`"sub"`, `"agent"`}, {`"aud"`, `"ati-proxy"`}, {`"iat"`, fmt.Sprint(now)}, {`"exp"`, fmt.Sprint(now + 3600)}, {`"scope"`, `"tool:web_search"`},
 		{`"iss"`, `"ati-orchestrator"`}, {`"jti"`, `"j"`}, {`"ati"`, `{"v":1}`},
 	}, values)
-	token := signRaw(t, secret, header, payload)
+	token := sign(header, payload)
 	if random.IntN(8) == 0 { // a change in the text
 		i := random.IntN(len(token))
 		switch random.IntN(3) {

@@ -101,6 +101,9 @@ type server struct {
 	dir       string // with plugins, server.log and audit.log
 	audit     string
 	logLevel  string
+	storage   string // a storage stanza
+	process   *os.Process
+	exited    chan struct{}
 }
 
 // startVault starts a server that logs at trace, so that tests can look for
@@ -109,16 +112,31 @@ func startVault(t testing.TB) *server { return startVaultLogging(t, "trace") }
 
 func startVaultLogging(t testing.TB, logLevel string) *server {
 	t.Helper()
+	return newServer(t, logLevel, `storage "inmem" {}`)
+}
+
+// startRaftVault starts a server that keeps what it has when it is killed.
+func startRaftVault(t testing.TB) *server {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "raft")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return newServer(t, "trace", fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"one\"\n}", path))
+}
+
+func newServer(t testing.TB, logLevel, storage string) *server {
+	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel}
+	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage}
 	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for attempt := 0; ; attempt++ {
-		if s.start() {
+		if s.start(freePort(t)) {
 			break
 		}
 		if attempt == 4 {
@@ -165,26 +183,31 @@ func freePort(t testing.TB) string {
 
 // start starts the server on a port that was free a moment ago, and reports
 // whether it answers.
-func (s *server) start() bool {
+func (s *server) start(port string) bool {
 	s.t.Helper()
-	address := "127.0.0.1:" + freePort(s.t)
+	address := "127.0.0.1:" + port
 	s.addr = "http://" + address
+	next, err := strconv.Atoi(port)
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	config := filepath.Join(s.dir, "vault.hcl")
 	hcl := fmt.Sprintf(`
-storage "inmem" {}
+%s
 listener "tcp" {
   address     = %q
   tls_disable = true
 }
 api_addr         = %q
+cluster_addr     = %q
 plugin_directory = %q
 disable_mlock    = true
 log_level        = %q
-`, address, s.addr, s.pluginDir(), s.logLevel)
+`, s.storage, address, s.addr, fmt.Sprintf("http://127.0.0.1:%d", next+1), s.pluginDir(), s.logLevel)
 	if err := os.WriteFile(config, []byte(hcl), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	log, err := os.Create(filepath.Join(s.dir, "server.log"))
+	log, err := os.OpenFile(filepath.Join(s.dir, "server.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -195,6 +218,7 @@ log_level        = %q
 		s.t.Fatal(err)
 	}
 	exited := make(chan struct{})
+	s.process, s.exited = cmd.Process, exited
 	go func() { _ = cmd.Wait(); close(exited) }()
 	s.t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
@@ -226,6 +250,17 @@ log_level        = %q
 		}
 	}
 	return false
+}
+
+// crash kills the server, and starts it again with what it has in storage.
+func (s *server) crash() {
+	s.t.Helper()
+	_ = s.process.Kill()
+	<-s.exited
+	if !s.start(s.addr[strings.LastIndexByte(s.addr, ':')+1:]) {
+		s.t.Fatalf("Vault did not start again:\n%s", s.log())
+	}
+	s.unseal()
 }
 
 func (s *server) pluginDir() string { return filepath.Join(s.dir, "plugins") }

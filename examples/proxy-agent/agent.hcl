@@ -3,12 +3,15 @@
 #
 #   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
 #
-# The policy of this host is policy.hcl; a secret id that works once is enough. Until Agent has noticed a new key, up
-# to static_secret_render_interval, the proxy has the old one.
+# The policy of this host is policy.hcl; a secret id that works once is enough.
+# Until Agent has noticed a new key, up to static_secret_render_interval, the
+# proxy has the old one.
+# With ATI_PROXY_ENV=ati/proxy-env/<version> the proxy keeps the key of that
+# version, for a rotation without downtime.
 # Not with -log-level=debug: around a process, Agent prints what it renders,
 # and so the secret (Vault 1.21).
 #
-# Run by TestInteropProxyAgent.
+# Run by TestInteropProxyAgent, TestInteropRotateAtOnce and TestRotation.
 
 auto_auth {
   method "approle" {
@@ -20,22 +23,29 @@ auto_auth {
   }
 }
 
-# Each with error_on_missing_key: without it a key that is missing from Vault's
-# answer becomes "<no value>", with which the proxy serves everybody.
+# Vault's answer has one of these two, by the key's algorithm. The other variable
+# is empty then, and the guard drops it.
 env_template "ATI_JWT_SECRET" {
   error_on_missing_key = true
-  contents             = "{{ with secret \"ati/proxy-env\" }}{{ .Data.ATI_JWT_SECRET }}{{ end }}"
+  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"ATI_JWT_SECRET\" }}{{ . }}{{ end }}{{ end }}"
 }
 
+env_template "ATI_JWT_PUBLIC_KEY_PEM" {
+  error_on_missing_key = true
+  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"public_key\" }}{{ . }}{{ end }}{{ end }}"
+}
+
+# With error_on_missing_key: without it a key that is missing from Vault's answer
+# becomes "<no value>".
 env_template "ATI_JWT_ACCEPTED_AUDIENCES" {
   error_on_missing_key = true
-  contents             = "{{ with secret \"ati/proxy-env\" }}{{ .Data.ATI_JWT_ACCEPTED_AUDIENCES }}{{ end }}"
+  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_ACCEPTED_AUDIENCES }}{{ end }}"
 }
 
 # Leave this out where config has an empty issuer: proxy-env has none then.
 env_template "ATI_JWT_ISSUER" {
   error_on_missing_key = true
-  contents             = "{{ with secret \"ati/proxy-env\" }}{{ .Data.ATI_JWT_ISSUER }}{{ end }}"
+  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_ISSUER }}{{ end }}"
 }
 
 exec {

@@ -4,6 +4,11 @@ path "ati/proxy-env" {
   capabilities = ["read", "sudo"]
 }
 
+# The key of one version, for a rotation without downtime.
+path "ati/proxy-env/*" {
+  capabilities = ["read", "sudo"]
+}
+
 # Agent renews its Vault token: without this it has to log in again, and where
 # its secret id works once, it would no longer see a new key.
 path "auth/token/renew-self" {

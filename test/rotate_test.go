@@ -1,0 +1,294 @@
+package test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// versions are those that config/rotate tells.
+type versions struct {
+	Current, Pending, Previous int
+	Retired                    bool
+}
+
+func versionsOf(t testing.TB, status data) versions {
+	t.Helper()
+	number := func(name string) int {
+		n, ok := status[name].(json.Number)
+		if !ok {
+			return 0
+		}
+		i, err := n.Int64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int(i)
+	}
+	return versions{number("current_version"), number("pending_version"), number("previous_version"), status["previous_retired_at"] != nil}
+}
+
+// after is what a step makes of them, where last is the last version number in
+// use; or no step, where it is out of turn.
+func (v versions) after(step string, last int) (versions, bool) {
+	switch step {
+	case "":
+		return versions{Current: last + 1, Pending: v.Pending}, true
+	case "/stage":
+		return versions{v.Current, last + 1, v.Previous, v.Retired}, v.Pending == 0
+	case "/activate":
+		return versions{Current: v.Pending, Previous: v.Current}, v.Pending != 0 && (v.Previous == 0 || v.Retired)
+	case "/rollback":
+		return versions{Current: v.Previous, Pending: v.Pending, Previous: v.Current}, v.Previous != 0
+	default: // "/retire"
+		return versions{v.Current, v.Pending, v.Previous, true}, v.Previous != 0 && !v.Retired
+	}
+}
+
+// The promise: a crash of Vault or of the plugin at any time, on a raft store,
+// leaves the state before a step or after it, and never one between.
+func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
+	t.Parallel()
+	s := startRaftVault(t)
+	s.mountEngine()
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	address := func(version int) string { return fmt.Sprintf("https://p%d.example.com", version) }
+	s.write(s.root, "ati/config", data{"proxy_url": address(1)})
+	c := s.client(s.root)
+
+	state, last := versions{Current: 1}, 1
+	steps, inFlight := 0, 0
+	fingerprints := map[int]any{}
+	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	for round := range 10 {
+		crash := func() {
+			for _, pid := range s.pluginProcesses() {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		if round%2 == 1 {
+			crash = func() { _ = s.process.Kill() }
+		}
+		crashed := make(chan struct{})
+		time.AfterFunc(time.Duration(20+random.IntN(200))*time.Millisecond, func() { crash(); close(crashed) })
+		var next versions // what the step in flight would make
+		nextLast := last
+		for {
+			all := []string{"", "/stage", "/activate", "/rollback", "/retire"}
+			step := all[random.IntN(len(all))]
+			var ok bool
+			if next, ok = state.after(step, last); !ok {
+				continue
+			}
+			d := data{}
+			nextLast = last
+			if step == "" || step == "/stage" {
+				nextLast = last + 1
+				d = data{"proxy_url": address(nextLast), "algorithm": []string{"HS256", "ES256"}[random.IntN(2)]}
+			}
+			secret, err := c.Logical().Write("ati/config/rotate"+step, d)
+			if err != nil {
+				inFlight++
+				<-crashed
+				break
+			}
+			if got := versionsOf(t, secret.Data); got != next {
+				t.Fatalf("%q made of %+v %+v, want %+v", step, state, got, next)
+			}
+			state, last = next, nextLast
+			steps++
+		}
+		if round%2 == 1 {
+			s.crash()
+		}
+		var status data
+		poll(t, "Vault answers again", func() error {
+			secret, err := c.Logical().Read("ati/config/rotate")
+			if err == nil {
+				status = secret.Data
+			}
+			return err
+		})
+		switch got := versionsOf(t, status); got {
+		case state:
+		case next:
+			state, last = next, nextLast
+		default:
+			t.Fatalf("round %d: after the crash there are %+v, neither %+v nor %+v", round, got, state, next)
+		}
+		// Each version has one key and one proxy, and the current one mints.
+		for name, version := range map[string]int{"current": state.Current, "pending": state.Pending, "previous": state.Previous} {
+			if version == 0 {
+				continue
+			}
+			if got := status[name+"_proxy_url"]; got != address(version) {
+				t.Errorf("round %d: version %d has the proxy %v", round, version, got)
+			}
+			if known, ok := fingerprints[version]; ok && known != status[name+"_fingerprint"] {
+				t.Errorf("round %d: version %d has another key", round, version)
+			}
+			fingerprints[version] = status[name+"_fingerprint"]
+		}
+		creds := s.read(s.root, "ati/creds/r")
+		verdict := s.write(s.root, "ati/validate", data{"token": creds.Data["token"]}).Data
+		if creds.Data["proxy_url"] != address(state.Current) || verdict["valid"] != true || verdict["key_version"] != creds.Data["key_version"] {
+			t.Errorf("round %d: version %d, a token for %v, %v", round, state.Current, creds.Data["proxy_url"], verdict)
+		}
+	}
+	t.Logf("%d steps, %d of 10 crashes with a step in flight", steps, inFlight)
+	if steps < 20 || inFlight < 5 {
+		t.Error("these are too few to tell")
+	}
+}
+
+// What each policy may do with the key, and what needs none.
+func TestPoliciesOfRotation(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
+	team := s.policy("team", `path "ati/config/*" { capabilities = ["create", "read", "update", "delete", "sudo"] }`)
+	for _, c := range []struct {
+		request string
+		team    int
+	}{
+		{"GET ati/config/rotate", 200},
+		{"PUT ati/config/rotate/stage", 200},
+		{"PUT ati/config/rotate/activate", 200},
+		{"PUT ati/config/rotate/rollback", 200},
+		{"PUT ati/config/rotate/retire", 200},
+		{"PUT ati/config/rotate", 200},
+		{"DELETE ati/config/rotate/stage", 204},
+		{"PUT ati/config/rotate/activate", 400},
+		{"PUT ati/config/rotate/nothing", 404},
+		{"GET ati/config/rotate/stage", 405},
+	} {
+		method, path, _ := strings.Cut(c.request, " ")
+		if got := s.request(hasty, method, path, nil); got != http.StatusForbidden && c.team < 400 {
+			t.Errorf("hasty: %s is a %d", c.request, got)
+		}
+		if got := s.request(team, method, path, nil); got != c.team {
+			t.Errorf("team: %s is a %d, want %d", c.request, got, c.team)
+		}
+	}
+	if got := s.request("", "GET", "ati/jwks", nil); got != 200 {
+		t.Errorf("jwks without a Vault token is a %d", got)
+	}
+	for _, request := range []string{"GET ati/config", "GET ati/config/rotate", "GET ati/proxy-env", "PUT ati/jwks", "GET ati/jwks/x", "GET ati/jwksx"} {
+		method, path, _ := strings.Cut(request, " ")
+		if got := s.request("", method, path, nil); got != http.StatusForbidden && got != http.StatusMethodNotAllowed && got != http.StatusNotFound {
+			t.Errorf("without a Vault token, %s is a %d", request, got)
+		}
+	}
+}
+
+// The promise: no secret or private key is in any response but proxy-env's, in
+// the audit log, in the server's log or in an error.
+func TestRotationTellsNoKey(t *testing.T) {
+	t.Parallel()
+	s, first := startEngine(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	lines := strings.Split(private, "\n")
+	line := lines[1]
+	second := strings.Repeat("0f1e2d3c4b5a6978", 4)
+	var told strings.Builder
+	do := func(path string, d data) {
+		secret, err := s.client(s.root).Logical().Write(path, d)
+		fmt.Fprintf(&told, "%s %+v %v\n", path, secret, err)
+	}
+	generated := map[string]bool{}
+	for _, d := range []data{
+		{"secret": second},
+		{"secret": second},                       // the present one
+		{"secret": second[1:]},                   // too short
+		{"secret": []string{second}},             // of the wrong type
+		{"proxy_url": data{"secret": second}},    // in the wrong place
+		{"algorithm": "ES256", "secret": second}, // of the other algorithm
+		{"private_key": private},
+		{"algorithm": "ES256", "private_key": line},                                    // no PEM
+		{"algorithm": "ES256", "private_key": second},                                  // a secret for a key
+		{"algorithm": "ES256", "private_key": strings.Join(lines[:2], "\n")},           // cut off
+		{"algorithm": "ES256", "private_key": private + private},                       // twice
+		{"algorithm": "ES256", "private_key": map[string]any{"private_key": private}},  // of the wrong type
+		{"algorithm": "ES256", "private_key": private, "proxy_url": "https://h"},       // taken
+		{"algorithm": "ES256", "private_key": private, "proxy_url": "https://h/again"}, // the present one
+		{"algorithm": "HS256"},
+		{},
+	} {
+		do("ati/config/rotate", d)
+		do("ati/config/rotate/stage", d)
+		do("ati/config/rotate/activate", nil)
+		do("ati/config/rotate/rollback", nil)
+		do("ati/config/rotate/retire", nil)
+		if secret := s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"]; secret != nil {
+			generated[secret.(string)] = true
+		}
+	}
+	fmt.Fprintln(&told, s.read(s.root, "ati/config/rotate").Data, s.read(s.root, "ati/config").Data)
+	audit, err := os.ReadFile(s.audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{first, second, line, hex.EncodeToString(der)} {
+		generated[secret] = true
+	}
+	for name, text := range map[string]string{"a response or an error": told.String(), "the audit log": string(audit), "the server's log": s.log()} {
+		for secret := range generated {
+			if strings.Contains(text, secret[:40]) {
+				t.Errorf("%s has a key in it", name)
+			}
+		}
+	}
+	if !strings.Contains(told.String(), "current_algorithm:ES256") {
+		t.Error("the private key was never taken")
+	}
+	if len(generated) < 4 {
+		t.Errorf("only %d keys were looked for", len(generated))
+	}
+}
+
+// Two people do the same step at once: one does it, the other is told so.
+func TestTwoPeopleDoOneStep(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	for _, step := range []string{"/stage", "/activate", "/retire"} {
+		results := make(chan error, 2)
+		for range 2 {
+			go func() {
+				_, err := s.client(s.root).Logical().Write("ati/config/rotate"+step, nil)
+				results <- err
+			}()
+		}
+		var got []int
+		for range 2 {
+			got = append(got, status(t, <-results))
+		}
+		if diff := cmp.Diff(600, got[0]+got[1]); diff != "" {
+			t.Errorf("%s: %v, want a 200 and a 400", step, got)
+		}
+	}
+	if got := versionsOf(t, s.read(s.root, "ati/config/rotate").Data); got != (versions{2, 0, 1, true}) {
+		t.Errorf("there are %+v", got)
+	}
+}

@@ -1,0 +1,493 @@
+//go:build interop
+
+package test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/go-cmp/cmp"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+// ecKey is a new key, private and public, in PEM.
+func ecKey(t testing.TB, curve elliptic.Curve) (private, public string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(curve, cryptorand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	privateDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	publicDER, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encode := func(kind string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+	}
+	return encode("PRIVATE KEY", privateDER), encode("PUBLIC KEY", publicDER)
+}
+
+// rotate makes a step, and returns the versions of the key.
+func (s *server) rotate(step string, d data) data {
+	s.t.Helper()
+	return s.write(s.root, "ati/config/rotate"+step, d).Data
+}
+
+// A rotation at once at a real proxy under a real Agent: when it has started
+// again, every earlier token is refused, and new ones work. From HS256 to ES256
+// and back as well: through the same guard, which starts with one key each time.
+func TestInteropRotateAtOnce(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.proxyHosts()
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	config, p, env := s.host(t, "proxy-host", nil)
+	a := s.startAgent(config, env...)
+	shut(t, p, a, func() bool { return ready(p) == nil })
+	client := startClient(t, "ATI_CLIENT_0_1_0")
+
+	var earlier []string
+	secrets := []string{}
+	for i, algorithm := range []string{"", "", "ES256", "", "HS256"} {
+		if i > 0 {
+			d := data{}
+			if algorithm != "" {
+				d["algorithm"] = algorithm
+			}
+			s.rotate("", d)
+		}
+		if secret := s.proxyEnv()["ATI_JWT_SECRET"]; secret != "" {
+			secrets = append(secrets, secret)
+		}
+		token := s.mint("r", nil)
+		shut(t, p, a, func() bool { return p.call(token, "web_search") == 200 || a.ended() })
+		for j, old := range earlier {
+			if got := p.call(old, "web_search"); got != 401 {
+				t.Errorf("rotation %d: token %d is a %d", i, j, got)
+			}
+			if got := s.write(s.root, "ati/validate", data{"token": old}).Data; got["valid"] != false || !strings.HasPrefix(got["error"].(string), "signed by no key of this mount; last rotated at ") {
+				t.Errorf("rotation %d: validate says of token %d %v", i, j, got)
+			}
+		}
+		if got := s.write(s.root, "ati/validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != json.Number(strconv.Itoa(i+1)) {
+			t.Errorf("rotation %d: validate says of the new token %v", i, got)
+		}
+		earlier = append(earlier, token)
+	}
+	// Under the other algorithm, a token is nobody's.
+	for i, token := range earlier {
+		_, problem := client.ask(data{"do": "validate", "token": token, "secret": s.proxyEnv()["ATI_JWT_SECRET"], "issuer": ""})
+		if valid := problem == ""; valid != (i == len(earlier)-1) {
+			t.Errorf("ati-client says of token %d %q", i, problem)
+		}
+	}
+	for _, secret := range secrets {
+		if strings.Contains(a.out.String(), secret) {
+			t.Error("Agent's log has a secret in it")
+		}
+	}
+	// With ES256, and a public key that another start left behind: no proxy.
+	s.rotate("", data{"algorithm": "ES256"})
+	_, stale := ecKey(t, elliptic.P256())
+	file := filepath.Join(t.TempDir(), "stale.pem")
+	if err := os.WriteFile(file, []byte(stale), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config, other, env := s.host(t, "proxy-host", nil)
+	b := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY="+file)...)
+	shut(t, other, b, func() bool {
+		return strings.Contains(b.out.String(), "the key must be one, and these are set: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY; the proxy is not started")
+	})
+	if other.call("", "web_search") != 0 {
+		t.Error("a proxy runs")
+	}
+}
+
+// Nothing that a proxy with a public key refuses is valid here.
+func TestInteropES256Verdicts(t *testing.T) {
+	t.Parallel()
+	s := startVault(t)
+	s.mountEngine()
+	private, public := ecKey(t, elliptic.P256())
+	s.rotate("", data{"algorithm": "ES256", "private_key": private})
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	env := s.proxyEnv()
+	if diff := cmp.Diff(map[string]string{"public_key": public, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"}, env); diff != "" {
+		t.Errorf("proxy-env (-want +got):\n%s", diff)
+	}
+	delete(env, "ATI_JWT_ISSUER")
+	p := startProxy(t, env)
+	if got := p.call(s.mint("r", nil), "web_search"); got != 200 {
+		t.Errorf("a token of Vault is a %d", got)
+	}
+	verifier, err := ati.ParsePublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := jwt.ParseECPrivateKeyFromPEM([]byte(private))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signWith := func(method jwt.SigningMethod, key any) func(header, payload string) string {
+		return func(header, payload string) string {
+			text := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload))
+			sig, err := method.Sign(text, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return text + "." + base64.RawURLEncoding.EncodeToString(sig)
+		}
+	}
+	valid, refused := 0, 0
+	random := rand.New(rand.NewPCG(11, 7))
+	for i := range 2000 {
+		sign := signWith(jwt.SigningMethodES256, signer)
+		if i%10 == 0 { // what somebody makes who has the public key only
+			sign = signWith(jwt.SigningMethodHS256, []byte(public))
+		}
+		token := mutated(random, "ES256", sign)
+		if _, err := ati.ValidateToken(token, verifier); err != nil {
+			refused++
+			continue
+		}
+		valid++
+		if status, _ := p.do(token, http.MethodGet, "/tools", ""); status != 200 {
+			t.Errorf("valid here, and the proxy answers %d: %s", status, token)
+		}
+		if i%10 == 0 {
+			t.Errorf("a token that the public key signed is valid: %s", token)
+		}
+	}
+	t.Logf("%d tokens were valid here and so for the proxy, %d were refused", valid, refused)
+	if valid < 250 || refused < 250 {
+		t.Error("these are too few to tell")
+	}
+}
+
+// A client library verifies tokens by the JWK Set, which it reads from Vault
+// without a Vault token, as an MCP server behind the proxy would.
+func TestInteropJWKS(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	program := `
+import jwt, sys
+keys = jwt.PyJWKClient(sys.argv[1])
+key = keys.get_signing_key_from_jwt(sys.argv[2])
+print(key.key_id, jwt.decode(sys.argv[2], key.key, algorithms=[key.algorithm_name], audience="ati-proxy", issuer="ati-orchestrator")["scope"])
+`
+	verify := func(token string) string {
+		cmd := exec.Command("python3", "-c", program, s.addr+"/v1/ati/jwks", token)
+		cmd.Env = append(os.Environ(), "PYTHONPATH="+part(t, "ATI_CLIENT_0_7_15"))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			return lines[len(lines)-1]
+		}
+		return strings.TrimSpace(string(out))
+	}
+	hs := s.mint("r", nil)
+	if got := verify(hs); !strings.Contains(got, "Error") {
+		t.Errorf("with HS256: %s", got)
+	}
+	first := s.rotate("", data{"algorithm": "ES256"})
+	staged := s.rotate("/stage", data{"proxy_url": "https://green.example.com"})
+	blue := s.mint("r", nil)
+	s.rotate("/activate", nil)
+	green := s.mint("r", nil)
+	blueLater := s.mint("r", data{"proxy_url": first["current_proxy_url"]})
+	for token, kid := range map[string]any{blue: first["current_fingerprint"], blueLater: first["current_fingerprint"], green: staged["pending_fingerprint"]} {
+		if got, want := verify(token), fmt.Sprintf("%s tool:web_search", kid); got != want {
+			t.Errorf("the library says %q, want %q", got, want)
+		}
+	}
+	s.rotate("", nil)
+	if got := verify(green); !strings.Contains(got, "Unable to find a signing key") {
+		t.Errorf("a token of a forgotten key: %s", got)
+	}
+	resp, err := http.Get(s.addr + "/v1/ati/jwks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var set struct{ Keys []map[string]string }
+	if err := json.NewDecoder(resp.Body).Decode(&set); err != nil || resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/json" || len(set.Keys) != 1 {
+		t.Fatalf("%v %v %v", resp, set, err)
+	}
+	key := set.Keys[0]
+	if diff := cmp.Diff(map[string]string{"kty": "EC", "use": "sig", "alg": "ES256", "crv": "P-256", "kid": key["kid"], "x": key["x"], "y": key["y"]}, key); diff != "" {
+		t.Errorf("JWK (-want +got):\n%s", diff)
+	}
+	s.rotate("", data{"algorithm": "HS256", "secret": strings.Repeat("0123456789abcdef", 4)})
+	if got := s.vault("", "read", "-field=keys", "ati/jwks"); strings.TrimSpace(got) != "[]" {
+		t.Errorf("with HS256 again: %s", got)
+	}
+}
+
+// sandbox is a sandbox with its Agent, which calls a tool without pause.
+type sandbox struct {
+	name    string
+	proxy   *proxy
+	agent   *agent
+	file    string // the token
+	calls   atomic.Int64
+	refused atomic.Int64
+	stop    chan struct{}
+	done    chan struct{}
+}
+
+func (b *sandbox) token(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile(b.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// startSandbox starts one for the proxy that Vault names now, as an
+// orchestrator would.
+func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *sandbox {
+	t.Helper()
+	dir, run := t.TempDir(), t.TempDir()
+	s.run(s.root, "approle/add-sandbox.sh", name, dir)
+	b := &sandbox{name: name, file: filepath.Join(run, "session_token"), stop: make(chan struct{}), done: make(chan struct{})}
+	address := s.read(s.root, "ati/config").Data["proxy_url"].(string)
+	for _, p := range proxies {
+		if p.addr == address {
+			b.proxy = p
+		}
+	}
+	config := example(t, "sandbox-agent/agent.hcl", map[string]string{"/etc/vault-agent": dir, "/run/ati": run, `"40m"`: `"3s"`})
+	b.agent = s.startAgent(config, "ATI_PROXY_URL="+address)
+	poll(t, "the sandbox has a token", func() error { _, err := os.Stat(b.file); return err })
+	go func() {
+		defer close(b.done)
+		for {
+			select {
+			case <-b.stop:
+				return
+			default:
+			}
+			cmd := exec.Command(part(t, "ATI_BIN"), "run", "web_search")
+			cmd.Env = []string{"HOME=" + run, "PATH=" + os.Getenv("PATH"), "ATI_PROXY_URL=" + address, "ATI_SESSION_TOKEN_FILE=" + b.file}
+			out, err := cmd.CombinedOutput()
+			b.calls.Add(1)
+			if err != nil {
+				b.refused.Add(1)
+				t.Errorf("sandbox %s at %s: %v\n%s", b.name, address, err, out)
+			}
+		}
+	}()
+	t.Cleanup(b.end)
+	return b
+}
+
+func (b *sandbox) end() {
+	select {
+	case <-b.done:
+	default:
+		close(b.stop)
+		<-b.done
+	}
+	b.agent.stop(syscall.SIGTERM)
+}
+
+// Blue/green with two real proxies, each under its Agent, and eight sandboxes
+// that call without pause through stage, activate, rollback and retire, and
+// renew their tokens through their Agents: not one call is refused. Of each
+// kind there are at least ATI_ROTATION_CALLS. Run by make rotation.
+func TestRotation(t *testing.T) {
+	calls, err := strconv.Atoi(part(t, "ATI_ROTATION_CALLS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, algorithm := range []string{"HS256", "ES256"} {
+		t.Run("to "+algorithm, func(t *testing.T) { rotation(t, algorithm, calls) })
+	}
+}
+
+func rotation(t *testing.T, algorithm string, calls int) {
+	s := startVaultLogging(t, "info")
+	secret := s.mountEngine()
+	s.proxyHosts()
+	// A token lives 10 seconds, and Agent asks for the next after about 2.6.
+	s.run(s.root, example(t, "approle/setup.sh", map[string]string{"ttl=1h": "ttl=10s"}))
+
+	startProxy := func(config string, p *proxy, env []string, version int) *agent {
+		a := s.startAgent(config, append(env, fmt.Sprintf("ATI_PROXY_ENV=ati/proxy-env/%d", version))...)
+		shut(t, p, a, func() bool { return ready(p) == nil })
+		return a
+	}
+	blueConfig, blue, blueEnv := s.host(t, "proxy-host", nil)
+	greenConfig, green, greenEnv := s.host(t, "proxy-host", nil)
+	s.write(s.root, "ati/config", data{"proxy_url": blue.addr})
+	blueAgent := startProxy(blueConfig, blue, blueEnv, 1)
+	holds := map[*proxy]int{blue: 1, green: 2}
+	sandboxes := []*sandbox{}
+	start := func(n int) {
+		for range n {
+			sandboxes = append(sandboxes, s.startSandbox(t, fmt.Sprintf("%s%d", strings.ToLower(algorithm), len(sandboxes)+1), blue, green))
+		}
+	}
+	total := func() (calls, refused int64) {
+		for _, b := range sandboxes {
+			calls += b.calls.Load()
+			refused += b.refused.Load()
+		}
+		return calls, refused
+	}
+	living := func() []*sandbox {
+		var all []*sandbox
+		for _, b := range sandboxes {
+			select {
+			case <-b.done:
+			default:
+				all = append(all, b)
+			}
+		}
+		return all
+	}
+	const phases = 7
+	phase := 0
+	// goOn lets the sandboxes call until each has a token that was minted after
+	// this, by the version that its proxy holds, and their share of the calls is
+	// done.
+	goOn := func(what string) {
+		t.Helper()
+		phase++
+		before := map[*sandbox]string{}
+		for _, b := range living() {
+			before[b] = b.token(t)
+		}
+		if len(before) != 8 {
+			t.Errorf("%s: %d sandboxes are running", what, len(before))
+		}
+		deadline := time.Now().Add(10 * time.Minute)
+		enough := func() bool {
+			for b, token := range before {
+				if b.token(t) == token {
+					return false
+				}
+			}
+			n, _ := total()
+			return n >= int64(calls*phase/phases)
+		}
+		for !enough() {
+			if time.Now().After(deadline) || t.Failed() {
+				n, refused := total()
+				t.Fatalf("%s: %d calls, %d of them refused, and not all sandboxes have a new token", what, n, refused)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		for b := range before {
+			if got := s.write(s.root, "ati/validate", data{"token": b.token(t)}).Data["key_version"]; got != json.Number(strconv.Itoa(holds[b.proxy])) {
+				t.Errorf("%s: the token of %s is of version %v, and its proxy holds %d", what, b.name, got, holds[b.proxy])
+			}
+		}
+		n, refused := total()
+		t.Logf("%s: %d calls so far, %d refused", what, n, refused)
+	}
+
+	start(5)
+	s.rotate("/stage", data{"proxy_url": green.addr, "algorithm": algorithm})
+	greenAgent := startProxy(greenConfig, green, greenEnv, 2)
+	start(3)
+	goOn("staged")
+	s.rotate("/activate", nil)
+	// Of those that were started before, two are gone, and two come after.
+	sandboxes[0].end()
+	sandboxes[1].end()
+	start(2)
+	goOn("activated")
+	s.rotate("/rollback", nil)
+	goOn("rolled back")
+	s.rotate("/rollback", nil)
+	goOn("rolled forward")
+	// Those at blue are gone before it is retired, and as many come after.
+	var last []string
+	gone := 0
+	for _, b := range living() {
+		if b.proxy == blue {
+			b.end()
+			last = append(last, b.token(t))
+			gone++
+		}
+	}
+	start(gone)
+	goOn("blue is empty")
+	last = append(last, s.mintAt(blue.addr))
+	status := s.rotate("/retire", nil)
+	expireBy, err := time.Parse(time.RFC3339, status["previous_tokens_expire_by"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client(s.root).Logical().Write("ati/creds/sandbox", data{"proxy_url": blue.addr}); err == nil {
+		t.Error("the retired version still mints")
+	}
+	goOn("retired")
+	// The last token passes nearly as long as it says: its scopes until exp, and
+	// some endpoints for the leeway.
+	time.Sleep(time.Until(expireBy.Add(-5 * time.Second)))
+	if got, _ := blue.do(last[len(last)-1], http.MethodGet, "/tools", ""); got != 200 {
+		t.Errorf("5 seconds before tokens_expire_by, the last token at blue is a %d", got)
+	}
+	time.Sleep(time.Until(expireBy))
+	for _, token := range last {
+		if got, _ := blue.do(token, http.MethodGet, "/tools", ""); got != 401 {
+			t.Errorf("after tokens_expire_by, a token at blue is a %d", got)
+		}
+	}
+	if _, err := s.client(s.root).Logical().Read("ati/proxy-env/1"); err == nil {
+		t.Error("proxy-env/1 is still there")
+	}
+	blueAgent.stop(syscall.SIGTERM)
+	goOn("blue is stopped")
+
+	n, refused := total()
+	t.Logf("from HS256 to %s: %d calls of %d sandboxes, %d refused", algorithm, n, len(sandboxes), refused)
+	if n < int64(calls) {
+		t.Errorf("%d calls are fewer than %d", n, calls)
+	}
+	for _, where := range []string{blueAgent.out.String(), greenAgent.out.String(), s.log()} {
+		if strings.Contains(where, secret) {
+			t.Error("the secret is in a log")
+		}
+	}
+	var wg sync.WaitGroup
+	for _, b := range living() {
+		wg.Go(b.end)
+	}
+	wg.Wait()
+}
+
+// mintAt is a token that somebody gets for a proxy.
+func (s *server) mintAt(proxy string) string {
+	s.t.Helper()
+	s.write(s.root, "ati/roles/plain", data{"tools": "web_search", "ttl": "10s"})
+	return s.mint("plain", data{"proxy_url": proxy})
+}
