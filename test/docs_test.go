@@ -3,7 +3,6 @@
 package test
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
 	"os"
@@ -16,7 +15,7 @@ import (
 )
 
 var (
-	block   = regexp.MustCompile("(?ms)^```(\\S*)\n(.*?)^```$")
+	block   = regexp.MustCompile("(?ms)^ *```(\\S*)\n(.*?)^ *```$")
 	refused = regexp.MustCompile(`^(.*\S)\s+# refused: (.*)$`)
 )
 
@@ -33,10 +32,10 @@ func commands(t *testing.T, path string) string {
 	for _, m := range block.FindAllStringSubmatch(string(b), -1) {
 		switch m[1] {
 		case "sh":
-		case "text", "console":
+		case "text", "console", "python":
 			continue
 		default:
-			t.Fatalf("%s: a block in %q; use sh, or text and console for what is not run", path, m[1])
+			t.Fatalf("%s: a block in %q; use sh, or text, console and python for what is not run", path, m[1])
 		}
 		for _, line := range strings.Split(m[2], "\n") {
 			if r := refused.FindStringSubmatch(line); r != nil {
@@ -73,39 +72,23 @@ func TestREADME(t *testing.T) {
 	s := startVault(t)
 	work := t.TempDir() // a stand-in for the clone
 	bin := filepath.Join(work, "bin")
-	for _, dir := range []string{bin, filepath.Join(work, "path")} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{
-		"path/vault":                          vaultBin,
-		"bin/vault-plugin-secrets-ati-v0.2.0": buildPlugin(t, "v0.2.0"),
-	} {
-		if err := os.Symlink(target, filepath.Join(work, name)); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Symlink(buildPlugin(t, "v0.2.0"), filepath.Join(bin, "vault-plugin-secrets-ati-v0.2.0")); err != nil {
+		t.Fatal(err)
 	}
-	const secret = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
-	script := prelude + strings.ReplaceAll(commands(t, "../README.md"), "/etc/vault/plugins", s.pluginDir())
+	script := strings.ReplaceAll(commands(t, "../README.md"), "/etc/vault/plugins", s.pluginDir())
 	// make build writes into the clone's bin/: here into the stand-in's.
 	script = strings.ReplaceAll(script, "make build\n", root+"/scripts/build.sh "+bin+"/vault-plugin-secrets-ati\n")
-	cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
-	cmd.Dir = work
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(work, "path")+":"+os.Getenv("PATH"),
-		"VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "ATI_JWT_SECRET="+secret)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		t.Fatalf("%v\n%s", err, out.String())
-	}
+	out := s.runCommands(work, script)
 	// vault read and openssl print the same fingerprint, one after the other.
 	fingerprint := s.read(s.root, "ati/config").Data["key_fingerprint"].(string)
-	if got := strings.Count(out.String(), fingerprint); got != 2 {
+	if got := strings.Count(out, fingerprint); got != 2 {
 		t.Errorf("the fingerprint %s was printed %d times, want 2", fingerprint, got)
 	}
 	if got := s.read(s.root, "sys/mounts/ati").Data["running_plugin_version"]; got != "v0.2.0" {
@@ -121,14 +104,15 @@ func TestREADME(t *testing.T) {
 	s.nameEntities()
 	// The table's rows, and the requests that each of them stands for.
 	requests := map[string][]request{
-		"read or write `ati/config`":                 {{"GET", "ati/config", nil}, {"PUT", "ati/config", data{"issuer": "ati-orchestrator"}}},
-		"list, read or write `ati/roles`":            {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}, {"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
-		"mint for `researcher`":                      {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}},
-		"mint for `researcher` more than it grants":  {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
-		"read `ati/proxy-env`":                       {{"GET", "ati/proxy-env", nil}},
-		"mint for `sandbox`":                         {{"GET", "ati/creds/sandbox", nil}},
-		"mint for `sandbox` as another agent":        {{"GET", "ati/creds/sandbox?agent_id=sandbox:2", nil}},
-		"`ati/check`, `ati/validate`, `ati/inspect`": {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
+		"read or write `ati/config`":                  {{"GET", "ati/config", nil}, {"PUT", "ati/config", data{"issuer": "ati-orchestrator"}}},
+		"list, read or write `ati/roles`":             {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}, {"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
+		"mint for `researcher`":                       {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}},
+		"mint for `researcher` more than it grants":   {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
+		"read or write `ati/config/rotate` and below": {{"GET", "ati/config/rotate", nil}, {"PUT", "ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}}, {"DELETE", "ati/config/rotate/stage", nil}},
+		"read `ati/proxy-env`, or a version of it":    {{"GET", "ati/proxy-env", nil}, {"GET", "ati/proxy-env/1", nil}},
+		"mint for `sandbox`":                          {{"GET", "ati/creds/sandbox", nil}},
+		"mint for `sandbox` as another agent":         {{"GET", "ati/creds/sandbox?agent_id=sandbox:2", nil}},
+		"`ati/check`, `ati/validate`, `ati/inspect`":  {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
 	}
 	rows := tableRows(t, "../README.md", "| | security team | orchestrator | sandbox | proxy's host |")
 	if len(rows) != len(requests) {
@@ -148,12 +132,83 @@ func TestREADME(t *testing.T) {
 			}
 		}
 	}
-	if got := claims(t, secret, s.read(sandbox, "ati/creds/sandbox")).Subject; got != "sandbox:box1" {
+	if got := claims(t, oldSecret, s.read(sandbox, "ati/creds/sandbox")).Subject; got != "sandbox:box1" {
 		t.Errorf("the sandbox is %q", got)
 	}
 	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
 	if got := s.request(hasty, http.MethodPut, "ati/config", data{"proxy_url": "https://evil.example.com"}); got != http.StatusForbidden {
 		t.Errorf("an ati/* rule without sudo writes config: %d", got)
+	}
+}
+
+// oldSecret is what the documents call $ATI_JWT_SECRET.
+const oldSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+
+// runCommands runs a script with a vault on the PATH, and returns what it
+// printed.
+func (s *server) runCommands(dir, script string) string {
+	s.t.Helper()
+	path := s.t.TempDir()
+	if err := os.Symlink(vaultBin, filepath.Join(path, "vault")); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(s.t.Context(), "bash", "-c", prelude+script)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+path+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "ATI_JWT_SECRET="+oldSecret)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("%v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// Each page of docs/: its commands, as they stand, on the mount that the README
+// leaves, and what has come of them.
+func TestDocs(t *testing.T) {
+	checks := map[string]func(t *testing.T, out string, status data){
+		"rotate.md": func(t *testing.T, _ string, status data) {
+			if got := versionsOf(t, status); got != (versions{Current: 2, Previous: 1, Retired: true}) {
+				t.Errorf("there are %+v", got)
+			}
+		},
+		"revoke.md": func(t *testing.T, _ string, status data) {
+			if got := versionsOf(t, status); got != (versions{Current: 2}) {
+				t.Errorf("there are %+v", got)
+			}
+		},
+		"move-secret.md": func(t *testing.T, out string, status data) {
+			// vault read and openssl print the same one.
+			if got := strings.Count(out, "be930db828cd35cc"); got != 2 || status["current_fingerprint"] == "be930db828cd35cc" {
+				t.Errorf("the old fingerprint was printed %d times, want 2, and the new one is %v", got, status["current_fingerprint"])
+			}
+		},
+		"es256.md": func(t *testing.T, out string, status data) {
+			// Once each by rotate, vault read and openssl, and as the kid.
+			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 4 || status["current_algorithm"] != "ES256" {
+				t.Errorf("the fingerprint was printed %d times, want 4: %v", got, status)
+			}
+		},
+	}
+	pages, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(pages) != len(checks) {
+		t.Fatalf("there are the pages %v (%v), and this test knows %d", pages, err, len(checks))
+	}
+	for _, page := range pages {
+		t.Run(filepath.Base(page), func(t *testing.T) {
+			t.Parallel()
+			check := checks[filepath.Base(page)]
+			if check == nil {
+				t.Fatal("this test doesn't know the page")
+			}
+			s := startVault(t)
+			s.mountEngine()
+			s.vault(s.root, "secrets", "disable", "ati")
+			s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
+			s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+oldSecret)
+			s.vault(s.root, "write", "ati/roles/researcher", "tools=web_search,arxiv:search", "allowed_agent_ids=sandbox:*")
+			out := s.runCommands(t.TempDir(), commands(t, page))
+			check(t, out, s.read(s.root, "ati/config/rotate").Data)
+		})
 	}
 }
 

@@ -451,6 +451,21 @@ func TestInteropAuditTrail(t *testing.T) {
 	if line.Tool != "web_search" || line.AgentSub != "token-orchestrator" || line.SandboxID != "box-7" {
 		t.Errorf("the proxy's line is %+v", line)
 	}
+	// The claim that tells a token of Vault's: docs/move-secret.md goes by it.
+	key, err := ati.ParseSecret(s.proxyEnv()["ATI_JWT_SECRET"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied, err := ati.IssueToken(key, ati.IssueRequest{Subject: "x", Scope: "tool:web_search"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.call(copied, "web_search"); got != 200 {
+		t.Fatalf("the call is a %d", got)
+	}
+	if both, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl")); err != nil || bytes.Count(both, []byte("\n")) != 2 || bytes.Count(both, []byte(`"job_id"`)) != 1 {
+		t.Errorf("%v: the proxy's audit file has\n%s", err, both)
+	}
 	if got := s.auditLine(line.JobID); got.Auth.DisplayName != "token-orchestrator" || got.Request.Path != "ati/creds/r" {
 		t.Errorf("Vault's line is %+v", got)
 	}

@@ -31,6 +31,8 @@ resource "vault_mount" "ati" {
 
 # Without a secret, Vault generates one, and Terraform's state never has it: the
 # proxy's host reads it from ati/proxy-env. Applied again, it changes nothing.
+# Rotations are not Terraform's: after one with another proxy, change proxy_url
+# here. Until then Vault refuses to give the new key the old proxy's address.
 resource "vault_generic_endpoint" "config" {
   path                 = "${vault_mount.ati.path}/config"
   ignore_absent_fields = true
