@@ -99,6 +99,7 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 			pathJWKS(b),
 			pathRoles(b),
 			pathCreds(b),
+			pathBatch(b),
 			pathCheck(b),
 			pathValidate(b),
 		),

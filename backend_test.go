@@ -302,6 +302,7 @@ var paths = map[string][]logical.Operation{
 	"roles/":                 {logical.ListOperation},
 	"roles/r":                {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
 	"creds/r":                {logical.ReadOperation, logical.UpdateOperation},
+	"batch/r":                {logical.UpdateOperation},
 	"proxy-env":              {logical.ReadOperation},
 	"proxy-env/1":            {logical.ReadOperation},
 	"check/r":                {logical.ReadOperation, logical.UpdateOperation},
@@ -396,6 +397,7 @@ func TestOpenAPIHasAnOperationIDOfItsOwnForEachOperation(t *testing.T) {
 		"post /roles/{name}":           "ati-write-role",
 		"delete /roles/{name}":         "ati-delete-role",
 		"get /creds/{name}":            "ati-generate-credentials",
+		"post /batch/{name}":           "ati-generate-credentials-batch",
 		"post /creds/{name}":           "ati-generate-credentials-with-parameters",
 		"get /check/{name}":            "ati-check-role",
 		"post /check/{name}":           "ati-check-role-with-parameters",
@@ -421,7 +423,7 @@ func TestKeysAreRootProtectedAndSealWrappedAndFieldsWithSecretsAreSensitive(t *t
 	creds := m.b.Route("creds/r").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
 	for _, f := range []*framework.FieldSchema{
 		m.b.Route("config").Fields["secret"], m.b.Route("config").Fields["private_key"], m.b.Route("config/rotate").Fields["secret"], m.b.Route("config/rotate/stage").Fields["private_key"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
-		creds["token"], creds["ATI_SESSION_TOKEN"], m.b.Route("proxy-env").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields["ATI_JWT_SECRET"],
+		creds["token"], creds["ATI_SESSION_TOKEN"], m.b.Route("batch/r").Operations[logical.UpdateOperation].Properties().Responses[200][0].Fields["tokens"], m.b.Route("proxy-env").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields["ATI_JWT_SECRET"],
 	} {
 		if f.DisplayAttrs == nil || !f.DisplayAttrs.Sensitive {
 			t.Errorf("%q is not sensitive", f.Description)
@@ -457,6 +459,7 @@ func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 		"roles/r":   "allowed_agent_ids, allowed_job_ids, allowed_sandbox_ids, audience, description, disabled, generate_lease, job_id, max_ttl, rate, sandbox_id, scopes, skills, subject, tools, ttl",
 		"proxy-env": "none", "proxy-env/1": "none",
 		"creds/r":  "agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl",
+		"batch/r":  "agent_ids, proxy_url, rate, scopes, skills, tools, ttl",
 		"check/r":  "scope, skill, tool",
 		"validate": "audience, issuer, leeway, scope, token",
 		"inspect":  "token",
@@ -502,6 +505,7 @@ func TestNothingWorksWithoutAConfigAndSaysSo(t *testing.T) {
 	const want = "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…"
 	m.refused(logical.CreateOperation, "roles/r", data{"tools": "x"}, want)
 	m.refused(logical.ReadOperation, "creds/r", nil, want)
+	m.refused(logical.UpdateOperation, "batch/r", data{"agent_ids": "a"}, want)
 	for _, path := range []string{"config/rotate", "config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/retire"} {
 		m.refused(logical.UpdateOperation, path, nil, want)
 	}
@@ -792,6 +796,8 @@ func TestStorageTroubleIsAnErrorThatSaysWhatFailed(t *testing.T) {
 		"deleting a role":                 {"delete role/r", logical.DeleteOperation, "roles/r", nil, `delete role "r": disk on fire`},
 		"minting, config":                 {"get config", logical.ReadOperation, "creds/r", nil, "read config: disk on fire"},
 		"minting, role":                   {"get role/r", logical.ReadOperation, "creds/r", nil, `read role "r": disk on fire`},
+		"minting many, config":            {"get config", logical.UpdateOperation, "batch/r", data{"agent_ids": "a"}, "read config: disk on fire"},
+		"minting many, role":              {"get role/r", logical.UpdateOperation, "batch/r", data{"agent_ids": "a"}, `read role "r": disk on fire`},
 		"checking, config":                {"get config", logical.ReadOperation, "check/r", data{"tool": "x"}, "read config: disk on fire"},
 		"checking, role":                  {"get role/r", logical.ReadOperation, "check/r", data{"tool": "x"}, `read role "r": disk on fire`},
 		"reading the proxy's environment": {"get config", logical.ReadOperation, "proxy-env", nil, "read config: disk on fire"},
@@ -803,7 +809,7 @@ func TestStorageTroubleIsAnErrorThatSaysWhatFailed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := configured(t, nil, nil)
+			m := configured(t, nil, data{"allowed_agent_ids": "*"})
 			m.b = m.newBackend()
 			m.storage.fail = c.fail
 			m.failed(c.op, c.path, c.data, c.want)

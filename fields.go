@@ -118,8 +118,12 @@ func listField(d *framework.FieldData, name string) ([]string, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	if len(items) > maxItems {
-		return nil, false, fmt.Errorf("%s has %d items; at most %d are allowed", name, len(items), maxItems)
+	limit := maxItems
+	if name == agentIDsField {
+		limit = maxBatch
+	}
+	if len(items) > limit {
+		return nil, false, fmt.Errorf("%s has %d items; at most %d are allowed", name, len(items), limit)
 	}
 	return items, true, nil
 }

@@ -490,10 +490,11 @@ func (r *role) tokenSize(cfg *config) (int, error) {
 	if subject == "" {
 		subject = sampleUUID
 	}
-	token, err := cfg.current.key.Sign(r.claims(cfg, tokenRequest{
+	t := tokenRequest{
 		scope: r.scope, rate: r.Rate, ttl: r.TTL, subject: subject, jobID: fixed(r.jobID), sandboxID: fixed(r.sandboxID), jti: sampleUUID,
 		now: cfg.current.CreatedAt,
-	}))
+	}
+	token, err := cfg.current.key.Sign(t.claims(cfg, r))
 	return len(token), err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,17 +20,17 @@ import (
 const (
 	secretTokenType = "ati_token"
 	formatEnv       = "env"
+
+	agentIDsField = "agent_ids"
+	maxBatch      = 1000
+	maxBatchBytes = 4 << 20
 )
 
 func pathCreds(b *backend) []*framework.Path {
 	response := framework.Response{Description: "A token; with format=env, the sandbox's environment", Fields: credsFields()}
 	return []*framework.Path{{
 		Pattern: "creds/" + framework.GenericNameRegex(nameField),
-		Fields: map[string]*framework.FieldSchema{
-			nameField: {
-				Type:        framework.TypeString,
-				Description: "Name of the role.",
-			},
+		Fields: withMintFields(map[string]*framework.FieldSchema{
 			"agent_id": {
 				Type:        framework.TypeString,
 				Description: "Subject of the token, where the role's allowed_agent_ids have it.",
@@ -42,36 +43,12 @@ func pathCreds(b *backend) []*framework.Path {
 				Type:        framework.TypeString,
 				Description: "Claim sandbox_id, where the role's allowed_sandbox_ids have it.",
 			},
-			"ttl": {
-				Type:        framework.TypeDurationSecond,
-				Description: "TTL of the token. Longer than the role, config or mount allow is cut to that, with a warning.",
-			},
-			"tools": {
-				Type:        framework.TypeCommaStringSlice,
-				Description: "Fewer tools than the role grants. With tools, skills or scopes given, the token has just what is given.",
-			},
-			"skills": {
-				Type:        framework.TypeCommaStringSlice,
-				Description: "Fewer skills than the role grants.",
-			},
-			"scopes": {
-				Type:        framework.TypeCommaStringSlice,
-				Description: "Fewer scopes than the role grants.",
-			},
-			"rate": {
-				Type:        framework.TypeKVPairs,
-				Description: "Lower counts for rates that the role has, over the same window.",
-			},
-			"proxy_url": {
-				Type:        framework.TypeString,
-				Description: "Mint for the proxy at this address, with the current or the previous version of the key, and fail if neither is for it.",
-			},
 			"format": {
 				Type:          framework.TypeString,
 				Description:   "env answers with ATI_PROXY_URL and ATI_SESSION_TOKEN only.",
 				AllowedValues: []any{formatEnv},
 			},
-		},
+		}),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation:   operation(b.pathCredsRead, "Mint a token for a role.", "generate", "credentials", response),
@@ -80,6 +57,61 @@ func pathCreds(b *backend) []*framework.Path {
 		HelpSynopsis:    pathCredsHelpSyn,
 		HelpDescription: pathCredsHelpDesc,
 	}}
+}
+
+func pathBatch(b *backend) []*framework.Path {
+	return []*framework.Path{{
+		Pattern: "batch/" + framework.GenericNameRegex(nameField),
+		Fields: withMintFields(map[string]*framework.FieldSchema{
+			agentIDsField: {
+				Type:        framework.TypeCommaStringSlice,
+				Required:    true,
+				Description: "Subjects of the tokens, each one that the role's allowed_agent_ids have. At most 1000.",
+			},
+		}),
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: operation(b.pathBatchWrite, "Mint a token for each of many agents.", "generate", "credentials-batch",
+				framework.Response{Description: "A token for each agent", Fields: batchFields()}),
+		},
+		HelpSynopsis:    pathBatchHelpSyn,
+		HelpDescription: pathBatchHelpDesc,
+	}}
+}
+
+// withMintFields adds the parameters that creds and batch have in common.
+func withMintFields(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
+	maps.Copy(fields, map[string]*framework.FieldSchema{
+		nameField: {
+			Type:        framework.TypeString,
+			Description: "Name of the role.",
+		},
+		"ttl": {
+			Type:        framework.TypeDurationSecond,
+			Description: "TTL of the token. Longer than the role, config or mount allow is cut to that, with a warning.",
+		},
+		"tools": {
+			Type:        framework.TypeCommaStringSlice,
+			Description: "Fewer tools than the role grants. With tools, skills or scopes given, the token has just what is given.",
+		},
+		"skills": {
+			Type:        framework.TypeCommaStringSlice,
+			Description: "Fewer skills than the role grants.",
+		},
+		"scopes": {
+			Type:        framework.TypeCommaStringSlice,
+			Description: "Fewer scopes than the role grants.",
+		},
+		"rate": {
+			Type:        framework.TypeKVPairs,
+			Description: "Lower counts for rates that the role has, over the same window.",
+		},
+		"proxy_url": {
+			Type:        framework.TypeString,
+			Description: "Mint for the proxy at this address, with the current or the previous version of the key, and fail if neither is for it.",
+		},
+	})
+	return fields
 }
 
 func credsFields() map[string]*framework.FieldSchema {
@@ -96,6 +128,18 @@ func credsFields() map[string]*framework.FieldSchema {
 		ati.EnvProxyURL:     {Type: framework.TypeString, Description: "With format=env: the proxy's address."},
 		ati.EnvSessionToken: {Type: framework.TypeString, Description: "With format=env: the session token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
 	}
+}
+
+func batchFields() map[string]*framework.FieldSchema {
+	fields := map[string]*framework.FieldSchema{
+		"tokens": {Type: framework.TypeKVPairs, Required: true, Description: "The session tokens, by agent id. Their claim jti is the id of this request in Vault's audit log, a dot, and the agent's position in agent_ids, from 1.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+	}
+	common := credsFields()
+	for _, name := range []string{"scope", "aud", "proxy_url", "token_ttl", "expires_at", "key_version"} {
+		common[name].Required = true
+		fields[name] = common[name]
+	}
+	return fields
 }
 
 // secretToken is the lease that a role with generate_lease gives its tokens.
@@ -119,8 +163,10 @@ func (b *backend) secretTokenRevoke(_ context.Context, req *logical.Request, _ *
 	return nil, nil
 }
 
-// credsParams are the parameters of a mint, checked for their form.
+// credsParams are the parameters of a mint, checked for their form. Of a batch,
+// agentID is the first of agentIDs.
 type credsParams struct {
+	agentIDs                  []string
 	agentID, jobID, sandboxID string
 	ttl                       time.Duration
 	narrowed                  bool // tools, skills or scopes were given
@@ -131,53 +177,118 @@ type credsParams struct {
 }
 
 func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	m, refusal, err := b.beginMint(ctx, req, d)
+	if refusal != nil || err != nil {
+		return refusal, err
+	}
+	claims, token, refusal, err := m.mint(m.params.agentID, req.ID)
+	if refusal != nil || err != nil {
+		return refusal, err
+	}
+	resp := b.credsResponse(m.key, m.role, m.params, claims, token)
+	resp.Warnings = m.warnings
+	return resp, nil
+}
+
+func (b *backend) pathBatchWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	m, refusal, err := b.beginMint(ctx, req, d)
+	if refusal != nil || err != nil {
+		return refusal, err
+	}
+	if m.role.GenerateLease {
+		return logical.ErrorResponse("role %q gives its tokens leases, which a batch can't; mint them one by one, or set generate_lease=false", m.role.name), nil
+	}
+	tokens := make(map[string]string, len(m.params.agentIDs))
+	bytes := 0
+	for i, id := range m.params.agentIDs {
+		_, token, refusal, err := m.mint(id, req.ID+"."+strconv.Itoa(i+1))
+		if refusal != nil || err != nil {
+			return refusal, err
+		}
+		if bytes += len(token); bytes > maxBatchBytes {
+			return logical.ErrorResponse("the tokens of this batch have more than %d bytes; mint for fewer agents at once", maxBatchBytes), nil
+		}
+		tokens[id] = token
+	}
+	claims := m.request.claims(m.cfg, m.role) // what they share
+	return &logical.Response{Warnings: m.warnings, Data: map[string]any{
+		"tokens":      tokens,
+		"scope":       claims.Scope,
+		"aud":         claims.Audience,
+		"proxy_url":   m.key.ProxyURL,
+		"token_ttl":   claims.ExpiresAt - claims.IssuedAt,
+		"expires_at":  claims.ExpiresAt,
+		"key_version": m.key.Version,
+	}}, nil
+}
+
+// minting is what all tokens of a request have in common.
+type minting struct {
+	cfg     *config
+	role    *role
+	params  *credsParams
+	caller  caller
+	key     *signingKey
+	request tokenRequest
+
+	warnings   []string
+	sizeWarned bool
+}
+
+// beginMint decides whether the caller gets tokens of the role, and what is in
+// them beside the ids. A refusal is the caller's to mend.
+func (b *backend) beginMint(ctx context.Context, req *logical.Request, d *framework.FieldData) (m *minting, refusal *logical.Response, err error) {
 	// Before the config is read: whoever ends minting under a version drops the
 	// cached config first, and takes the time then. So no token under it has a
 	// later iat.
 	now := b.now()
-	cfg, r, refusal, err := b.configAndRole(ctx, req, d)
-	if refusal != nil || err != nil {
-		return refusal, err
+	m = new(minting)
+	if m.cfg, m.role, refusal, err = b.configAndRole(ctx, req, d); refusal != nil || err != nil {
+		return nil, refusal, err
 	}
 	if req.ID == "" {
-		return nil, errors.New("the request has no id to name the token by")
+		return nil, nil, errors.New("the request has no id to name the token by")
 	}
-	p, err := parseCredsParams(d)
-	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+	if m.params, err = parseCredsParams(d); err != nil {
+		return nil, logical.ErrorResponse(err.Error()), nil
 	}
-	who, err := b.lookUpCaller(req, r.identityAsked(p))
-	if err != nil {
-		return nil, err
+	if m.key, err = m.cfg.keyFor(m.params.proxyURL); err != nil {
+		return nil, logical.ErrorResponse(err.Error()), nil
+	}
+	if m.cfg.LongestTTL <= 0 {
+		return nil, nil, errors.New("storage has no bound on the life of tokens, which every role's write sets")
+	}
+	if m.caller, err = b.lookUpCaller(req, m.role.identityAsked(m.params)); err != nil {
+		return nil, nil, err
 	}
 	mountMax, err := b.recentMountMaxTTL()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	key, err := cfg.keyFor(p.proxyURL)
-	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+	if m.request, m.warnings, err = m.role.decide(m.cfg, m.params, now, mountMax); err != nil {
+		return nil, logical.ErrorResponse(err.Error()), nil
 	}
-	if cfg.LongestTTL <= 0 {
-		return nil, errors.New("storage has no bound on the life of tokens, which every role's write sets")
+	return m, nil, nil
+}
+
+// mint makes one token.
+func (m *minting) mint(agentID, jti string) (claims *ati.Claims, token string, refusal *logical.Response, err error) {
+	t := m.request
+	if err := m.role.identify(&t, m.params, m.caller, agentID, jti); err != nil {
+		return nil, "", logical.ErrorResponse(err.Error()), nil
 	}
-	claims, warnings, err := r.mint(cfg, p, who, req.ID, now, mountMax)
-	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
-	}
-	token, err := key.key.Sign(claims)
-	if err != nil {
-		return nil, err
+	claims = t.claims(m.cfg, m.role)
+	if token, err = m.key.key.Sign(claims); err != nil {
+		return nil, "", nil, err
 	}
 	if len(token) > maxTokenBytes {
-		return logical.ErrorResponse("the token has %d bytes; at most %d are allowed: ask for less with tools, skills or scopes", len(token), maxTokenBytes), nil
+		return nil, "", logical.ErrorResponse("the token has %d bytes; at most %d are allowed: ask for less with tools, skills or scopes", len(token), maxTokenBytes), nil
 	}
-	if len(token) > warnTokenBytes {
-		warnings = append(warnings, fmt.Sprintf("the token has %d bytes; over %d some HTTP servers refuse the request", len(token), warnTokenBytes))
+	if len(token) > warnTokenBytes && !m.sizeWarned {
+		m.sizeWarned = true
+		m.warnings = append(m.warnings, fmt.Sprintf("the token has %d bytes; over %d some HTTP servers refuse the request", len(token), warnTokenBytes))
 	}
-	resp := b.credsResponse(key, r, p, claims, token)
-	resp.Warnings = warnings
-	return resp, nil
+	return claims, token, nil, nil
 }
 
 // lookUpCaller asks Vault's identity system for what the templates need.
@@ -252,6 +363,13 @@ func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
 			return nil, err
 		}
 	}
+	if _, batch := d.Schema[agentIDsField]; batch {
+		ids, err := parseAgentIDs(d)
+		if err != nil {
+			return nil, err
+		}
+		p.agentIDs, p.agentID = ids, ids[0]
+	}
 	ttl, ok, err := durationField(d, "ttl")
 	if err != nil {
 		return nil, err
@@ -285,6 +403,29 @@ func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
 	}
 	p.rates, err = parseRates("rate", rate)
 	return p, err
+}
+
+func parseAgentIDs(d *framework.FieldData) ([]string, error) {
+	ids, ok, err := listField(d, agentIDsField)
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, errors.New("agent_ids is required: the subjects of the tokens")
+	case len(ids) == 0:
+		return nil, emptyParameter(agentIDsField)
+	}
+	seen := make(map[string]bool, len(ids))
+	for i, id := range ids {
+		if err := checkID(agentIDsField, id); err != nil {
+			return nil, fmt.Errorf("item %d of %w", i+1, err)
+		}
+		if seen[id] {
+			return nil, fmt.Errorf("agent_ids %q: is given twice", id)
+		}
+		seen[id] = true
+	}
+	return ids, nil
 }
 
 // emptyParameter refuses what is usually an unset variable, and would
@@ -334,7 +475,7 @@ type tokenRequest struct {
 	now                            time.Time
 }
 
-func (r *role) claims(cfg *config, t tokenRequest) *ati.Claims {
+func (t tokenRequest) claims(cfg *config, r *role) *ati.Claims {
 	audience := r.Audience
 	if audience == "" {
 		audience = cfg.Audience
@@ -346,63 +487,64 @@ func (r *role) claims(cfg *config, t tokenRequest) *ati.Claims {
 	}
 }
 
-// mint decides whether the caller gets a token, and what is in it. Its errors
-// are the caller's to mend.
-func (r *role) mint(cfg *config, p *credsParams, who caller, jti string, now time.Time, mountMax time.Duration) (*ati.Claims, []string, error) {
+// decide is what a token has beside its ids. Its errors are the caller's to
+// mend.
+func (r *role) decide(cfg *config, p *credsParams, now time.Time, mountMax time.Duration) (t tokenRequest, warnings []string, err error) {
 	if err := r.checkEnabled(); err != nil {
-		return nil, nil, err
+		return t, nil, err
 	}
 	if err := r.checkAudience(cfg); err != nil {
-		return nil, nil, fmt.Errorf("role %q: %w", r.name, err)
+		return t, nil, fmt.Errorf("role %q: %w", r.name, err)
 	}
-	t := tokenRequest{scope: r.scope, rate: r.Rate, jti: jti, now: now}
+	t = tokenRequest{scope: r.scope, rate: r.Rate, now: now}
 	granted := r.granted
-	var err error
 	if p.narrowed {
-		if err = r.checkGranted(p.granted); err != nil {
-			return nil, nil, err
+		if err := r.checkGranted(p.granted); err != nil {
+			return t, nil, err
 		}
 		granted, t.scope = p.granted, strings.Join(p.granted, " ")
 	}
-	if err = cfg.checkCeiling(granted); err != nil {
-		return nil, nil, err
+	if err := cfg.checkCeiling(granted); err != nil {
+		return t, nil, err
 	}
 	if len(p.rates) > 0 {
 		if t.rate, err = r.narrowRates(p.rates); err != nil {
-			return nil, nil, err
-		}
-	}
-	for _, id := range []struct {
-		name, chosen string
-		allowed      []string
-		fallback     func() (string, error)
-		out          *string
-	}{
-		{"agent_id", p.agentID, r.AllowedAgentIDs, func() (string, error) { return r.subjectOf(who, jti) }, &t.subject},
-		{"job_id", p.jobID, r.AllowedJobIDs, func() (string, error) { return renderOptional(r.jobID, who, jti) }, &t.jobID},
-		{"sandbox_id", p.sandboxID, r.AllowedSandboxIDs, func() (string, error) { return renderOptional(r.sandboxID, who, jti) }, &t.sandboxID},
-	} {
-		switch {
-		case id.chosen == "":
-			if *id.out, err = id.fallback(); err != nil {
-				return nil, nil, err
-			}
-		case !strutil.StrListContainsGlob(id.allowed, id.chosen):
-			return nil, nil, fmt.Errorf("%s %q is not one that role %q allows", id.name, id.chosen, r.name)
-		default:
-			*id.out = id.chosen
+			return t, nil, err
 		}
 	}
 	view := logical.StaticSystemView{MaxLeaseTTLVal: mountMax, DefaultLeaseTTLVal: mountMax}
 	// The config may have been read before the role was written with a longer
 	// TTL: tokens_expire_by goes by this config's.
 	longest := min(r.longestTTL(), cfg.LongestTTL)
-	ttl, warnings, err := framework.CalculateTTL(view, p.ttl, r.TTL, 0, longest, cfg.MaxTTL, time.Time{})
-	if err != nil {
-		return nil, nil, err
+	t.ttl, warnings, err = framework.CalculateTTL(view, p.ttl, r.TTL, 0, longest, cfg.MaxTTL, time.Time{})
+	return t, warnings, err
+}
+
+// identify says who and what a token is for.
+func (r *role) identify(t *tokenRequest, p *credsParams, who caller, agentID, jti string) (err error) {
+	t.jti = jti
+	for _, id := range []struct {
+		name, chosen string
+		allowed      []string
+		fallback     func() (string, error)
+		out          *string
+	}{
+		{"agent_id", agentID, r.AllowedAgentIDs, func() (string, error) { return r.subjectOf(who, jti) }, &t.subject},
+		{"job_id", p.jobID, r.AllowedJobIDs, func() (string, error) { return renderOptional(r.jobID, who, jti) }, &t.jobID},
+		{"sandbox_id", p.sandboxID, r.AllowedSandboxIDs, func() (string, error) { return renderOptional(r.sandboxID, who, jti) }, &t.sandboxID},
+	} {
+		switch {
+		case id.chosen == "":
+			if *id.out, err = id.fallback(); err != nil {
+				return err
+			}
+		case !strutil.StrListContainsGlob(id.allowed, id.chosen):
+			return fmt.Errorf("%s %q is not one that role %q allows", id.name, id.chosen, r.name)
+		default:
+			*id.out = id.chosen
+		}
 	}
-	t.ttl = ttl
-	return r.claims(cfg, t), warnings, nil
+	return nil
 }
 
 // subjectOf is the subject of a caller that chose none.
@@ -464,4 +606,17 @@ Without parameters, the token has all that the role grants. Parameters only
 narrow it: what the role doesn't grant is refused, never cut down in silence.
 
 The claim jti is the id of this request in Vault's audit log.
+`
+
+const pathBatchHelpSyn = `Mint a token for each of many agents.`
+
+const pathBatchHelpDesc = `
+Give agent_ids, up to 1000 of those that the role's allowed_agent_ids have. The
+other parameters narrow the role for all of them, as those of creds/<name> do.
+The answer has tokens, a map from agent id to token. One id that is not allowed,
+malformed or given twice refuses the whole, and is named.
+
+This path is one of its own, so that a policy can allow it or not: one that
+forbids agent_id at creds/<name> forbids nothing here. It mints nothing for roles
+with generate_lease.
 `

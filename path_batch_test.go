@@ -1,0 +1,182 @@
+package atisecrets_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+func TestABatchHasATokenForEachAgent(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{
+		"tools": "web_search,github:*", "rate": data{"*": "5/s"}, "ttl": "30m", "allowed_agent_ids": "sandbox:*", "subject": "never/{{identity.entity.name}}",
+		"job_id": "{{jti}}", "sandbox_id": "box",
+	})
+	resp := m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": []any{"sandbox:b", "sandbox:a"}})
+	m.warnings(resp)
+	tokens := resp.Data["tokens"].(map[string]string)
+	for id, position := range map[string]string{"sandbox:b": ".1", "sandbox:a": ".2"} {
+		want := &ati.Claims{
+			Subject: id, Audience: "ati-proxy", IssuedAt: 1_800_000_000, ExpiresAt: 1_800_001_800, Scope: "tool:web_search tool:github:*", Issuer: "ati-orchestrator", ID: testID + position,
+			ATI: &ati.Namespace{Version: 1, Rate: map[string]string{"*": "5/s"}}, JobID: testID + position, SandboxID: "box",
+		}
+		if diff := cmp.Diff(want, m.claimsOf(tokens[id], "ati-proxy")); diff != "" {
+			t.Errorf("claims of %s (-want +got):\n%s", id, diff)
+		}
+	}
+	want := data{
+		"tokens": map[string]string{"sandbox:a": tokens["sandbox:a"], "sandbox:b": tokens["sandbox:b"]}, "scope": "tool:web_search tool:github:*", "aud": "ati-proxy",
+		"proxy_url": testProxy, "token_ttl": int64(1800), "expires_at": int64(1_800_001_800), "key_version": 1,
+	}
+	if diff := cmp.Diff(want, resp.Data); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
+	}
+
+	// The parameters of creds narrow the role for all of them. A list is one
+	// string as well.
+	resp = m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": "sandbox:1, sandbox:2", "tools": "github:search", "ttl": "2h", "rate": "*=1/s", "proxy_url": testProxy})
+	m.warnings(resp, `TTL of "2h" exceeded the effective max_ttl of "30m"; TTL value is capped accordingly`)
+	for _, token := range resp.Data["tokens"].(map[string]string) {
+		if c := m.claimsOf(token, "ati-proxy"); c.Scope != "tool:github:search" || c.ExpiresAt-c.IssuedAt != 1800 || c.ATI.Rate["*"] != "1/s" {
+			t.Errorf("narrowed: %+v %+v", c, c.ATI)
+		}
+	}
+	// While a rotation goes on, a batch is for one of the two proxies.
+	m.write("config/rotate/stage", data{"proxy_url": greenProxy})
+	m.write("config/rotate/activate", nil)
+	resp = m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": "sandbox:1", "proxy_url": testProxy})
+	if resp.Data["key_version"] != 1 || resp.Data["proxy_url"] != testProxy {
+		t.Errorf("for the previous proxy: %v", resp.Data)
+	}
+}
+
+// A batch asks Vault for the caller's identity once, and not for a subject.
+func TestABatchAsksForTheIdentityOnce(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"allowed_agent_ids": "*", "subject": "{{identity.groups.names.x.id}}"})
+	m.entity(&logical.Entity{Name: "alice"})
+	ids := agentIDs(1000)
+	m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": ids})
+	if got := m.system.entityCalls.Load(); got != 0 {
+		t.Errorf("a batch whose subjects are chosen asked for the entity %d times", got)
+	}
+	m.ok(logical.UpdateOperation, "roles/r", data{"job_id": "{{identity.entity.name}}:{{jti}}"})
+	resp := m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": ids})
+	if got := m.system.entityCalls.Load(); got != 1 {
+		t.Errorf("a batch asked for the entity %d times, want 1", got)
+	}
+	for i, id := range ids {
+		want := fmt.Sprintf("alice:%s.%d", testID, i+1)
+		if c := m.claimsOf(resp.Data["tokens"].(map[string]string)[id.(string)], "ati-proxy"); c.JobID != want {
+			t.Fatalf("job_id %q, want %q", c.JobID, want)
+		}
+	}
+}
+
+func agentIDs(n int) []any {
+	ids := make([]any, n)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("sandbox:%d", i)
+	}
+	return ids
+}
+
+func TestABatchIsRefusedAsAWhole(t *testing.T) {
+	t.Parallel()
+	role := data{"tools": "web_search", "allowed_agent_ids": "sandbox:*,*-ci"}
+	const idRule = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
+	for name, c := range map[string]struct {
+		role, data data
+		want       string
+	}{
+		"no ids":                    {nil, data{}, "agent_ids is required: the subjects of the tokens"},
+		"an empty list":             {nil, data{"agent_ids": []any{}}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
+		"an empty string":           {nil, data{"agent_ids": ""}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
+		"a number":                  {nil, data{"agent_ids": 5}, "agent_ids must be a list of strings"},
+		"a number in the list":      {nil, data{"agent_ids": []any{"sandbox:1", 5}}, "agent_ids: item 2 is not a string"},
+		"an empty id":               {nil, data{"agent_ids": "sandbox:1,"}, `item 2 of agent_ids "": ` + idRule},
+		"a malformed id":            {nil, data{"agent_ids": []any{"sandbox:1", "sandbox:2", "sandbox:${X}"}}, `item 3 of agent_ids "sandbox:${X}": ` + idRule},
+		"an id twice":               {nil, data{"agent_ids": "sandbox:1,sandbox:2,sandbox:1"}, `agent_ids "sandbox:1": is given twice`},
+		"an id beyond the role":     {nil, data{"agent_ids": "sandbox:1,other"}, `agent_id "other" is not one that role "r" allows`},
+		"1001 ids":                  {nil, data{"agent_ids": agentIDs(1001)}, "agent_ids has 1001 items; at most 1000 are allowed"},
+		"a role without ids":        {data{"allowed_agent_ids": ""}, data{"agent_ids": "sandbox:1"}, `agent_id "sandbox:1" is not one that role "r" allows`},
+		"a scope beyond the role":   {nil, data{"agent_ids": "sandbox:1", "tools": "shell"}, `scope "tool:shell" is not covered by what role "r" grants`},
+		"another proxy":             {nil, data{"agent_ids": "sandbox:1", "proxy_url": "https://x.example.com"}, `proxy_url "https://x.example.com": this mount has no key for it; its proxy is at "https://ati.example.com"`},
+		"a role with leases":        {data{"generate_lease": true}, data{"agent_ids": "sandbox:1"}, `role "r" gives its tokens leases, which a batch can't; mint them one by one, or set generate_lease=false`},
+		"a disabled role":           {data{"disabled": true}, data{"agent_ids": "sandbox:1"}, `role "r" is disabled`},
+		"agent_id":                  {nil, data{"agent_ids": "sandbox:1", "agent_id": "sandbox:1"}, `unknown parameter "agent_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
+		"job_id":                    {nil, data{"agent_ids": "sandbox:1", "job_id": "x"}, `unknown parameter "job_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
+		"an identity without value": {data{"job_id": "{{identity.entity.name}}"}, data{"agent_ids": "sandbox:1"}, "job_id: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := maps.Clone(role)
+			maps.Copy(r, c.role)
+			configured(t, nil, r).refused(logical.UpdateOperation, "batch/r", c.data, c.want)
+		})
+	}
+	t.Run("a role that isn't there", func(t *testing.T) {
+		t.Parallel()
+		configured(t, nil, nil).refused(logical.UpdateOperation, "batch/x", data{"agent_ids": "a"}, `role "x" does not exist; vault list ati/roles shows those that do`)
+	})
+}
+
+// The limits: 1,000 ids, 8 KB a token, 4 MiB in all.
+func TestTheLimitsOfABatch(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"allowed_agent_ids": "*"})
+	resp := m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": agentIDs(1000)})
+	m.warnings(resp)
+	tokens := resp.Data["tokens"].(map[string]string)
+	ids := map[string]bool{}
+	for id, token := range tokens {
+		c := m.claimsOf(token, "ati-proxy")
+		if c.Subject != id {
+			t.Errorf("the token of %s is for %s", id, c.Subject)
+		}
+		ids[c.ID] = true
+	}
+	if len(tokens) != 1000 || len(ids) != 1000 {
+		t.Errorf("%d tokens with %d ids", len(tokens), len(ids))
+	}
+
+	// Tokens that grow until they are 4 MiB together.
+	var tools []string
+	for i := range 62 {
+		tools = append(tools, fmt.Sprintf("tool%02d_%s", i, strings.Repeat("x", 30)))
+	}
+	m.ok(logical.UpdateOperation, "roles/r", data{"tools": slices.Concat(tools, []string{"y*"})})
+	token := m.ok(logical.UpdateOperation, "creds/r", data{"agent_id": "sandbox:999", "tools": tools}).Data["token"].(string)
+	sum := 0
+	for pad := (4<<20/1000-len(token))*3/4 - 20; ; pad++ {
+		d := data{"agent_ids": agentIDs(1000), "tools": slices.Concat(tools, []string{"y" + strings.Repeat("x", pad)})}
+		resp, err := m.request(logical.UpdateOperation, "batch/r", d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !resp.IsError() {
+			sum = 0
+			for _, token := range resp.Data["tokens"].(map[string]string) {
+				sum += len(token)
+			}
+			if len(resp.Warnings) != 1 || !strings.HasSuffix(resp.Warnings[0], " bytes; over 4096 some HTTP servers refuse the request") {
+				t.Errorf("warnings %q", resp.Warnings)
+			}
+			continue
+		}
+		if got, want := resp.Error().Error(), "the tokens of this batch have more than 4194304 bytes; mint for fewer agents at once"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		break
+	}
+	if sum > 4<<20 || sum < 4<<20-2000 {
+		t.Errorf("the last batch that was minted has %d bytes", sum)
+	}
+}
