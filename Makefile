@@ -2,7 +2,6 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help build demo dev dev-stop test race interop rotation docs-test bench lint fmt clean
 
-BENCHTIME ?= 1s
 ROTATION_CALLS ?= 10000
 
 help: ## List the targets
@@ -38,9 +37,8 @@ rotation: ## Rotate the key blue/green under load: two real proxies, eight sandb
 docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs)$$' -count=1 ./test
 
-bench: ## Run the Go benchmarks, the last against a real Vault with 100,000 roles
-	@go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) . ./ati
-	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -run '^$$' -bench . -benchtime 1x -timeout 20m ./test
+bench: ## Run the benchmarks, on a real Vault too, and write docs/performance.md (about 10 minutes)
+	@scripts/bench.sh
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh

@@ -12,7 +12,12 @@ import (
 )
 
 func (m *mount) mint(b *testing.B, path string, d data) {
-	resp, err := m.request(logical.ReadOperation, path, d)
+	m.do(b, logical.ReadOperation, path, d)
+}
+
+// do is a request without the checks that tests make.
+func (m *mount) do(b testing.TB, op logical.Operation, path string, d data) {
+	resp, err := m.request(op, path, d)
 	if err != nil || resp.IsError() {
 		b.Fatal(err, resp.Error())
 	}
@@ -68,6 +73,42 @@ func BenchmarkMint(b *testing.B) {
 			m.mint(b, "creds/r", nil)
 		}
 	})
+	for name, params := range map[string]data{"batch of 1000": {"agent_ids": agentIDs(1000)}, "batch of 1000, narrowed": {"agent_ids": agentIDs(1000), "tools": "github:search"}} {
+		b.Run(name, func(b *testing.B) {
+			m := configured(b, nil, data{"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"}, "allowed_agent_ids": "sandbox:*"})
+			b.ReportAllocs()
+			for b.Loop() {
+				m.do(b, logical.UpdateOperation, "batch/r", params)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/token")
+		})
+	}
+	b.Run("ES256", func(b *testing.B) {
+		m := configured(b, nil, role)
+		m.ok(logical.UpdateOperation, "config/rotate", data{"algorithm": "ES256"})
+		b.ReportAllocs()
+		for b.Loop() {
+			m.mint(b, "creds/r", nil)
+		}
+	})
+	for name, algorithm := range map[string]string{"validate": "HS256", "validate ES256": "ES256"} {
+		b.Run(name, func(b *testing.B) {
+			m := configured(b, nil, role)
+			m.ok(logical.UpdateOperation, "config/rotate", data{"algorithm": algorithm})
+			params := data{"token": m.ok(logical.ReadOperation, "creds/r", nil).Data["token"], "scope": "tool:web_search"}
+			b.ReportAllocs()
+			for b.Loop() {
+				m.do(b, logical.UpdateOperation, "validate", params)
+			}
+		})
+	}
+	b.Run("role write", func(b *testing.B) {
+		m := configured(b, nil, role)
+		b.ReportAllocs()
+		for b.Loop() {
+			m.do(b, logical.UpdateOperation, "roles/r", role)
+		}
+	})
 	b.Run("check", func(b *testing.B) {
 		m := configured(b, nil, role)
 		b.ReportAllocs()
@@ -75,6 +116,36 @@ func BenchmarkMint(b *testing.B) {
 			m.mint(b, "check/r", data{"tool": "github:search"})
 		}
 	})
+}
+
+// The promise: a request allocates about as much as it did when these figures
+// were measured. (Its time is benchmarked, never asserted.)
+func TestRequestsAllocateLittle(t *testing.T) {
+	role := data{
+		"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"},
+		"allowed_agent_ids": "sandbox:*", "subject": "sandbox:abc",
+	}
+	m := configured(t, nil, role)
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
+	for name, c := range map[string]struct {
+		op   logical.Operation
+		path string
+		data data
+		most float64
+	}{
+		"mint":           {logical.ReadOperation, "creds/r", nil, 70},
+		"narrowed mint":  {logical.ReadOperation, "creds/r", data{"tools": "github:search", "ttl": "10m", "rate": "tool:github:*=5/hour"}, 165},
+		"batch of 1,000": {logical.UpdateOperation, "batch/r", data{"agent_ids": agentIDs(1000)}, 27_000},
+		"check":          {logical.ReadOperation, "check/r", data{"tool": "github:search"}, 75},
+		"validate":       {logical.UpdateOperation, "validate", data{"token": token}, 370},
+		"role write":     {logical.UpdateOperation, "roles/r", role, 350},
+	} {
+		if got := testing.AllocsPerRun(100, func() { m.do(t, c.op, c.path, c.data) }); got > c.most {
+			t.Errorf("%s: %.0f allocations, want at most %.0f", name, got, c.most)
+		} else {
+			t.Logf("%s: %.0f allocations", name, got)
+		}
+	}
 }
 
 // manyRoles is a storage in which every role exists, so that the memory that

@@ -1,0 +1,60 @@
+// Command echo is a Vault plugin that does nothing but answer: its requests cost
+// what Vault's plugin protocol costs.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/hashicorp/vault/sdk/plugin"
+)
+
+func main() {
+	meta := &api.PluginAPIClientMeta{}
+	if err := meta.FlagSet().Parse(os.Args[1:]); err != nil {
+		fail(err)
+	}
+	if err := plugin.ServeMultiplex(&plugin.ServeOpts{BackendFactoryFunc: factory, TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig())}); err != nil {
+		fail(err)
+	}
+}
+
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	read := func(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+		return &logical.Response{Data: map[string]any{
+			"token":       token,
+			"jti":         req.ID,
+			"sub":         "sandbox:abc123",
+			"scope":       scope,
+			"aud":         "ati-proxy",
+			"proxy_url":   "https://ati.example.com",
+			"token_ttl":   3600,
+			"expires_at":  1_800_003_600,
+			"key_version": 1,
+		}}, nil
+	}
+	b := &framework.Backend{
+		BackendType: logical.TypeLogical,
+		Paths: []*framework.Path{{
+			Pattern:    "creds/" + framework.GenericNameRegex("name"),
+			Fields:     map[string]*framework.FieldSchema{"name": {Type: framework.TypeString}},
+			Operations: map[logical.Operation]framework.OperationHandler{logical.ReadOperation: &framework.PathOperation{Callback: read}},
+		}},
+	}
+	return b, b.Setup(ctx, conf)
+}
+
+const scope = "tool:web_search tool:github:* skill:summarize help"
+
+// token has the length of the one that the engine mints in this benchmark.
+var token = strings.Repeat("eyJhbGci", 64)

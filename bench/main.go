@@ -1,0 +1,104 @@
+// Command bench measures what a token costs on a real Vault: this engine beside
+// an echo plugin, a kv store and Vault's own identity tokens, in turn, over
+// several rounds, with audit and without.
+//
+// It prints a table, and with -out writes it into that directory's
+// performance.md, between the marks there, with a chart. Run by make bench.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+type options struct {
+	vault, plugin, echo string
+	rounds              int
+	duration            time.Duration
+	connections         int
+	roles               int
+	out                 string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.vault, "vault", "", "the Vault binary")
+	flag.StringVar(&o.plugin, "plugin", "", "the plugin's binary")
+	flag.StringVar(&o.echo, "echo", "", "the echo plugin's binary")
+	flag.IntVar(&o.rounds, "rounds", 7, "rounds; each runs every scenario once with audit and once without")
+	flag.DurationVar(&o.duration, "duration", 2*time.Second, "time for a scenario in a round")
+	flag.IntVar(&o.connections, "connections", 8, "connections, each with one request at a time")
+	flag.IntVar(&o.roles, "roles", 100_000, "roles of the largest mount; the next has a hundredth of them")
+	flag.StringVar(&o.out, "out", "", "directory with performance.md; without it, nothing is written")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if o.vault == "" || o.plugin == "" || o.echo == "" || o.rounds < 1 || o.roles < 100 {
+		return errors.New("-vault, -plugin and -echo are required, with at least one round and 100 roles")
+	}
+	s, err := startServer(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	fmt.Fprintf(os.Stderr, "setting up, with %d roles\n", o.roles)
+	scenarios, err := s.setUp(ctx, o)
+	if err != nil {
+		return err
+	}
+	results := map[string]map[bool][]sample{} // by name, and by audit
+	for _, sc := range scenarios {
+		results[sc.name] = map[bool][]sample{}
+		// Once before, so that no round pays for starting.
+		if _, err := s.measure(ctx, sc, min(o.duration, 300*time.Millisecond), o.connections); err != nil {
+			return err
+		}
+	}
+	order := slices.Clone(scenarios)
+	for round := range o.rounds {
+		for _, audit := range []bool{round%2 == 0, round%2 == 1} {
+			if err := s.audit(ctx, audit); err != nil {
+				return err
+			}
+			for _, sc := range order {
+				got, err := s.measure(ctx, sc, o.duration, o.connections)
+				if err != nil {
+					return err
+				}
+				results[sc.name][audit] = append(results[sc.name][audit], got)
+			}
+			slices.Reverse(order)
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, o.rounds)
+	}
+	memory, err := s.peakMemory()
+	if err != nil {
+		return err
+	}
+	r, err := newReport(o, scenarios, results, memory)
+	if err != nil {
+		return err
+	}
+	fmt.Println(r.markdown())
+	if o.out == "" {
+		return nil
+	}
+	if err := r.writeInto(filepath.Join(o.out, "performance.md")); err != nil {
+		return err
+	}
+	return r.writeChart(filepath.Join(o.out, "performance.svg"))
+}

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+const (
+	engineName = "vault-plugin-secrets-ati"
+	echoName   = "echo"
+)
+
+// server is a Vault of this program's own, on a raft store, unsealed.
+type server struct {
+	*api.Client
+	dir     string
+	cmd     *exec.Cmd
+	audited bool
+}
+
+func startServer(ctx context.Context, o options) (s *server, err error) {
+	dir, err := os.MkdirTemp("", "ati-bench")
+	if err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil { // Vault wants no symbolic link in plugin_directory
+		return nil, err
+	}
+	s = &server{dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	for _, sub := range []string{"raft", "plugins"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	address := "127.0.0.1:" + strconv.Itoa(port)
+	config := fmt.Sprintf(`
+storage "raft" {
+  path    = %q
+  node_id = "bench"
+}
+listener "tcp" {
+  address     = %q
+  tls_disable = true
+}
+api_addr         = "http://%s"
+cluster_addr     = "http://127.0.0.1:%d"
+plugin_directory = %q
+disable_mlock    = true
+log_level        = "warn"
+`, filepath.Join(dir, "raft"), address, address, port+1, filepath.Join(dir, "plugins"))
+	if err := os.WriteFile(filepath.Join(dir, "vault.hcl"), []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(s.log())
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	s.cmd = exec.Command(o.vault, "server", "-config="+filepath.Join(dir, "vault.hcl"))
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := api.DefaultConfig()
+	c.Address = "http://" + address
+	c.MaxRetries = 0
+	if s.Client, err = api.NewClient(c); err != nil {
+		return nil, err
+	}
+	s.ClearNamespace()
+	return s, s.initialize(ctx)
+}
+
+// freePort is the first of two that were free a moment ago: Vault takes the next
+// one for its cluster.
+func freePort() (int, error) {
+	for range 100 {
+		first, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return 0, err
+		}
+		port := first.Addr().(*net.TCPAddr).Port
+		second, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+1))
+		first.Close()
+		if err == nil {
+			second.Close()
+			return port, nil
+		}
+	}
+	return 0, errors.New("no port is free")
+}
+
+func (s *server) log() string { return filepath.Join(s.dir, "vault.log") }
+
+func (s *server) initialize(ctx context.Context) error {
+	var keys *api.InitResponse
+	err := poll(ctx, func() (err error) {
+		keys, err = s.Sys().InitWithContext(ctx, &api.InitRequest{SecretShares: 1, SecretThreshold: 1})
+		return err
+	})
+	if err != nil {
+		text, _ := os.ReadFile(s.log())
+		return fmt.Errorf("Vault did not start: %w\n%s", err, text)
+	}
+	s.SetToken(keys.RootToken)
+	if _, err := s.Sys().UnsealWithContext(ctx, keys.Keys[0]); err != nil {
+		return err
+	}
+	return poll(ctx, func() error {
+		health, err := s.Sys().HealthWithContext(ctx)
+		if err == nil && health.Standby {
+			err = errors.New("Vault is not active")
+		}
+		return err
+	})
+}
+
+// poll tries for up to 30 seconds.
+func poll(ctx context.Context, try func() error) (err error) {
+	for range 300 {
+		if err = try(); err == nil || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
+}
+
+func (s *server) stop() error {
+	if s.cmd != nil && s.cmd.Process != nil {
+		_ = s.cmd.Process.Signal(os.Interrupt)
+		kill := time.AfterFunc(30*time.Second, func() { _ = s.cmd.Process.Kill() })
+		_ = s.cmd.Wait()
+		kill.Stop()
+	}
+	return os.RemoveAll(s.dir)
+}
+
+// register copies a plugin into the plugin directory and tells Vault its sum.
+func (s *server) register(ctx context.Context, name, binary string) error {
+	b, err := os.ReadFile(binary)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "plugins", name), b, 0o700); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(b)
+	return s.Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{Name: name, Type: api.PluginTypeSecrets, Command: name, SHA256: hex.EncodeToString(sum[:])})
+}
+
+// audit switches a file audit device on or off.
+func (s *server) audit(ctx context.Context, on bool) error {
+	if on == s.audited {
+		return nil
+	}
+	s.audited = on
+	if !on {
+		return s.Sys().DisableAuditWithContext(ctx, "file")
+	}
+	return s.Sys().EnableAuditWithOptionsWithContext(ctx, "file", &api.EnableAuditOptions{Type: "file", Options: map[string]string{"file_path": filepath.Join(s.dir, "audit.log")}})
+}
+
+// pluginProcess is the id of the process that serves all mounts of a plugin.
+func (s *server) pluginProcess(name string) (int, error) {
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	for _, command := range commands {
+		args, err := os.ReadFile(command)
+		if err == nil && strings.HasPrefix(string(args), filepath.Join(s.dir, "plugins", name)) {
+			return strconv.Atoi(filepath.Base(filepath.Dir(command)))
+		}
+	}
+	return 0, errors.New("the plugin's process isn't in /proc")
+}
+
+// cpu is the processor time that a plugin's process has used.
+func (s *server) cpu(name string) (time.Duration, error) {
+	if name == "" {
+		return 0, nil
+	}
+	pid, err := s.pluginProcess(name)
+	if err != nil {
+		return 0, err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The fields behind the command's name, which is in parentheses: proc(5).
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	var ticks int64
+	for _, field := range fields[11:13] { // utime, stime
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond, nil // USER_HZ is 100
+}
+
+// peakMemory is the most that was resident of the engine's process, in bytes.
+func (s *server) peakMemory() (int64, error) {
+	pid, err := s.pluginProcess(engineName)
+	if err != nil {
+		return 0, err
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), "VmHWM:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(value, "kB")), 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, errors.New("no VmHWM in the plugin's status")
+}
