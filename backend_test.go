@@ -39,6 +39,7 @@ type mount struct {
 	system  *testSystem
 	log     *strings.Builder
 	now     time.Time
+	onNow   func() // called after the time was told
 
 	// The caller of the next requests.
 	entityID, displayName string
@@ -65,7 +66,13 @@ func (m *mount) newBackend() *atisecrets.Backend {
 		Logger:      hclog.New(&hclog.LoggerOptions{Output: m.log, Level: hclog.Trace}),
 		System:      m.system,
 		StorageView: m.storage,
-	}, func() time.Time { return m.now })
+	}, func() time.Time {
+		now := m.now
+		if m.onNow != nil {
+			m.onNow()
+		}
+		return now
+	})
 	if err != nil {
 		m.t.Fatal(err)
 	}

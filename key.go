@@ -36,6 +36,7 @@ type keyEntry struct {
 	PrivateKey hiddenText `json:"private_key,omitempty"` // ES256: PEM
 	ProxyURL   string     `json:"proxy_url"`
 	CreatedAt  time.Time  `json:"created_at"`
+	Generated  bool       `json:"generated"` // by Vault; else there may be copies
 
 	ActivatedAt time.Time `json:"activated_at,omitzero"` // when it last became the current version
 
@@ -128,6 +129,17 @@ func (p keyParams) checkAlgorithm(algorithm string) error {
 	return nil
 }
 
+// keyName is the parameter that brings a key, if one was given.
+func (p keyParams) keyName() string {
+	switch {
+	case p.secret != "":
+		return "secret"
+	case p.privateKey != "":
+		return "private_key"
+	}
+	return ""
+}
+
 // newKeyEntry is a new version of the key. What isn't given follows the model,
 // and a key is generated.
 func newKeyEntry(p keyParams, model keyEntry, version int, now time.Time) (*keyEntry, error) {
@@ -158,6 +170,7 @@ func (k *keyEntry) generate(random io.Reader) (generated bool, err error) {
 	default:
 		return false, nil
 	}
+	k.Generated = true
 	return true, err
 }
 

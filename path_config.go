@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -44,6 +45,10 @@ type configEntry struct {
 	Pending  *keyEntry `json:"pending,omitempty"`
 	Previous *keyEntry `json:"previous,omitempty"`
 
+	// RolledBack tells that the previous version was the current one, and is to
+	// become it again by activate.
+	RolledBack bool `json:"rolled_back,omitempty"`
+
 	// LastRotatedAt is when a key was last replaced at once, and forgotten.
 	LastRotatedAt time.Time `json:"last_rotated_at,omitzero"`
 
@@ -57,7 +62,8 @@ type configEntry struct {
 	LongestTTL time.Duration `json:"longest_ttl"`
 }
 
-// config is a configEntry with its parsed keys. It is never changed.
+// config is a configEntry with its parsed keys. It is never changed. Where there
+// is no config, current is nil.
 type config struct {
 	configEntry
 	current, pending, previous *signingKey
@@ -163,23 +169,28 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	created := entry.Current == nil
+	var warnings []string
+	var refusal error
 	if created {
-		entry, err = newConfigEntry(entry, p, b.now())
+		entry, refusal = newConfigEntry(entry, p, b.now())
 	} else {
 		entry.forgetGone(b.now())
-		err = entry.applyKey(p)
-	}
-	if err == nil {
-		err = entry.applyClaims(d)
+		warnings, refusal, err = entry.applyKey(p)
 	}
 	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+		return nil, err
+	}
+	if refusal == nil {
+		refusal = entry.applyClaims(d)
+	}
+	if refusal != nil {
+		return logical.ErrorResponse(refusal.Error()), nil
 	}
 	generated, err := entry.Current.generate(b.GetRandomReader())
 	if err != nil {
 		return nil, err
 	}
-	resp := new(logical.Response)
+	resp := &logical.Response{Warnings: warnings}
 	if generated {
 		resp.AddWarning("Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says")
 	}
@@ -236,49 +247,49 @@ func newConfigEntry(remains configEntry, p keyParams, now time.Time) (configEntr
 
 // applyKey changes the proxy's address, and refuses to change the key, which is
 // config/rotate's. Terraform writes the same key again and again.
-func (e *configEntry) applyKey(p keyParams) error {
+func (e *configEntry) applyKey(p keyParams) (warnings []string, refusal, err error) {
 	const rotate = "an update doesn't change the key; config/rotate replaces it at once, config/rotate/stage without downtime"
-	key := *e.Current
+	key := e.Current
 	if p.algorithm != "" && p.algorithm != key.Algorithm {
-		return fmt.Errorf("algorithm %q is not the present one, %s, and %s", p.algorithm, key.Algorithm, rotate)
+		return nil, fmt.Errorf("algorithm %q is not the present one, %s, and %s", p.algorithm, key.Algorithm, rotate), nil
 	}
 	if err := p.checkAlgorithm(key.Algorithm); err != nil {
-		return err
+		return nil, err, nil
 	}
-	present, err := key.parse()
-	if err != nil {
-		return err
-	}
-	given := keyEntry{Algorithm: key.Algorithm, Secret: p.secret, PrivateKey: p.privateKey}
-	if p.secret != "" || p.privateKey != "" {
-		name := "secret"
-		if p.privateKey != "" {
-			name = "private_key"
-		}
+	if name := p.keyName(); name != "" {
+		given := keyEntry{Algorithm: key.Algorithm, Secret: p.secret, PrivateKey: p.privateKey}
 		other, err := given.parse()
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		if other.fingerprint != present.fingerprint {
-			return fmt.Errorf("%s is not the present one, and %s", name, rotate)
+		if present, err := key.parse(); err != nil {
+			return nil, nil, err
+		} else if other.fingerprint != present.fingerprint {
+			return nil, fmt.Errorf("%s is not the present one, and %s", name, rotate), nil
 		}
 	}
-	if p.proxyURL != "" && p.proxyURL != key.ProxyURL {
-		for _, other := range []*keyEntry{e.Pending, e.Previous} {
-			if other != nil && other.ProxyURL == p.proxyURL {
-				return fmt.Errorf("proxy_url %q is that of version %d, whose key its proxy holds; the current version is %d", p.proxyURL, other.Version, key.Version)
-			}
-		}
-		key.ProxyURL = p.proxyURL
+	if p.proxyURL == "" || p.proxyURL == key.ProxyURL {
+		return nil, nil, nil
 	}
-	e.Current = &key
-	return nil
+	for _, other := range []*keyEntry{e.Pending, e.Previous} {
+		if other != nil && other.ProxyURL == p.proxyURL {
+			return nil, fmt.Errorf("proxy_url %q is that of version %d, whose key its proxy holds; the current version is %d", p.proxyURL, other.Version, key.Version), nil
+		}
+	}
+	warnings = []string{fmt.Sprintf("tokens go to %s from here on, whose proxy must hold version %d of the key; who asks with proxy_url=%s is refused", p.proxyURL, key.Version, key.ProxyURL)}
+	was := key.ProxyURL
+	for _, k := range []*keyEntry{e.Current, e.Pending, e.Previous} {
+		if k != nil && k.ProxyURL == was { // the same proxy, which has moved
+			k.ProxyURL = p.proxyURL
+		}
+	}
+	return warnings, nil, nil
 }
 
 // forgetGone drops a previous version that counts no longer.
 func (e *configEntry) forgetGone(now time.Time) {
 	if e.Previous != nil && e.Previous.gone(now) {
-		e.Previous = nil
+		e.Previous, e.RolledBack = nil, false
 	}
 }
 
@@ -358,6 +369,10 @@ func (e *configEntry) audiences() []string {
 var (
 	hostForm = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\z`)
 	urlForm  = regexp.MustCompile(`^[A-Za-z0-9._~:/%+=,;!()\[\]-]*\z`)
+
+	// needlessEscape matches what RFC 3986, section 6.2.2, writes otherwise: an
+	// encoded letter, digit or ._~-, and hex digits in lower case.
+	needlessEscape = regexp.MustCompile(`%(2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE])|%([0-9A-F][a-f]|[a-f][0-9A-Fa-f])`)
 )
 
 // parseProxyURL checks the proxy's address, and returns it with scheme and host
@@ -375,10 +390,33 @@ func parseProxyURL(raw string) (string, error) {
 		return "", fmt.Errorf("proxy_url %q: the scheme must be http or https", raw)
 	case !validHost(u.Hostname()) || !validPort(u):
 		return "", fmt.Errorf("proxy_url %q: must have a host, and a port from 1 to 65535 or none", raw)
-	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw) || strings.Contains(u.Path, ".."):
-		return "", fmt.Errorf(`proxy_url %q: must be at most %d letters, digits and ._~:/%%+=,;!()- without ".."`, raw, maxProxyURLBytes)
+	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
+		return "", fmt.Errorf(`proxy_url %q: must be at most %d letters, digits and ._~:/%%+=,;!()-`, raw, maxProxyURLBytes)
 	}
-	return u.Scheme + "://" + strings.ToLower(u.Host) + strings.TrimRight(u.EscapedPath(), "/"), nil
+	// One address has one spelling, since tokens are asked for by it.
+	at := strings.TrimRight(u.Path, "/")
+	if at != "" && path.Clean(at) != at || needlessEscape.MatchString(raw) {
+		return "", fmt.Errorf(`proxy_url %q: the path must be without "//", ".", ".." and needless %%-encoding`, raw)
+	}
+	return u.Scheme + "://" + hostOf(u) + strings.TrimRight(u.EscapedPath(), "/"), nil
+}
+
+// hostOf is host and port in lower case, without a port that goes without
+// saying.
+func hostOf(u *url.URL) string {
+	host := strings.ToLower(u.Hostname())
+	if ip := net.ParseIP(host); ip != nil {
+		host = ip.String()
+	}
+	port := u.Port()
+	switch {
+	case port != "" && port != map[string]string{"http": "80", "https": "443"}[u.Scheme]:
+		port = strings.TrimLeft(port, "0")
+		return net.JoinHostPort(host, port)
+	case strings.Contains(host, ":"):
+		return "[" + host + "]"
+	}
+	return host
 }
 
 func validHost(host string) bool {
@@ -412,17 +450,26 @@ func clearText(proxyURL string) bool {
 // getConfig returns the config, or nil where there is none.
 func (b *backend) getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 	if cfg := b.config.Load(); cfg != nil {
-		return cfg, nil
+		return cfg.orNil(), nil
 	}
 	b.lock.RLock()
 	defer b.lock.RUnlock()
 	return b.loadConfig(ctx, s)
 }
 
+// orNil is nil for what the cache holds where there is no config: jwks, which
+// anybody may ask, must not go to storage each time.
+func (c *config) orNil() *config {
+	if c.current == nil {
+		return nil
+	}
+	return c
+}
+
 // loadConfig fills the cache from storage. The caller holds the lock.
 func (b *backend) loadConfig(ctx context.Context, s logical.Storage) (*config, error) {
 	entry, err := readConfigEntry(ctx, s)
-	if err != nil || entry.Current == nil {
+	if err != nil {
 		return nil, err
 	}
 	cfg, err := entry.parse()
@@ -430,7 +477,7 @@ func (b *backend) loadConfig(ctx context.Context, s logical.Storage) (*config, e
 		return nil, err
 	}
 	b.config.Store(cfg)
-	return cfg, nil
+	return cfg.orNil(), nil
 }
 
 func (e configEntry) parse() (*config, error) {
@@ -490,12 +537,9 @@ func readConfigEntry(ctx context.Context, s logical.Storage) (configEntry, error
 // putConfig stores the entry and renews the cache. The caller holds the lock.
 func (b *backend) putConfig(ctx context.Context, s logical.Storage, entry configEntry) error {
 	entry.StorageVersion = storageVersion
-	var cfg *config
-	if entry.Current != nil {
-		var err error
-		if cfg, err = entry.parse(); err != nil {
-			return err
-		}
+	cfg, err := entry.parse()
+	if err != nil {
+		return err
 	}
 	stored, err := logical.StorageEntryJSON(configStoragePath, entry)
 	if err != nil {

@@ -100,6 +100,10 @@ func TestConfigWarnsOfClearText(t *testing.T) {
 		}
 		m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": url, "secret": testSecret}), want...)
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
+		moved := "tokens go to " + url + " from here on, whose proxy must hold version 1 of the key; who asks with proxy_url=https://ati.example.com is refused"
+		if url != testProxy {
+			want = append([]string{moved}, want...)
+		}
 		m.warnings(m.ok(logical.UpdateOperation, "config", data{"proxy_url": url}), want...)
 	}
 }
@@ -108,7 +112,8 @@ func TestProxyURLIsStoredInOneSpelling(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	for given, want := range map[string]string{
-		"HTTPS://ATI.Example.COM:8443/Base/": "https://ati.example.com:8443/Base", "http://[::1]:80//": "http://[::1]:80", "https://h/%20": "https://h/%20",
+		"HTTPS://ATI.Example.COM:8443/Base/": "https://ati.example.com:8443/Base", "http://[::1]:80//": "http://[::1]", "https://h/%20": "https://h/%20",
+		"https://h:443/": "https://h", "http://h:443": "http://h:443", "https://h:080": "https://h:80", "https://[0:0::1]:8443": "https://[::1]:8443", "http://127.0.0.1:80/x": "http://127.0.0.1/x",
 	} {
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": given})
 		if got := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": given}).Data["proxy_url"]; got != want {
@@ -133,7 +138,7 @@ func TestConfigTakesTheLongestLegalForms(t *testing.T) {
 	for _, u := range []string{"https://[::1]:8443/a~b/%20c+d=e,f;g!(h)", "http://localhost", "HTTPS://h:65535"} {
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": u})
 	}
-	const text = `: must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`
+	const text = `: must be at most 2048 letters, digits and ._~:/%+=,;!()-`
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": url + "a"}, fmt.Sprintf("proxy_url %q%s", url+"a", text))
 	for _, c := range "$&'\"`<>|\\^{}*" {
 		u := "https://h/a" + string(c)
@@ -184,14 +189,18 @@ func TestConfigRefuses(t *testing.T) {
 		"a URL with a dash for a host": {data{"proxy_url": "https://-"}, `proxy_url "https://-": must have a host, and a port from 1 to 65535 or none`},
 		"a URL with an empty label":    {data{"proxy_url": "https://a..b"}, `proxy_url "https://a..b": must have a host, and a port from 1 to 65535 or none`},
 		"a URL with a list of hosts":   {data{"proxy_url": "https://a,b"}, `proxy_url "https://a,b": must have a host, and a port from 1 to 65535 or none`},
-		"a URL that goes up":           {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`},
+		"a URL that goes up":           {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": the path must be without "//", ".", ".." and needless %-encoding`},
+		"a URL that stays":             {data{"proxy_url": "https://h/a/./b"}, `proxy_url "https://h/a/./b": the path must be without "//", ".", ".." and needless %-encoding`},
+		"a URL with two slashes":       {data{"proxy_url": "https://h//a"}, `proxy_url "https://h//a": the path must be without "//", ".", ".." and needless %-encoding`},
+		"a URL with an encoded letter": {data{"proxy_url": "https://h/%41"}, `proxy_url "https://h/%41": the path must be without "//", ".", ".." and needless %-encoding`},
+		"a URL with small hex digits":  {data{"proxy_url": "https://h/%2f"}, `proxy_url "https://h/%2f": the path must be without "//", ".", ".." and needless %-encoding`},
 		"a URL that hides a password":  {data{"proxy_url": "https://u:PASSWORD%40h"}, "proxy_url must be an http or https URL such as https://ati.example.com"},
 		"a URL in a map":               {data{"proxy_url": data{"secret": testSecret}}, "proxy_url must be a string"},
 		"a secret in a duration":       {data{"max_ttl": data{"secret": testSecret}}, `max_ttl must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
 		"a secret in a list":           {data{"accepted_audiences": data{"secret": testSecret}}, "accepted_audiences must be a list of strings"},
-		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`},
+		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be at most 2048 letters, digits and ._~:/%+=,;!()-`},
 		"a URL with a line break":      {data{"proxy_url": "https://h\n"}, "proxy_url must be an http or https URL such as https://ati.example.com"},
-		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be at most 2048 letters, digits and ._~:/%+=,;!()- without ".."`},
+		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be at most 2048 letters, digits and ._~:/%+=,;!()-`},
 		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": must have a host, and a port from 1 to 65535 or none`},
 
 		"an empty audience":           {data{"audience": ""}, `audience "": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},

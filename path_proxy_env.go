@@ -46,7 +46,7 @@ func pathProxyEnv(b *backend) []*framework.Path {
 			HelpDescription: pathProxyEnvHelpDesc,
 		},
 		{
-			Pattern: "proxy-env/(?P<version>[1-9][0-9]*)",
+			Pattern: "proxy-env/(?P<version>[1-9][0-9]{0,8})",
 			Fields: map[string]*framework.FieldSchema{
 				versionField: {
 					Type:        framework.TypeInt,

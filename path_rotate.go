@@ -47,7 +47,7 @@ func rotateResponse() map[string]*framework.FieldSchema {
 	fields := map[string]*framework.FieldSchema{
 		"last_rotated_at":           {Type: framework.TypeTime, Description: "When a key was last replaced at once. Left out where none was."},
 		"previous_retired_at":       {Type: framework.TypeTime, Description: "When minting under the previous version ended. Left out while it goes on."},
-		"previous_tokens_expire_by": {Type: framework.TypeTime, Description: "A time after which no token of the previous version passes anywhere. Left out until it is retired."},
+		"previous_tokens_expire_by": {Type: framework.TypeTime, Description: "A time after which no token of the previous version that this mount minted passes anywhere. Left out until it is retired."},
 	}
 	for _, name := range []string{"current", "pending", "previous"} {
 		there := name == "current"
@@ -55,6 +55,7 @@ func rotateResponse() map[string]*framework.FieldSchema {
 		fields[name+"_proxy_url"] = &framework.FieldSchema{Type: framework.TypeString, Required: there, Description: "Address of the proxy that holds it."}
 		fields[name+"_algorithm"] = &framework.FieldSchema{Type: framework.TypeString, Required: there, Description: "Its signing algorithm."}
 		fields[name+"_fingerprint"] = &framework.FieldSchema{Type: framework.TypeString, Required: there, Description: fingerprintDescription}
+		fields[name+"_generated"] = &framework.FieldSchema{Type: framework.TypeBool, Required: there, Description: "Whether Vault generated it; else it was brought, and there may be copies."}
 		fields[name+"_created_at"] = &framework.FieldSchema{Type: framework.TypeTime, Required: there, Description: "When it came into this mount."}
 		if name != "pending" {
 			fields[name+"_activated_at"] = &framework.FieldSchema{Type: framework.TypeTime, Description: "When it last became the current one."}
@@ -99,6 +100,7 @@ func (c *config) status(now time.Time) map[string]any {
 		data[name+"proxy_url"] = k.ProxyURL
 		data[name+"algorithm"] = k.Algorithm
 		data[name+"fingerprint"] = k.fingerprint
+		data[name+"generated"] = k.Generated
 		at(name+"created_at", k.CreatedAt)
 		at(name+"activated_at", k.ActivatedAt)
 		at(name+"retired_at", k.RetiredAt)
@@ -150,8 +152,15 @@ func (b *backend) pathRotateWrite(ctx context.Context, req *logical.Request, d *
 		}
 		resp.AddWarning(fmt.Sprintf("the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest",
 			key.Version, entry.lastExpiry(now).Format(time.RFC3339)))
+		resp.AddWarning(fmt.Sprintf("a proxy that reads %sproxy-env/<version> does not start again by itself; start it with %sproxy-env", req.MountPoint, req.MountPoint))
+		if p := entry.Previous; p != nil {
+			resp.AddWarning(fmt.Sprintf("version %d is forgotten too: stop its proxy at %s", p.Version, p.ProxyURL))
+		}
+		if p := entry.Pending; p != nil {
+			resp.AddWarning(fmt.Sprintf("version %d, which is staged, stays: who has read its key can mint for its proxies; drop it with: vault delete %sconfig/rotate/stage", p.Version, req.MountPoint))
+		}
 		key.ActivatedAt = key.CreatedAt
-		entry.Current, entry.Previous, entry.LastRotatedAt = key, nil, key.CreatedAt
+		entry.Current, entry.Previous, entry.RolledBack, entry.LastRotatedAt = key, nil, false, key.CreatedAt
 		return resp, nil
 	})
 }
@@ -164,6 +173,9 @@ func (b *backend) pathRotateStageWrite(ctx context.Context, req *logical.Request
 		key, resp, err := b.nextKey(entry, d, now)
 		if err != nil || resp.IsError() {
 			return resp, err
+		}
+		if p := entry.Previous; p != nil && key.ProxyURL == p.ProxyURL {
+			resp.AddWarning(fmt.Sprintf("version %d has the proxy_url of version %d: its tokens are refused when the proxy there has started again with version %d", key.Version, p.Version, key.Version))
 		}
 		if key.ProxyURL == entry.Current.ProxyURL {
 			resp.AddWarning(fmt.Sprintf("version %d has the proxy_url of version %d: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own", key.Version, entry.Current.Version))
@@ -193,37 +205,56 @@ func (b *backend) pathRotateStageDelete(ctx context.Context, req *logical.Reques
 
 func (b *backend) pathRotateActivateWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
-		if entry.Pending == nil {
-			return logical.ErrorResponse("no version is staged, and the current one is %d; stage one with: vault write %sconfig/rotate/stage proxy_url=https://…", entry.Current.Version, req.MountPoint), nil
-		}
 		resp := new(logical.Response)
-		if p := entry.Previous; p != nil {
-			if p.RetiredAt.IsZero() {
-				return logical.ErrorResponse("version %d is not retired yet; end minting under it with: vault write -f %sconfig/rotate/retire", p.Version, req.MountPoint), nil
-			}
+		p := entry.Previous
+		switch {
+		case entry.RolledBack && entry.Pending == nil:
+			resp.Warnings = unretire(p)
+			entry.Current, entry.Previous, entry.RolledBack = p, entry.Current, false
+			entry.Current.ActivatedAt = toSecond(now)
+			return resp, nil
+		case entry.Pending == nil:
+			return logical.ErrorResponse("no version is staged, and the current one is %d; stage one with: vault write %sconfig/rotate/stage proxy_url=https://…", entry.Current.Version, req.MountPoint), nil
+		case p != nil && p.RetiredAt.IsZero():
+			return logical.ErrorResponse("version %d is not retired yet; end minting under it with: vault write -f %sconfig/rotate/retire", p.Version, req.MountPoint), nil
+		case p != nil:
 			resp.AddWarning(fmt.Sprintf("version %d is forgotten here, but its tokens pass its proxy until %s", p.Version, p.TokensExpireBy.Format(time.RFC3339)))
 		}
-		entry.Current, entry.Previous, entry.Pending = entry.Pending, entry.Current, nil
+		entry.Current, entry.Previous, entry.Pending, entry.RolledBack = entry.Pending, entry.Current, nil, false
+		entry.Current.ActivatedAt = toSecond(now)
+		if entry.Current.ProxyURL == entry.Previous.ProxyURL {
+			resp.AddWarning(fmt.Sprintf("the proxy refuses tokens until it has started again with version %d, whose proxy_url is that of version %d", entry.Current.Version, entry.Previous.Version))
+		}
+		return resp, nil
+	})
+}
+
+// pathRotateRollbackWrite swaps the two versions. A second rollback is refused,
+// since clients, and Vault itself when a plugin's process ends, repeat a request
+// whose answer was lost: to go forward again is activate's.
+func (b *backend) pathRotateRollbackWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
+		p := entry.Previous
+		switch {
+		case p == nil:
+			return logical.ErrorResponse("there is no previous version to go back to; the current one is %d", entry.Current.Version), nil
+		case entry.RolledBack:
+			return logical.ErrorResponse("version %d is the current one by a rollback already; to go forward to version %d again: vault write -f %sconfig/rotate/activate", entry.Current.Version, p.Version, req.MountPoint), nil
+		}
+		resp := &logical.Response{Warnings: unretire(p)}
+		entry.Current, entry.Previous, entry.RolledBack = p, entry.Current, true
 		entry.Current.ActivatedAt = toSecond(now)
 		return resp, nil
 	})
 }
 
-func (b *backend) pathRotateRollbackWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
-		p := entry.Previous
-		if p == nil {
-			return logical.ErrorResponse("there is no previous version to go back to; the current one is %d", entry.Current.Version), nil
-		}
-		resp := new(logical.Response)
-		if !p.RetiredAt.IsZero() {
-			resp.AddWarning(fmt.Sprintf("version %d was retired, and is no longer: its tokens don't expire by %s; keep its proxies running", p.Version, p.TokensExpireBy.Format(time.RFC3339)))
-			p.RetiredAt, p.TokensExpireBy = time.Time{}, time.Time{}
-		}
-		entry.Current, entry.Previous = p, entry.Current
-		entry.Current.ActivatedAt = toSecond(now)
-		return resp, nil
-	})
+// unretire lets a retired version mint again.
+func unretire(k *keyEntry) (warnings []string) {
+	if !k.RetiredAt.IsZero() {
+		warnings = []string{fmt.Sprintf("version %d was retired, and is no longer: its tokens don't expire by %s; keep its proxies running", k.Version, k.TokensExpireBy.Format(time.RFC3339))}
+		k.RetiredAt, k.TokensExpireBy = time.Time{}, time.Time{}
+	}
+	return warnings
 }
 
 func (b *backend) pathRotateRetireWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
@@ -236,7 +267,11 @@ func (b *backend) pathRotateRetireWrite(ctx context.Context, req *logical.Reques
 			return logical.ErrorResponse("version %d was retired at %s already", p.Version, p.RetiredAt.Format(time.RFC3339)), nil
 		}
 		p.RetiredAt, p.TokensExpireBy = toSecond(now), entry.lastExpiry(now)
-		return new(logical.Response), nil
+		resp := new(logical.Response)
+		if !p.Generated {
+			resp.AddWarning(fmt.Sprintf("the key of version %d was brought from elsewhere: who has a copy mints tokens that pass its proxy until that is stopped", p.Version))
+		}
+		return resp, nil
 	})
 }
 
@@ -329,20 +364,23 @@ const pathRotateActivateHelpSyn = `Makes the staged version the current one.`
 
 const pathRotateActivateHelpDesc = `
 The current version becomes the previous one. Tokens for its proxy are minted
-still, for who asks with proxy_url=<its proxy_url>, until it is retired.
+still, for who asks with proxy_url=<its proxy_url>, until it is retired. After a
+rollback, it is the version that was rolled back that becomes current again.
 `
 
 const pathRotateRollbackHelpSyn = `Makes the previous version the current one again.`
 
 const pathRotateRollbackHelpDesc = `
-The current version becomes the previous one, so that a second rollback undoes
-the first. It is possible until the previous version's last token has expired.
+The current version becomes the previous one, and tokens for its proxy are minted
+still. To go forward to it again, write config/rotate/activate. A rollback is
+possible until the previous version's last token has expired.
 `
 
 const pathRotateRetireHelpSyn = `Ends minting under the previous version.`
 
 const pathRotateRetireHelpDesc = `
 Its tokens pass its proxy until they have expired: previous_tokens_expire_by
-says when that is so for all of them. Its proxy can be stopped then, and its key
-is forgotten.
+says when that is so for all that this mount minted. Stop its proxy then: who has
+a copy of a key that was brought can mint tokens that live longer. Its key is
+forgotten here at that time.
 `

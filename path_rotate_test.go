@@ -28,7 +28,7 @@ const (
 	greenProxy  = "https://green.example.com"
 )
 
-// pairOf is a new P-256 key, as its owner and as its public have it.
+// pair is a P-256 key, as its owner and as its public have it.
 type pair struct{ sec1, pkcs8, public, fingerprint string }
 
 func newPair(t testing.TB) pair {
@@ -54,6 +54,20 @@ func newPair(t testing.TB) pair {
 		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 	}
 	return pair{encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
+}
+
+// weak is a private key that is not random.
+func weak(t testing.TB) string {
+	t.Helper()
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), append(make([]byte, 31), 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
 // write is a write with -f or with parameters, whose answer is the status.
@@ -107,6 +121,8 @@ func (m *mount) verdict(token string) any {
 }
 
 const (
+	broughtWarning = "the key of version 1 was brought from elsewhere: who has a copy mints tokens that pass its proxy until that is stopped"
+	pinnedWarning  = "a proxy that reads ati/proxy-env/<version> does not start again by itself; start it with ati/proxy-env"
 	stageWarning   = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
 	rotatedWarning = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
 )
@@ -119,9 +135,9 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 	before, _ := m.tokenFor("")
 	m.now = m.now.Add(time.Minute)
 	puts := len(m.storage.order)
-	status := m.step("", data{"secret": greenSecret, "proxy_url": greenProxy + "/"}, fmt.Sprintf(rotatedWarning, 2, "2027-01-15T09:02:01Z"))
+	status := m.step("", data{"secret": greenSecret, "proxy_url": greenProxy + "/"}, fmt.Sprintf(rotatedWarning, 2, "2027-01-15T09:02:01Z"), pinnedWarning)
 	m.same("status", data{
-		"current_version": 2, "current_proxy_url": greenProxy, "current_algorithm": "HS256", "current_fingerprint": status["current_fingerprint"],
+		"current_version": 2, "current_proxy_url": greenProxy, "current_algorithm": "HS256", "current_fingerprint": status["current_fingerprint"], "current_generated": false,
 		"current_created_at": "2027-01-15T08:01:00Z", "current_activated_at": "2027-01-15T08:01:00Z", "last_rotated_at": "2027-01-15T08:01:00Z",
 	}, status)
 	m.same("writes", []string{"config"}, m.storage.order[puts:])
@@ -141,7 +157,7 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 	}
 
 	// Nothing given: the same proxy and algorithm, and a secret of Vault's own.
-	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:01Z"))
+	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:01Z"), pinnedWarning)
 	m.same("version and proxy", []any{3, greenProxy, "HS256"}, []any{status["current_version"], status["current_proxy_url"], status["current_algorithm"]})
 	m.same("a token of version 2", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(token))
 	secret := m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"]
@@ -156,11 +172,11 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "30m", "max_ttl": "2h"})
 	blue := data{
-		"version": 1, "proxy_url": testProxy, "algorithm": "HS256", "fingerprint": testFingerprint,
+		"version": 1, "proxy_url": testProxy, "algorithm": "HS256", "fingerprint": testFingerprint, "generated": false,
 		"created_at": "2027-01-15T08:00:00Z", "activated_at": "2027-01-15T08:00:00Z",
 	}
 	green := data{
-		"version": 2, "proxy_url": greenProxy, "algorithm": "HS256", "fingerprint": "", "created_at": "2027-01-15T08:01:00Z",
+		"version": 2, "proxy_url": greenProxy, "algorithm": "HS256", "fingerprint": "", "generated": false, "created_at": "2027-01-15T08:01:00Z",
 	}
 	status := func(versions map[string]data) data {
 		all := data{}
@@ -211,7 +227,7 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 	m.now = m.now.Add(time.Hour)
 	last := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy, "ttl": "2h"}).Data["token"].(string)
 	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:01Z" // 2h, a minute and a second later
-	m.same("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil))
+	m.same("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil, broughtWarning))
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); its proxy is at "https://green.example.com"`)
 	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may start again
 	// A role that is written now, with a longer TTL, changes nothing about it.
@@ -238,7 +254,7 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 		m := configured(t, nil, nil)
 		m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
 		m.step("/activate", nil)
-		m.step("/retire", nil)
+		m.step("/retire", nil, broughtWarning)
 		return m
 	}
 	tick := func(m *mount) {
@@ -256,13 +272,22 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 		t.Error("the key was forgotten a second too early")
 	}
 	m.now = m.now.Add(time.Second)
-	standby := *m
-	standby.system = &testSystem{StaticSystemView: m.system.StaticSystemView}
-	standby.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
-	standby.b = standby.newBackend()
-	tick(&standby)
-	if !there(m) {
-		t.Error("a standby wrote storage")
+	for _, state := range []consts.ReplicationState{consts.ReplicationPerformanceStandby, consts.ReplicationPerformanceSecondary} {
+		other := *m
+		other.system = &testSystem{StaticSystemView: m.system.StaticSystemView}
+		other.system.ReplicationStateVal = state
+		other.b = other.newBackend()
+		tick(&other)
+		if !there(m) {
+			t.Errorf("a node with replication state %v wrote storage", state)
+		}
+	}
+	local := retired() // a local mount is the secondary's own
+	local.system.ReplicationStateVal, local.system.LocalMountVal = consts.ReplicationPerformanceSecondary, true
+	local.now = m.now
+	tick(local)
+	if there(local) {
+		t.Error("the key of a local mount was not forgotten")
 	}
 	m.storage.fail = "put config"
 	if _, err := m.request(logical.RollbackOperation, "", nil); err == nil || !strings.Contains(err.Error(), "write config: disk on fire") {
@@ -289,8 +314,9 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 	}
 }
 
-// Rollback swaps the two, so that sandboxes at either proxy go on, and a second
-// one undoes it. It undoes a retirement too.
+// Rollback swaps the two, so that sandboxes at either proxy go on; activate goes
+// forward again. Either undoes a retirement. A repeated step is refused, and
+// changes nothing: clients repeat a request whose answer was lost.
 func TestRollback(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -306,21 +332,47 @@ func TestRollback(t *testing.T) {
 			m.same("version for "+proxy, want, version)
 		}
 	}
+	again := func() {
+		t.Helper()
+		m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "version 1 is the current one by a rollback already; to go forward to version 2 again: vault write -f ati/config/rotate/activate")
+	}
 	m.now = m.now.Add(time.Minute)
 	m.same("rolled back", []any{1, 2, "2027-01-15T08:01:00Z", nil}, versions(m.step("/rollback", nil)))
 	mints(1)
 	m.same("proxy_url", any(testProxy), m.ok(logical.ReadOperation, "config", nil).Data["proxy_url"])
+	again()
+	m.b = m.newBackend()
+	again()
 	m.now = m.now.Add(time.Minute)
-	m.same("rolled forward", []any{2, 1, "2027-01-15T08:02:00Z", nil}, versions(m.step("/rollback", nil)))
+	m.same("rolled forward", []any{2, 1, "2027-01-15T08:02:00Z", nil}, versions(m.step("/activate", nil)))
 	mints(2)
-	m.step("/retire", nil)
+	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is staged, and the current one is 2; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
+	m.step("/retire", nil, broughtWarning)
 	m.now = m.now.Add(time.Hour)
-	m.same("rolled back after retire", []any{1, 2, "2027-01-15T09:02:00Z", nil},
-		versions(m.step("/rollback", nil, "version 1 was retired, and is no longer: its tokens don't expire by 2027-01-15T09:03:01Z; keep its proxies running")))
+	const unretired = "version %d was retired, and is no longer: its tokens don't expire by %s; keep its proxies running"
+	m.same("rolled back after retire", []any{1, 2, "2027-01-15T09:02:00Z", nil}, versions(m.step("/rollback", nil, fmt.Sprintf(unretired, 1, "2027-01-15T09:03:01Z"))))
 	mints(1)
-	if got := m.step("/retire", nil)["previous_tokens_expire_by"]; got != "2027-01-15T10:03:01Z" {
-		t.Errorf("version 2's tokens expire by %v", got)
-	}
+	m.same("retired", []any{1, 2, "2027-01-15T09:02:00Z", "2027-01-15T10:03:01Z"}, versions(m.step("/retire", nil)))
+	again()
+	m.same("forward after retire", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil, fmt.Sprintf(unretired, 2, "2027-01-15T10:03:01Z"))))
+	mints(2)
+
+	// With a third version staged, activate is that one's.
+	m.step("/rollback", nil)
+	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
+	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "version 2 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
+	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
+	m.same("forward, when it is dropped", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil)))
+
+	// What was rolled back, retired and forgotten doesn't come again.
+	m.step("/rollback", nil)
+	m.step("/retire", nil)
+	m.now = m.now.Add(2 * time.Hour)
+	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is staged, and the current one is 1; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
+	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 1")
+	m.write("config/rotate/stage", data{"proxy_url": "https://fourth.example.com"})
+	m.same("the next", any(4), m.step("/activate", nil)["current_version"])
+	m.same("and back", any(1), m.step("/rollback", nil)["current_version"])
 }
 
 // Each step where it can't be: a 400 that says what to do, and changes nothing.
@@ -344,7 +396,7 @@ func TestStepsOutOfTurnAreRefused(t *testing.T) {
 	refused("/activate", nil, "no version is staged, and the current one is 2; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 	refused("/activate", nil, "version 1 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
-	m.step("/retire", nil)
+	m.step("/retire", nil, broughtWarning)
 	refused("/retire", nil, "version 1 was retired at 2027-01-15T08:00:00Z already")
 	m.step("/activate", nil, "version 1 is forgotten here, but its tokens pass its proxy until 2027-01-15T09:01:01Z")
 	m.same("versions", []any{3, 2}, func() []any {
@@ -381,7 +433,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 	m := configured(t, nil, nil)
 	same := "version 2 has the proxy_url of version 1: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own"
 	m.step("/stage", nil, same, stageWarning)
-	m.step("/activate", nil)
+	m.step("/activate", nil, "the proxy refuses tokens until it has started again with version 2, whose proxy_url is that of version 1")
 	// Both have it: the current one mints.
 	_, version := m.tokenFor(testProxy)
 	m.same("version", 2, version)
@@ -397,12 +449,33 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 	// Terraform, say, writes what it wrote before the activation.
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "audience": "x"}, `proxy_url "https://ati.example.com" is that of version 1, whose key its proxy holds; the current version is 2`)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": greenProxy})
-	m.step("/retire", nil)
+	m.step("/retire", nil, broughtWarning)
 	m.now = m.now.Add(time.Hour + 61*time.Second)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
+
+	// The same proxy under another address: a version that is staged for it moves
+	// along.
+	m = configured(t, nil, nil)
+	m.step("/stage", nil, same, stageWarning)
+	m.warnings(m.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://moved.example.com"}),
+		"tokens go to https://moved.example.com from here on, whose proxy must hold version 1 of the key; who asks with proxy_url=https://ati.example.com is refused")
+	m.same("moved along", any("https://moved.example.com"), m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_proxy_url"])
+
+	// The previous version's address again.
+	m = configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	m.warnings(m.write("config/rotate/stage", data{"proxy_url": testProxy}),
+		"version 3 has the proxy_url of version 1: its tokens are refused when the proxy there has started again with version 3",
+		"a proxy that is started from ati/proxy-env gets version 3 when that is activated; one that is to stay with version 2 has to read ati/proxy-env/2")
+	m.warnings(m.write("config/rotate", nil), fmt.Sprintf(rotatedWarning, 4, "2027-01-15T09:01:01Z"), pinnedWarning,
+		"version 1 is forgotten too: stop its proxy at https://ati.example.com",
+		"version 3, which is staged, stays: who has read its key can mint for its proxies; drop it with: vault delete ati/config/rotate/stage")
+
+	m = configured(t, nil, nil)
 	m.warnings(m.write("config/rotate/stage", data{"proxy_url": "http://ati.example.com"}),
 		`proxy_url "http://ati.example.com" is not https: tokens cross the network in clear text`,
-		"a proxy that is started from ati/proxy-env gets version 3 when that is activated; one that is to stay with version 2 has to read ati/proxy-env/2")
+		"a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1")
 }
 
 func TestKeysThatCannotBeAreRefused(t *testing.T) {
@@ -428,30 +501,31 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		data data
 		want string
 	}{
-		"the present secret":         {data{"secret": testSecret}, "this is the key of version 1; a new version needs another one"},
-		"a short secret":             {data{"secret": testSecret[:62]}, "secret must be 64 hex characters; it has 62 characters" + hex},
-		"an empty secret":            {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hex},
-		"an unknown algorithm":       {data{"algorithm": "RS256"}, `algorithm "RS256": must be "HS256" or "ES256"`},
-		"a proxy_url of a user":      {data{"proxy_url": "https://u:p@h"}, "proxy_url must not have a user or password in it, and so no @"},
-		"an empty proxy_url":         {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
-		"a secret for ES256":         {data{"algorithm": "ES256", "secret": greenSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
-		"a private key for HS256":    {data{"algorithm": "HS256", "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
-		"a private key alone":        {data{"private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
-		"both":                       {data{"secret": greenSecret, "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
-		"both for ES256":             {data{"algorithm": "ES256", "secret": greenSecret, "private_key": pair.sec1}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
-		"an empty private key":       {data{"algorithm": "ES256", "private_key": ""}, want + "it doesn't begin with -----BEGIN" + made},
-		"a secret as a private key":  {data{"algorithm": "ES256", "private_key": greenSecret}, want + "it doesn't begin with -----BEGIN" + made},
-		"a public key":               {data{"algorithm": "ES256", "private_key": pair.public}, want + `it is a "PUBLIC KEY"` + made},
-		"an encrypted key, PKCS#8":   {data{"algorithm": "ES256", "private_key": block("ENCRYPTED PRIVATE KEY", nil, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
-		"an encrypted key, SEC1":     {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
-		"a key of another curve":     {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "it is a key of P-384" + made},
-		"a key that is junk":         {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read" + made},
-		"a key that is cut off":      {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
-		"two keys":                   {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "there is something behind it" + made},
-		"a certificate":              {data{"algorithm": "ES256", "private_key": block("CERTIFICATE", nil, []byte("x"))}, want + `it is a "CERTIFICATE"` + made},
-		"a key with text before it":  {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},
-		"a key with text behind it":  {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
-		"only the curve's parameter": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x"))}, want + "it can't be read" + made},
+		"the present secret":          {data{"secret": testSecret}, "this is the key of version 1; a new version needs another one"},
+		"a short secret":              {data{"secret": testSecret[:62]}, "secret must be 64 hex characters; it has 62 characters" + hex},
+		"an empty secret":             {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hex},
+		"an unknown algorithm":        {data{"algorithm": "RS256"}, `algorithm "RS256": must be "HS256" or "ES256"`},
+		"a proxy_url of a user":       {data{"proxy_url": "https://u:p@h"}, "proxy_url must not have a user or password in it, and so no @"},
+		"an empty proxy_url":          {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
+		"a secret for ES256":          {data{"algorithm": "ES256", "secret": greenSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
+		"a private key for HS256":     {data{"algorithm": "HS256", "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
+		"a private key alone":         {data{"private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
+		"both":                        {data{"secret": greenSecret, "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
+		"both for ES256":              {data{"algorithm": "ES256", "secret": greenSecret, "private_key": pair.sec1}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
+		"an empty private key":        {data{"algorithm": "ES256", "private_key": ""}, want + "it doesn't begin with -----BEGIN" + made},
+		"a secret as a private key":   {data{"algorithm": "ES256", "private_key": greenSecret}, want + "it doesn't begin with -----BEGIN" + made},
+		"a public key":                {data{"algorithm": "ES256", "private_key": pair.public}, want + `it is a "PUBLIC KEY"` + made},
+		"an encrypted key, PKCS#8":    {data{"algorithm": "ES256", "private_key": block("ENCRYPTED PRIVATE KEY", nil, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
+		"an encrypted key, SEC1":      {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
+		"a key of another curve":      {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "it is a key of P-384" + made},
+		"a key that somebody guesses": {data{"algorithm": "ES256", "private_key": weak(t)}, want + "it is not random" + made},
+		"a key that is junk":          {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read" + made},
+		"a key that is cut off":       {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
+		"two keys":                    {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "there is something behind it" + made},
+		"a certificate":               {data{"algorithm": "ES256", "private_key": block("CERTIFICATE", nil, []byte("x"))}, want + `it is a "CERTIFICATE"` + made},
+		"a key with text before it":   {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},
+		"a key with text behind it":   {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
+		"only the curve's parameter":  {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x"))}, want + "its EC PARAMETERS are not followed by a key" + made},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -584,12 +658,50 @@ func TestAMintThatIsOvertakenByRetireStaysWithinTheBound(t *testing.T) {
 	m.system.onEntity = func() {
 		m.system.onEntity = nil
 		m.now = m.now.Add(10 * time.Second)
-		expireBy = m.step("/retire", nil)["previous_tokens_expire_by"].(string)
+		expireBy = m.step("/retire", nil, broughtWarning)["previous_tokens_expire_by"].(string)
 		m.now = m.now.Add(10 * time.Second)
 	}
 	exp := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}).Data["expires_at"].(int64)
 	if bound, err := time.Parse(time.RFC3339, expireBy); err != nil || exp+61 > bound.Unix() {
 		t.Errorf("the token passes for %d seconds after tokens_expire_by (%v)", exp+61-bound.Unix(), err)
+	}
+}
+
+// A mint that begins once the end of minting was timed doesn't go by the cached
+// config: it waits for the new one.
+func TestAMintThatOvertakesRetireStaysWithinTheBound(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	m.tokenFor(testProxy) // warm
+	answer := make(chan *logical.Response, 1)
+	m.onNow = func() {
+		m.onNow = nil
+		m.now = m.now.Add(10 * time.Second)
+		go func() {
+			resp, err := m.request(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy})
+			if err != nil {
+				t.Error(err)
+			}
+			answer <- resp
+		}()
+		select {
+		case resp := <-answer: // it didn't wait
+			answer <- resp
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	resp, err := m.request(logical.UpdateOperation, "config/rotate/retire", nil)
+	if err != nil || resp.IsError() {
+		t.Fatal(err, resp.Error())
+	}
+	bound, err := time.Parse(time.RFC3339, resp.Data["previous_tokens_expire_by"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-answer; !got.IsError() && got.Data["expires_at"].(int64)+61 > bound.Unix() {
+		t.Errorf("a token of the retired version expires at %v, and tokens_expire_by is %v", got.Data["expires_at"], bound)
 	}
 }
 

@@ -1,6 +1,7 @@
 package ati
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
@@ -19,6 +20,9 @@ const (
 	HS256 = "HS256" // HMAC with SHA-256: proxy and issuer hold the same secret
 	ES256 = "ES256" // ECDSA with P-256 and SHA-256: the proxy holds a public key only
 )
+
+// maxPEM is far more than a P-256 key needs.
+const maxPEM = 4096
 
 // maxSignature is the length of the longest encoded signature.
 const maxSignature = 86
@@ -89,6 +93,9 @@ func ParsePrivateKey(text string) (Key, error) {
 	if !ok || private.Curve != elliptic.P256() {
 		return Key{}, keyError("%s; it is a key of %s", want, kindOf(parsed))
 	}
+	if d, err := private.Bytes(); err != nil || differentBytes(d) < minDifferentBytes {
+		return Key{}, keyError("%s; it is not random", want)
+	}
 	return newKey(jwt.SigningMethodES256, "", private, &private.PublicKey), nil
 }
 
@@ -117,12 +124,18 @@ func ParsePublicKey(text string) (Key, error) {
 
 // onlyBlock decodes the one PEM block of a text, passing over EC PARAMETERS.
 func onlyBlock(text string) (*pem.Block, error) {
+	if len(text) > maxPEM {
+		return nil, fmt.Errorf("it has %d bytes, and a key has no more than %d", len(text), maxPEM)
+	}
 	text = strings.TrimFunc(text, isASCIISpace)
 	if !strings.HasPrefix(text, "-----BEGIN ") { // pem.Decode would pass over it
 		return nil, errors.New("it doesn't begin with -----BEGIN")
 	}
 	block, rest := pem.Decode([]byte(text))
 	if block != nil && block.Type == "EC PARAMETERS" {
+		if !bytes.HasPrefix(rest, []byte("-----BEGIN ")) {
+			return nil, errors.New("its EC PARAMETERS are not followed by a key")
+		}
 		block, rest = pem.Decode(rest)
 	}
 	switch {
@@ -130,8 +143,21 @@ func onlyBlock(text string) (*pem.Block, error) {
 		return nil, errors.New("it can't be read")
 	case strings.TrimFunc(string(rest), isASCIISpace) != "":
 		return nil, errors.New("there is something behind it")
+	case len(block.Headers) > 0 && block.Headers["DEK-Info"] == "":
+		return nil, errors.New("it has headers")
 	}
 	return block, nil
+}
+
+// minDifferentBytes is what 32 random bytes have practically always.
+const minDifferentBytes = 8
+
+func differentBytes(b []byte) int {
+	different := map[byte]bool{}
+	for _, c := range b {
+		different[c] = true
+	}
+	return len(different)
 }
 
 // kindOf names a key of the wrong kind.

@@ -166,7 +166,11 @@ func (s *server) runCommands(dir, script string) string {
 // leaves, and what has come of them.
 func TestDocs(t *testing.T) {
 	checks := map[string]func(t *testing.T, out string, status data){
-		"rotate.md": func(t *testing.T, _ string, status data) {
+		"rotate.md": func(t *testing.T, out string, status data) {
+			// The one request for a token of version 1, and its answer.
+			if !strings.Contains(out, "\n2\n") {
+				t.Errorf("the audit log's requests for blue were not counted:\n%s", out)
+			}
 			if got := versionsOf(t, status); got != (versions{Current: 2, Previous: 1, Retired: true}) {
 				t.Errorf("there are %+v", got)
 			}
@@ -180,6 +184,12 @@ func TestDocs(t *testing.T) {
 			// vault read and openssl print the same one.
 			if got := strings.Count(out, "be930db828cd35cc"); got != 2 || status["current_fingerprint"] == "be930db828cd35cc" {
 				t.Errorf("the old fingerprint was printed %d times, want 2, and the new one is %v", got, status["current_fingerprint"])
+			}
+		},
+		"performance.md": func(t *testing.T, out string, _ data) {
+			size := regexp.MustCompile(`(?m)^(3[34]\d\d)$`).FindString(out)
+			if got := strings.Count(out, `"sandbox:`); got != 3 || size == "" {
+				t.Errorf("a batch of %d, and a token whose size isn't about 3,400:\n%s", got, out)
 			}
 		},
 		"es256.md": func(t *testing.T, out string, status data) {
@@ -206,7 +216,7 @@ func TestDocs(t *testing.T) {
 			s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
 			s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+oldSecret)
 			s.vault(s.root, "write", "ati/roles/researcher", "tools=web_search,arxiv:search", "allowed_agent_ids=sandbox:*")
-			out := s.runCommands(t.TempDir(), commands(t, page))
+			out := s.runCommands(t.TempDir(), strings.ReplaceAll(commands(t, page), "/var/log/vault-audit.log", s.audit))
 			check(t, out, s.read(s.root, "ati/config/rotate").Data)
 		})
 	}

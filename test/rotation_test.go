@@ -426,7 +426,7 @@ func rotation(t *testing.T, algorithm string, calls int) {
 	goOn("activated")
 	s.rotate("/rollback", nil)
 	goOn("rolled back")
-	s.rotate("/rollback", nil)
+	s.rotate("/activate", nil)
 	goOn("rolled forward")
 	// Those at blue are gone before it is retired, and as many come after.
 	var last []string

@@ -32,7 +32,8 @@ resource "vault_mount" "ati" {
 # Without a secret, Vault generates one, and Terraform's state never has it: the
 # proxy's host reads it from ati/proxy-env. Applied again, it changes nothing.
 # Rotations are not Terraform's: after one with another proxy, change proxy_url
-# here. Until then Vault refuses to give the new key the old proxy's address.
+# here, or the next apply sends tokens to the old one. (While Vault has the old
+# proxy's version, it refuses that.)
 resource "vault_generic_endpoint" "config" {
   path                 = "${vault_mount.ati.path}/config"
   ignore_absent_fields = true
@@ -70,6 +71,7 @@ resource "vault_policy" "proxy_host" {
   name   = "ati-proxy-host"
   policy = <<-HCL
     path "${vault_mount.ati.path}/proxy-env" { capabilities = ["read", "sudo"] }
+    path "${vault_mount.ati.path}/proxy-env/*" { capabilities = ["read", "sudo"] }
     path "auth/token/renew-self"              { capabilities = ["update"] }
   HCL
 }

@@ -1,0 +1,77 @@
+package test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+// A batch through a real Vault: each token leads to the one line of the audit
+// log, which has none of them, and the path is one of its own for policies.
+func TestABatchOnARealVault(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search", "allowed_agent_ids": "sandbox:*", "job_id": "{{jti}}"})
+	orchestrator := s.policy("orchestrator", `path "ati/batch/r" { capabilities = ["update"] }`)
+	ids := make([]string, 1000)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("sandbox:%d", i)
+	}
+	batch := s.write(orchestrator, "ati/batch/r", data{"agent_ids": ids})
+	tokens := batch.Data["tokens"].(map[string]any)
+	key, err := ati.ParseSecret(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range ids {
+		c, err := ati.ValidateToken(tokens[id].(string), key)
+		if err != nil {
+			t.Fatalf("%s: %v", id, err)
+		}
+		if want := fmt.Sprintf("%s.%d", batch.RequestID, i+1); c.Subject != id || c.ID != want || c.JobID != want {
+			t.Errorf("the token of %s has sub %q, jti %q and job_id %q, want %q", id, c.Subject, c.ID, c.JobID, want)
+		}
+	}
+	if len(tokens) != len(ids) {
+		t.Errorf("%d tokens for %d ids", len(tokens), len(ids))
+	}
+	if line := s.auditLine(batch.RequestID); line.Auth.DisplayName != "token-orchestrator" || line.Request.Path != "ati/batch/r" {
+		t.Errorf("the audit log's line is %+v", line)
+	}
+	audit, err := os.ReadFile(s.audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"sandbox:0", "sandbox:999"} {
+		signature := tokens[id].(string)[strings.LastIndexByte(tokens[id].(string), '.'):]
+		if strings.Contains(string(audit), signature) || strings.Contains(s.log(), signature) {
+			t.Errorf("the token of %s is in a log", id)
+		}
+	}
+
+	// A policy that forbids agent_id at creds opens no batch, nor the reverse.
+	narrow := s.policy("narrow", `path "ati/creds/r" { capabilities = ["read", "update"], denied_parameters = { "agent_id" = [] } }`)
+	for _, c := range []struct {
+		token, method, path string
+		data                data
+		want                int
+	}{
+		{narrow, "GET", "ati/creds/r", nil, 200},
+		{narrow, "PUT", "ati/creds/r", data{"agent_id": "sandbox:1"}, 403},
+		{narrow, "PUT", "ati/creds/r", data{"agent_ids": "sandbox:1"}, 400},
+		{narrow, "PUT", "ati/batch/r", data{"agent_ids": "sandbox:1"}, 403},
+		{orchestrator, "PUT", "ati/creds/r", data{"agent_id": "sandbox:1"}, 403},
+		{orchestrator, "PUT", "ati/batch/other", data{"agent_ids": "sandbox:1"}, 403},
+		{orchestrator, "PUT", "ati/batch/r", data{"agent_ids": []string{"sandbox:1", "other"}}, 400},
+		{orchestrator, "PUT", "ati/batch/r", nil, 400},
+		{s.root, "GET", "ati/batch/r", nil, http.StatusMethodNotAllowed},
+	} {
+		if got := s.request(c.token, c.method, c.path, c.data); got != c.want {
+			t.Errorf("%s %s %v is a %d, want %d", c.method, c.path, c.data, got, c.want)
+		}
+	}
+}
