@@ -39,7 +39,6 @@ type mount struct {
 	system  *testSystem
 	log     *strings.Builder
 	now     time.Time
-	onNow   func() // called after the time was told
 
 	// The caller of the next requests.
 	entityID, displayName string
@@ -66,13 +65,7 @@ func (m *mount) newBackend() *atisecrets.Backend {
 		Logger:      hclog.New(&hclog.LoggerOptions{Output: m.log, Level: hclog.Trace}),
 		System:      m.system,
 		StorageView: m.storage,
-	}, func() time.Time {
-		now := m.now
-		if m.onNow != nil {
-			m.onNow()
-		}
-		return now
-	})
+	}, func() time.Time { return m.now })
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -270,7 +263,6 @@ type testSystem struct {
 	logical.StaticSystemView
 	maxTTLCalls, entityCalls, groupCalls atomic.Int64
 	entityErr, groupErr                  error
-	onEntity                             func()
 }
 
 func (s *testSystem) MaxLeaseTTL() time.Duration {
@@ -280,9 +272,6 @@ func (s *testSystem) MaxLeaseTTL() time.Duration {
 
 func (s *testSystem) EntityInfo(id string) (*logical.Entity, error) {
 	s.entityCalls.Add(1)
-	if s.onEntity != nil {
-		s.onEntity()
-	}
 	if s.entityErr != nil {
 		return nil, s.entityErr
 	}
@@ -623,18 +612,16 @@ func TestCachesHoldAgainstConcurrentWritesAndMints(t *testing.T) {
 func (m *mount) during(key string, first, second func()) {
 	m.t.Helper()
 	read, done := make(chan struct{}), make(chan struct{})
-	var once sync.Once
+	var fired atomic.Bool // no sync.Once: the second's read would wait for it
 	hook := func(k string) {
-		if k != key {
+		if k != key || !fired.CompareAndSwap(false, true) {
 			return
 		}
-		once.Do(func() {
-			close(read)
-			select {
-			case <-done: // no lock: the second overtook the first
-			case <-time.After(100 * time.Millisecond):
-			}
-		})
+		close(read)
+		select {
+		case <-done: // no lock: the second overtook the first
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 	m.storage.afterGet.Store(&hook)
 	var wg sync.WaitGroup

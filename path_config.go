@@ -256,15 +256,17 @@ func (e *configEntry) applyKey(p keyParams) (warnings []string, refusal, err err
 	if err := p.checkAlgorithm(key.Algorithm); err != nil {
 		return nil, err, nil
 	}
+	present, err := key.parse()
+	if err != nil {
+		return nil, nil, err
+	}
 	if name := p.keyName(); name != "" {
 		given := keyEntry{Algorithm: key.Algorithm, Secret: p.secret, PrivateKey: p.privateKey}
 		other, err := given.parse()
 		if err != nil {
 			return nil, nil, err
 		}
-		if present, err := key.parse(); err != nil {
-			return nil, nil, err
-		} else if other.fingerprint != present.fingerprint {
+		if other.fingerprint != present.fingerprint {
 			return nil, fmt.Errorf("%s is not the present one, and %s", name, rotate), nil
 		}
 	}

@@ -320,8 +320,9 @@ func (b *backend) forgetGoneKeys(ctx context.Context, req *logical.Request) erro
 	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.previous == nil || !cfg.previous.gone(b.now()) {
 		return err
 	}
-	// The storage of a replicated mount can be written on the primary only.
-	if !b.System().LocalMount() && b.System().ReplicationState().HasState(consts.ReplicationPerformanceSecondary|consts.ReplicationPerformanceStandby) {
+	// A standby writes no storage, and a secondary its local mounts' only.
+	state := b.System().ReplicationState()
+	if state.HasState(consts.ReplicationPerformanceStandby) || state.HasState(consts.ReplicationPerformanceSecondary) && !b.System().LocalMount() {
 		return nil
 	}
 	b.lock.Lock()

@@ -17,9 +17,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	atisecrets "vault-plugin-secrets-ati"
 	"vault-plugin-secrets-ati/ati"
 )
 
@@ -272,23 +274,6 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 		t.Error("the key was forgotten a second too early")
 	}
 	m.now = m.now.Add(time.Second)
-	for _, state := range []consts.ReplicationState{consts.ReplicationPerformanceStandby, consts.ReplicationPerformanceSecondary} {
-		other := *m
-		other.system = &testSystem{StaticSystemView: m.system.StaticSystemView}
-		other.system.ReplicationStateVal = state
-		other.b = other.newBackend()
-		tick(&other)
-		if !there(m) {
-			t.Errorf("a node with replication state %v wrote storage", state)
-		}
-	}
-	local := retired() // a local mount is the secondary's own
-	local.system.ReplicationStateVal, local.system.LocalMountVal = consts.ReplicationPerformanceSecondary, true
-	local.now = m.now
-	tick(local)
-	if there(local) {
-		t.Error("the key of a local mount was not forgotten")
-	}
 	m.storage.fail = "put config"
 	if _, err := m.request(logical.RollbackOperation, "", nil); err == nil || !strings.Contains(err.Error(), "write config: disk on fire") {
 		t.Errorf("a failed write: %v", err)
@@ -646,65 +631,6 @@ func TestAStageMayChangeTheAlgorithm(t *testing.T) {
 	m.same("verdict", any(4), m.verdict(back))
 }
 
-// The promise: tokens_expire_by is never too early. A mint that has begun
-// before the end of minting, and goes on after it, takes no later time.
-func TestAMintThatIsOvertakenByRetireStaysWithinTheBound(t *testing.T) {
-	t.Parallel()
-	m := configured(t, nil, data{"subject": "a-{{identity.entity.name}}", "ttl": "1h"})
-	m.entity(&logical.Entity{Name: "x"})
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
-	var expireBy string
-	m.system.onEntity = func() {
-		m.system.onEntity = nil
-		m.now = m.now.Add(10 * time.Second)
-		expireBy = m.step("/retire", nil, broughtWarning)["previous_tokens_expire_by"].(string)
-		m.now = m.now.Add(10 * time.Second)
-	}
-	exp := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}).Data["expires_at"].(int64)
-	if bound, err := time.Parse(time.RFC3339, expireBy); err != nil || exp+61 > bound.Unix() {
-		t.Errorf("the token passes for %d seconds after tokens_expire_by (%v)", exp+61-bound.Unix(), err)
-	}
-}
-
-// A mint that begins once the end of minting was timed doesn't go by the cached
-// config: it waits for the new one.
-func TestAMintThatOvertakesRetireStaysWithinTheBound(t *testing.T) {
-	t.Parallel()
-	m := configured(t, nil, nil)
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
-	m.tokenFor(testProxy) // warm
-	answer := make(chan *logical.Response, 1)
-	m.onNow = func() {
-		m.onNow = nil
-		m.now = m.now.Add(10 * time.Second)
-		go func() {
-			resp, err := m.request(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy})
-			if err != nil {
-				t.Error(err)
-			}
-			answer <- resp
-		}()
-		select {
-		case resp := <-answer: // it didn't wait
-			answer <- resp
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	resp, err := m.request(logical.UpdateOperation, "config/rotate/retire", nil)
-	if err != nil || resp.IsError() {
-		t.Fatal(err, resp.Error())
-	}
-	bound, err := time.Parse(time.RFC3339, resp.Data["previous_tokens_expire_by"].(string))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := <-answer; !got.IsError() && got.Data["expires_at"].(int64)+61 > bound.Unix() {
-		t.Errorf("a token of the retired version expires at %v, and tokens_expire_by is %v", got.Data["expires_at"], bound)
-	}
-}
-
 // A node that has not yet seen that the bound was raised keeps to the one that
 // it knows.
 func TestAStaleConfigBoundsTheTTL(t *testing.T) {
@@ -942,4 +868,426 @@ func TestNoStepTellsAKey(t *testing.T) {
 	if !strings.Contains(m.log.String(), `key versions changed: path=config/rotate/activate parameters="" versions="current 2, previous 1"`) {
 		t.Errorf("the log doesn't say what was done:\n%s", m.log)
 	}
+}
+
+// withClock gives the mount a backend with another clock.
+func (m *mount) withClock(clock func() time.Time) {
+	m.t.Helper()
+	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{Logger: hclog.NewNullLogger(), System: m.system, StorageView: m.storage}, clock)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.b = b
+}
+
+// The promise: tokens_expire_by is never too early. Whichever of a mint and a
+// retirement reads the clock while the other is under way, no token of the
+// retired version has a later iat.
+func TestNoTokenIsIssuedAfterTheEndOfMinting(t *testing.T) {
+	t.Parallel()
+	for _, overtaken := range []string{"the mint", "the retirement"} {
+		t.Run(overtaken, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+			m.step("/activate", nil)
+			var mu sync.Mutex
+			now, hook := m.now, func() {}
+			m.withClock(func() time.Time {
+				mu.Lock()
+				read, f := now, hook
+				hook = func() {}
+				mu.Unlock()
+				f()
+				if overtaken == "the mint" {
+					mu.Lock()
+					defer mu.Unlock()
+					read = now
+				}
+				return read
+			})
+			tick := func() { mu.Lock(); defer mu.Unlock(); now = now.Add(10 * time.Second) }
+			arm := func(f func()) { mu.Lock(); defer mu.Unlock(); hook = f }
+			m.tokenFor(testProxy) // warm
+			var resp *logical.Response
+			mint := func() {
+				var err error
+				if resp, err = m.request(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}); err != nil {
+					t.Error(err)
+				}
+			}
+			var expireBy string
+			retire := func() { expireBy = m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"].(string) }
+			if overtaken == "the mint" {
+				arm(func() { tick(); retire(); tick() })
+				mint()
+			} else {
+				done := make(chan struct{})
+				arm(func() {
+					go func() { defer close(done); tick(); mint() }()
+					select {
+					case <-done: // it went by the cached config
+					case <-time.After(100 * time.Millisecond):
+					}
+				})
+				retire()
+				<-done
+			}
+			if resp.IsError() {
+				return
+			}
+			if by, err := time.Parse(time.RFC3339, expireBy); err != nil || resp.Data["expires_at"].(int64)+61 > by.Unix() {
+				t.Errorf("a token expires at %v, and tokens_expire_by is %s (%v)", resp.Data["expires_at"], expireBy, err)
+			}
+		})
+	}
+}
+
+// Of two changes at once, neither is lost: as in
+// TestAReaderOrWriterBetweenReadAndWriteLosesNothing.
+func TestStepsAndOtherWritesAtOnceLoseNothing(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		op   logical.Operation
+		path string
+		want []any // current, pending, previous
+	}{
+		"a stage":              {logical.UpdateOperation, "config/rotate/stage", []any{2, 4, 1}},
+		"a dropped stage":      {logical.DeleteOperation, "config/rotate/stage", []any{2, nil, 1}},
+		"a rollback":           {logical.UpdateOperation, "config/rotate/rollback", []any{1, 3, 2}},
+		"a retired key's time": {logical.RollbackOperation, "", []any{2, 3, nil}},
+		"a rotation at once":   {logical.UpdateOperation, "config/rotate", []any{4, 3, nil}},
+		"a deletion of config": {logical.DeleteOperation, "config", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			m.write("config/rotate/stage", data{"proxy_url": greenProxy})
+			m.write("config/rotate/activate", nil)
+			m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
+			switch name {
+			case "a stage":
+				m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
+			case "a retired key's time":
+				m.write("config/rotate/retire", nil)
+				m.now = m.now.Add(2 * time.Hour)
+			}
+			m.tokenFor("") // warm
+			var second *logical.Response
+			m.during("config", func() {
+				if resp, err := m.request(c.op, c.path, nil); err != nil || resp.IsError() {
+					t.Errorf("%v %v", err, resp.Error())
+				}
+			}, func() {
+				var err error
+				if second, err = m.request(logical.UpdateOperation, "config", data{"audience": "new", "proxy_url": "https://fourth.example.com"}); err != nil {
+					t.Error(err)
+				}
+			})
+			m.b = m.newBackend()
+			config := m.ok(logical.ReadOperation, "config", nil).Data
+			if config["audience"] != "new" || second.IsError() {
+				t.Errorf("config is %v after %v", config, second)
+			}
+			s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+			if c.want == nil { // the second write made a new config
+				c.want = []any{4, nil, nil}
+			}
+			m.same("versions", c.want, []any{s["current_version"], s["pending_version"], s["previous_version"]})
+		})
+	}
+}
+
+// Times are told, and kept, in UTC and whole seconds, wherever Vault runs.
+func TestTimesAreInUTCAndWholeSeconds(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.now = m.now.Add(900 * time.Millisecond).In(time.FixedZone("", 3600))
+	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret})
+	m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	status := m.step("/retire", nil, broughtWarning)
+	for name, want := range map[string]string{
+		"current_created_at": "2027-01-15T08:00:00Z", "current_activated_at": "2027-01-15T08:00:00Z", "previous_created_at": "2027-01-15T08:00:00Z",
+		"previous_retired_at": "2027-01-15T08:00:00Z", "previous_tokens_expire_by": "2027-01-15T09:01:01Z",
+	} {
+		m.same(name, any(want), status[name])
+	}
+	if stored := m.storage.dump(t)["config"]; strings.Contains(stored, ".9") || strings.Contains(stored, "+01:00") {
+		t.Errorf("storage has %s", stored)
+	}
+	m.now = time.Date(2027, 1, 15, 9, 1, 1, 0, time.UTC)
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1; it has version 2")
+}
+
+// A secret has one spelling, whoever brought it.
+func TestASecretIsKeptInLowerCase(t *testing.T) {
+	t.Parallel()
+	m := configured(t, data{"secret": strings.ToUpper(testSecret)}, nil)
+	m.same("proxy-env", any(testSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
+	m.write("config/rotate", data{"secret": strings.ToUpper(greenSecret)})
+	m.same("proxy-env", any(greenSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
+}
+
+// Each byte of a generated secret is random.
+func TestAGeneratedSecretIsRandomInEachByte(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	seen := [32]map[string]bool{}
+	for range 20 {
+		m.write("config/rotate", nil)
+		secret := m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"].(string)
+		for i := range seen {
+			if seen[i] == nil {
+				seen[i] = map[string]bool{}
+			}
+			seen[i][secret[2*i:2*i+2]] = true
+		}
+	}
+	for i, values := range seen {
+		if len(values) < 10 {
+			t.Errorf("byte %d of 20 secrets has %d values", i, len(values))
+		}
+	}
+}
+
+// A key that can't be generated is Vault's trouble, not the caller's mistake,
+// and changes nothing.
+func TestNoRandomnessIsAnErrorAndNoRotation(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	before := m.storage.dump(t)["config"]
+	b := m.newBackend()
+	if err := b.Setup(t.Context(), &logical.BackendConfig{System: brokenRandom{m.system}}); err != nil {
+		t.Fatal(err)
+	}
+	m.b = b
+	for _, path := range []string{"config/rotate", "config/rotate/stage"} {
+		m.failed(logical.UpdateOperation, path, nil, "generate a signing secret: unable to fill provided buffer with entropy: unexpected EOF")
+	}
+	resp, err := m.request(logical.UpdateOperation, "config/rotate", data{"algorithm": "ES256"})
+	if err == nil || !strings.HasPrefix(err.Error(), "generate a signing key: ") {
+		t.Errorf("%v %v", resp, err)
+	}
+	m.same("storage", before, m.storage.dump(t)["config"])
+}
+
+// A damaged key in storage is an error that names the version.
+func TestADamagedKeyIsAnErrorThatNamesItsVersion(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.damage(`"secret":"`+testSecret+`"`, `"secret":""`)
+	const want = "read version 1 of the stored key: parse key: an HS256 secret must not be empty"
+	m.failed(logical.ReadOperation, "creds/r", nil, want)
+	m.failed(logical.ReadOperation, "proxy-env", nil, want)
+	m.failed(logical.UpdateOperation, "config", data{"issuer": "x"}, want)
+}
+
+// damage changes what storage has of config, and starts anew.
+func (m *mount) damage(before, after string) {
+	m.t.Helper()
+	entry, err := m.storage.Storage.Get(m.t.Context(), "config")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if !strings.Contains(string(entry.Value), before) {
+		m.t.Fatalf("config has no %s", before)
+	}
+	entry.Value = []byte(strings.Replace(string(entry.Value), before, after, 1))
+	if err := m.storage.Storage.Put(m.t.Context(), entry); err != nil {
+		m.t.Fatal(err)
+	}
+	m.b = m.newBackend()
+}
+
+// Without a bound there is no cap on the TTL, and no tokens_expire_by.
+func TestAMintWithoutABoundIsAnError(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.damage(fmt.Sprintf(`"longest_ttl":%d`, time.Hour), `"longest_ttl":0`)
+	m.failed(logical.ReadOperation, "creds/r", nil, "storage has no bound on the life of tokens, which every role's write sets")
+}
+
+// A role's own maximum holds, where another role's is longer.
+func TestARolesOwnMaximumHoldsBelowTheLongest(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"ttl": "10m", "max_ttl": "30m"})
+	m.ok(logical.CreateOperation, "roles/long", data{"tools": "x", "ttl": "5h"})
+	m.same("TTL", int64(1800), m.ok(logical.UpdateOperation, "creds/r", data{"ttl": "2h"}).Data["token_ttl"])
+}
+
+// A staged version outlasts a rollback, and a role that raises the bound.
+func TestAStagedVersionStays(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
+	pending := func() any { return m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_version"] }
+	m.step("/rollback", nil)
+	m.same("after a rollback", any(3), pending())
+	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "9h"})
+	m.same("after a role's write", any(3), pending())
+	m.ok(logical.UpdateOperation, "config", data{"issuer": "x"})
+	m.same("after config's write", any(3), pending())
+}
+
+// What another node has stored is not undone by a role's write here, whether or
+// not Invalidate has come.
+func TestARoleWriteGoesByStorage(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.tokenFor("") // warm
+	other := *m
+	other.b = m.newBackend()
+	other.write("config/rotate", nil)
+	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "9h"})
+	m.same("version", any(2), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
+}
+
+// config's write leaves the times of the key alone; Terraform may write the
+// address again where two versions share it.
+func TestConfigsWriteLeavesTheVersionsAlone(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.write("config/rotate/stage", nil) // at the same address
+	before := m.ok(logical.ReadOperation, "config/rotate", nil).Data
+	m.now = m.now.Add(time.Hour)
+	m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret, "algorithm": "HS256", "issuer": "x"})
+	m.same("status", before, m.ok(logical.ReadOperation, "config/rotate", nil).Data)
+}
+
+// Deletion forgets all keys, not only the current one.
+func TestDeletingConfigForgetsEachVersion(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	third := strings.Repeat("fedcba9876543210", 4)
+	m.step("/stage", data{"proxy_url": greenProxy, "secret": greenSecret}, stageWarning)
+	m.step("/activate", nil)
+	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com", "secret": third})
+	m.ok(logical.DeleteOperation, "config", nil)
+	for _, secret := range []string{testSecret, greenSecret, third} {
+		if strings.Contains(m.storage.dump(t)["config"], secret) {
+			t.Errorf("storage still has %.4s…", secret)
+		}
+	}
+}
+
+// After a rotation, what is no token is still told to be none.
+func TestAMalformedTokenAfterARotation(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.write("config/rotate", nil)
+	m.same("verdict", any("malformed token: it has 0 dots, not 2"), m.verdict("hello"))
+}
+
+// Who may write a mount's storage: nobody on a performance standby; on a
+// secondary, a local mount only.
+func TestWhichNodeForgetsAKey(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		state consts.ReplicationState
+		local bool
+		want  bool
+	}{
+		{consts.ReplicationPerformancePrimary, false, true},
+		{consts.ReplicationPerformanceSecondary, false, false},
+		{consts.ReplicationPerformanceSecondary, true, true},
+		{consts.ReplicationPerformanceStandby, false, false},
+		{consts.ReplicationPerformanceStandby, true, false},
+	} {
+		m := configured(t, nil, nil)
+		m.write("config/rotate/stage", data{"proxy_url": greenProxy})
+		m.write("config/rotate/activate", nil)
+		m.write("config/rotate/retire", nil)
+		m.now = m.now.Add(2 * time.Hour)
+		m.system.ReplicationStateVal, m.system.LocalMountVal = c.state, c.local
+		puts := len(m.storage.order)
+		if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
+			t.Error(err)
+		}
+		if got := len(m.storage.order) > puts; got != c.want {
+			t.Errorf("replication %s, local %v: wrote %v", c.state.GetPerformanceString(), c.local, got)
+		}
+	}
+}
+
+// Another node has forgotten the key already; and where there is nothing to do,
+// storage isn't asked.
+func TestForgettingTwiceWritesOnce(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.write("config/rotate/stage", data{"proxy_url": greenProxy})
+	m.write("config/rotate/activate", nil)
+	m.write("config/rotate/retire", nil)
+	tick := func() {
+		if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calls := m.storage.calls.Load()
+	tick()
+	m.same("storage calls before the time", calls, m.storage.calls.Load())
+	m.now = m.now.Add(2 * time.Hour)
+	other := *m
+	other.b = m.newBackend()
+	other.write("config", data{"issuer": "x"})
+	puts := len(m.storage.order)
+	tick()
+	m.same("writes", puts, len(m.storage.order))
+}
+
+// The log names each change of the keys.
+func TestTheLogNamesTheVersions(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.write("config/rotate/stage", data{"proxy_url": greenProxy})
+	m.ok(logical.ReadOperation, "proxy-env/2", nil)
+	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
+	m.write("config/rotate/stage", data{"proxy_url": greenProxy})
+	m.write("config/rotate/activate", nil)
+	m.write("config/rotate/retire", nil)
+	m.now = m.now.Add(2 * time.Hour)
+	if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`key versions changed: path=config/rotate/stage parameters=proxy_url versions="current 1, pending 2"`,
+		"the proxy's environment was read: key_version=2",
+		"staged key dropped: key_version=2",
+		"retired key forgotten: its last token has expired: key_version=1",
+	} {
+		if !strings.Contains(m.log.String(), want) {
+			t.Errorf("the log has no line %s:\n%s", want, m.log)
+		}
+	}
+}
+
+// Blue and green mint for their own proxies only.
+func TestNoVersionMintsForAStrangersProxy(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": "https://third.example.com"}, `proxy_url "https://third.example.com": this mount has no key for it; its proxy is at "https://green.example.com"`)
+}
+
+// Vault mints nothing under a pending version, but whoever brought its key may.
+func TestValidateKnowsThePendingVersion(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.step("/stage", data{"proxy_url": greenProxy, "secret": greenSecret}, stageWarning)
+	key, err := ati.ParseSecret(greenSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims := &ati.Claims{Subject: "a", Audience: "ati-proxy", Issuer: "ati-orchestrator", IssuedAt: m.now.Unix(), ExpiresAt: m.now.Unix() + 60}
+	token, err := key.Sign(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.same("verdict", any(2), m.verdict(token))
+	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
+	m.same("verdict", any("signed by no key of this mount"), m.verdict(token))
 }
