@@ -122,7 +122,7 @@ func (s *server) initialize(ctx context.Context) error {
 	})
 	if err != nil {
 		text, _ := os.ReadFile(s.log())
-		return fmt.Errorf("Vault did not start: %w\n%s", err, text)
+		return fmt.Errorf("the server did not start: %w\n%s", err, text)
 	}
 	s.SetToken(keys.RootToken)
 	if _, err := s.Sys().UnsealWithContext(ctx, keys.Keys[0]); err != nil {
@@ -131,7 +131,7 @@ func (s *server) initialize(ctx context.Context) error {
 	return poll(ctx, func() error {
 		health, err := s.Sys().HealthWithContext(ctx)
 		if err == nil && health.Standby {
-			err = errors.New("Vault is not active")
+			err = errors.New("the server is not active")
 		}
 		return err
 	})
