@@ -33,7 +33,7 @@ func main() {
 	flag.StringVar(&o.plugin, "plugin", "", "the plugin's binary")
 	flag.StringVar(&o.echo, "echo", "", "the echo plugin's binary")
 	flag.IntVar(&o.rounds, "rounds", 7, "rounds; each runs every scenario once with audit and once without")
-	flag.DurationVar(&o.duration, "duration", 2*time.Second, "time for a scenario in a round")
+	flag.DurationVar(&o.duration, "duration", 1500*time.Millisecond, "time for a scenario in a round")
 	flag.IntVar(&o.connections, "connections", 8, "connections, each with one request at a time")
 	flag.IntVar(&o.roles, "roles", 100_000, "roles of the largest mount; the next has a hundredth of them")
 	flag.StringVar(&o.out, "out", "", "directory with performance.md; without it, nothing is written")

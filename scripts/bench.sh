@@ -3,7 +3,7 @@
 # plugins. See bench/.
 #   BENCHTIME       for each Go benchmark (1s)
 #   BENCH_ROUNDS    rounds on the real Vault (7)
-#   BENCH_DURATION  for each scenario in a round, twice: with audit and without (2s)
+#   BENCH_DURATION  for each scenario in a round, twice: with audit and without (1.5s)
 #   BENCH_ROLES     roles of the largest mount (100000)
 #   BENCH_OUT       directory whose performance.md and performance.svg are written
 #                   (docs); empty: none
@@ -23,5 +23,5 @@ cd bench
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/echo" ./echo
 go build -o "$dir/bench" .
 "$dir/bench" -vault "$vault" -plugin "$dir/ati" -echo "$dir/echo" \
-  -rounds "${BENCH_ROUNDS:-7}" -duration "${BENCH_DURATION:-2s}" -roles "${BENCH_ROLES:-100000}" \
+  -rounds "${BENCH_ROUNDS:-7}" -duration "${BENCH_DURATION:-1.5s}" -roles "${BENCH_ROLES:-100000}" \
   -out "$out"

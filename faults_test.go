@@ -1,0 +1,195 @@
+package atisecrets_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// nthFault is a storage whose n-th call fails. Where late is set, a write that
+// fails is carried out all the same.
+type nthFault struct {
+	logical.Storage
+	n, calls int
+	late     bool
+	failed   string // what the call was
+}
+
+func (s *nthFault) fails(verb, key string) bool {
+	s.calls++
+	if s.calls != s.n {
+		return false
+	}
+	s.failed = verb + " " + key
+	return true
+}
+
+func (s *nthFault) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	if s.fails("get", key) {
+		return nil, errStorage
+	}
+	return s.Storage.Get(ctx, key)
+}
+
+func (s *nthFault) Put(ctx context.Context, e *logical.StorageEntry) error {
+	if s.fails("put", e.Key) {
+		if s.late {
+			return errors.Join(s.Storage.Put(ctx, e), errStorage)
+		}
+		return errStorage
+	}
+	return s.Storage.Put(ctx, e)
+}
+
+func (s *nthFault) Delete(ctx context.Context, key string) error {
+	if s.fails("delete", key) {
+		if s.late {
+			return errors.Join(s.Storage.Delete(ctx, key), errStorage)
+		}
+		return errStorage
+	}
+	return s.Storage.Delete(ctx, key)
+}
+
+func (s *nthFault) List(ctx context.Context, prefix string) ([]string, error) {
+	if s.fails("list", prefix) {
+		return nil, errStorage
+	}
+	return s.Storage.List(ctx, prefix)
+}
+
+// state is all that a mount tells of itself.
+func (m *mount) state() data {
+	m.t.Helper()
+	all := data{}
+	for _, path := range []string{"config", "config/rotate", "roles/r", "roles/new"} {
+		if resp := m.ok(logical.ReadOperation, path, nil); resp != nil {
+			all[path] = resp.Data
+		}
+	}
+	return all
+}
+
+// The promise: whichever call to storage fails, in whichever request, there is a
+// 500 that says what failed; what the mount tells of itself is as before the
+// request or as after it; and the next request works.
+func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
+	t.Parallel()
+	staged := func(m *mount) { m.write("config/rotate/stage", data{"proxy_url": greenProxy}) }
+	activated := func(m *mount) { staged(m); m.write("config/rotate/activate", nil) }
+	gone := func(m *mount) {
+		activated(m)
+		m.write("config/rotate/retire", nil)
+		m.now = m.now.Add(2 * time.Hour)
+	}
+	requests := []struct {
+		op      logical.Operation
+		path    string
+		data    data
+		prepare func(m *mount)
+	}{
+		{logical.ReadOperation, "config", nil, nil},
+		{logical.UpdateOperation, "config", data{"issuer": "x", "max_ttl": "5h"}, nil},
+		{logical.CreateOperation, "config", data{"proxy_url": testProxy}, func(m *mount) { m.ok(logical.DeleteOperation, "config", nil) }},
+		{logical.DeleteOperation, "config", nil, nil},
+		{logical.ReadOperation, "config/rotate", nil, activated},
+		{logical.UpdateOperation, "config/rotate", nil, activated},
+		{logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "ES256"}, nil},
+		{logical.DeleteOperation, "config/rotate/stage", nil, staged},
+		{logical.UpdateOperation, "config/rotate/activate", nil, staged},
+		{logical.UpdateOperation, "config/rotate/rollback", nil, activated},
+		{logical.UpdateOperation, "config/rotate/retire", nil, activated},
+		{logical.RollbackOperation, "", nil, gone},
+		{logical.ReadOperation, "proxy-env", nil, nil},
+		{logical.ReadOperation, "proxy-env/1", nil, nil},
+		{logical.ReadOperation, "jwks", nil, nil},
+		{logical.ListOperation, "roles/", nil, nil},
+		{logical.ReadOperation, "roles/r", nil, nil},
+		{logical.CreateOperation, "roles/new", data{"tools": "x", "ttl": "9h"}, nil},
+		{logical.UpdateOperation, "roles/r", data{"tools": "x", "ttl": "9h"}, nil},
+		{logical.DeleteOperation, "roles/r", nil, nil},
+		{logical.ReadOperation, "creds/r", nil, nil},
+		{logical.UpdateOperation, "creds/r", data{"tools": "web_search"}, nil},
+		{logical.UpdateOperation, "batch/r", data{"agent_ids": "a,b"}, nil},
+		{logical.ReadOperation, "check/r", data{"tool": "x"}, nil},
+		{logical.UpdateOperation, "check/r", data{"tool": "x"}, nil},
+		{logical.UpdateOperation, "validate", data{"token": "x"}, nil},
+		{logical.UpdateOperation, "inspect", data{"token": "x"}, nil},
+	}
+	tried := map[string]bool{}
+	for _, r := range requests {
+		tried[fmt.Sprintf("%s %s", r.op, strings.Replace(r.path, "roles/new", "roles/r", 1))] = true
+	}
+	for path, operations := range paths {
+		for _, op := range operations {
+			if !tried[fmt.Sprintf("%s %s", op, path)] {
+				t.Errorf("%s %s isn't tried", op, path)
+			}
+		}
+	}
+	faults := 0
+	for _, r := range requests {
+		name := fmt.Sprintf("%s %s", r.op, r.path)
+		for _, late := range []bool{false, true} {
+			for n := 1; ; n++ {
+				m := configured(t, nil, data{"allowed_agent_ids": "*"})
+				if r.prepare != nil {
+					r.prepare(m)
+				}
+				m.b = m.newBackend() // cold
+				before := m.state()
+				m.b = m.newBackend()
+				storage := &nthFault{Storage: m.storage.Storage, n: n, late: late}
+				resp, err := m.b.HandleRequest(t.Context(), &logical.Request{ID: testID, Operation: r.op, Path: r.path, Data: r.data, Storage: storage, MountPoint: "ati/", DisplayName: "token"})
+				if storage.failed == "" {
+					if err != nil || resp.IsError() {
+						t.Errorf("%s without a fault: %v %v", name, err, resp.Error())
+					}
+					break
+				}
+				faults++
+				if !errors.Is(err, errStorage) || resp != nil || !strings.Contains(err.Error(), "disk on fire") || err.Error() == errStorage.Error() {
+					t.Errorf("%s, %s fails: %v %v", name, storage.failed, resp, err)
+				}
+				for _, restarted := range []bool{false, true} {
+					if restarted {
+						m.b = m.newBackend()
+					}
+					if after := m.state(); !cmp.Equal(before, after) && !m.isDone(r.op, r.path, r.data, r.prepare, after) {
+						t.Errorf("%s, %s fails, carried out %v, restarted %v: neither before nor after\n%s", name, storage.failed, late, restarted, cmp.Diff(before, after))
+					}
+				}
+				if _, err := m.request(r.op, r.path, r.data); err != nil {
+					t.Errorf("%s after %s failed: %v", name, storage.failed, err)
+				}
+			}
+		}
+	}
+	t.Logf("%d faults in %d requests", faults, len(requests))
+	if faults < 60 {
+		t.Errorf("%d faults are too few to tell", faults)
+	}
+}
+
+// isDone reports whether a state is what the request makes, on another mount of
+// the same past. Keys that are generated differ between the two.
+func (m *mount) isDone(op logical.Operation, path string, d data, prepare func(*mount), state data) bool {
+	m.t.Helper()
+	other := configured(m.t, nil, data{"allowed_agent_ids": "*"})
+	if prepare != nil {
+		prepare(other)
+	}
+	if _, err := other.request(op, path, d); err != nil {
+		m.t.Fatal(err)
+	}
+	generated := cmp.FilterPath(func(p cmp.Path) bool {
+		return strings.Contains(p.Last().String(), "fingerprint")
+	}, cmp.Ignore())
+	return cmp.Equal(other.state(), state, generated)
+}
