@@ -32,7 +32,7 @@ interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a
 
 rotation: ## Rotate the key blue/green under load: two real proxies, eight sandboxes, not one refused call
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
-	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '^TestRotation' ./test
+	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '^TestRotation$$' ./test
 
 docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs)$$' -count=1 ./test

@@ -845,9 +845,15 @@ func TestStorageOfANewerVersionIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.b = m.newBackend()
-		_, err = m.request(logical.ReadOperation, path, nil)
-		if want := "the storage entry has version 2, and this plugin knows up to 1: a newer version of the plugin wrote it"; err == nil || !strings.HasSuffix(err.Error(), want) {
-			t.Errorf("%s: %v", path, err)
+		before := m.storage.dump(t)
+		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
+			_, err = m.request(op, path, nil)
+			if want := "the storage entry has version 2, and this plugin knows up to 1: a newer version of the plugin wrote it"; err == nil || !strings.HasSuffix(err.Error(), want) {
+				t.Errorf("%s %s: %v", op, path, err)
+			}
+		}
+		if diff := cmp.Diff(before, m.storage.dump(t)); diff != "" {
+			t.Errorf("%s was changed:\n%s", path, diff)
 		}
 	}
 }

@@ -1,0 +1,171 @@
+package atisecrets_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// Everything at once, for the race detector: and each token comes with the proxy
+// that holds its key, two updates of one role both survive, and no request fails
+// but those that are out of turn.
+func TestEverythingAtOnce(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"allowed_agent_ids": "*", "tools": "a,b,c"})
+	address := func(i int) string { return fmt.Sprintf("https://p%d.example.com", i) }
+	m.ok(logical.UpdateOperation, "config", data{"proxy_url": address(0)})
+	request := func(op logical.Operation, path string, d data) *logical.Response {
+		resp, err := m.request(op, path, d)
+		if err != nil {
+			t.Errorf("%s %s: %v", op, path, err)
+			return nil
+		}
+		return resp
+	}
+	const rounds = 60
+	var proxies sync.Map // of each version
+	pair := func(version, proxy any) {
+		if known, ok := proxies.LoadOrStore(version, proxy); ok && known != proxy {
+			t.Errorf("version %v is at %v and at %v", version, known, proxy)
+		}
+	}
+	var minted, steps atomic.Int64
+	var writers, readers sync.WaitGroup
+	done := make(chan struct{})
+	write := func(f func(i int)) {
+		writers.Go(func() {
+			for i := range rounds {
+				f(i)
+			}
+		})
+	}
+	read := func(f func()) {
+		readers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					f()
+				}
+			}
+		})
+	}
+	write(func(i int) {
+		for _, step := range []string{"/stage", "/activate", "/rollback", "/activate", "/retire"} {
+			var d data
+			if step == "/stage" {
+				d = data{"proxy_url": address(1 + i), "algorithm": []string{"HS256", "ES256"}[i%2]}
+			}
+			if resp := request(logical.UpdateOperation, "config/rotate"+step, d); !resp.IsError() {
+				steps.Add(1)
+			}
+		}
+		if i%20 == 19 {
+			request(logical.UpdateOperation, "config/rotate", data{"proxy_url": address(1000 + i)})
+		}
+	})
+	write(func(i int) {
+		request(logical.UpdateOperation, "config", data{"accepted_audiences": fmt.Sprintf("a%d", i)})
+	})
+	// Two partial updates of one role.
+	write(func(i int) {
+		request(logical.UpdateOperation, "roles/r", data{"ttl": 60 + i, "max_ttl": 0})
+	})
+	write(func(i int) {
+		request(logical.UpdateOperation, "roles/r", data{"description": fmt.Sprint("round ", i)})
+	})
+	write(func(i int) {
+		request(logical.UpdateOperation, fmt.Sprintf("roles/r%d", i%3), data{"tools": "x"})
+		request(logical.DeleteOperation, fmt.Sprintf("roles/r%d", (i+1)%3), nil)
+	})
+	for range 2 {
+		read(func() {
+			resp := request(logical.UpdateOperation, "creds/r", data{"agent_id": "x", "tools": "a"})
+			if resp.IsError() {
+				t.Errorf("a mint is refused: %v", resp.Error())
+				return
+			}
+			pair(resp.Data["key_version"], resp.Data["proxy_url"])
+			request(logical.UpdateOperation, "validate", data{"token": resp.Data["token"]})
+			minted.Add(1)
+		})
+		read(func() {
+			resp := request(logical.UpdateOperation, "batch/r", data{"agent_ids": "x,y"})
+			if resp.IsError() {
+				t.Errorf("a batch is refused: %v", resp.Error())
+				return
+			}
+			pair(resp.Data["key_version"], resp.Data["proxy_url"])
+		})
+		read(func() {
+			status := request(logical.ReadOperation, "config/rotate", nil).Data
+			for _, name := range []string{"current", "pending", "previous"} {
+				if version, ok := status[name+"_version"]; ok {
+					pair(version, status[name+"_proxy_url"])
+				}
+			}
+			for _, path := range []string{"config", "proxy-env", "jwks", "roles/r", "check/r"} {
+				var d data
+				if path == "check/r" {
+					d = data{"tool": "a"}
+				}
+				request(logical.ReadOperation, path, d)
+			}
+			m.b.InvalidateKey(t.Context(), "config")
+			m.b.InvalidateKey(t.Context(), "role/r")
+			request(logical.RollbackOperation, "", nil)
+		})
+	}
+	writers.Wait()
+	close(done)
+	readers.Wait()
+	role := m.ok(logical.ReadOperation, "roles/r", nil).Data
+	m.same("the role after both", []any{int64(60 + rounds - 1), fmt.Sprint("round ", rounds-1)}, []any{role["ttl"], role["description"]})
+	t.Logf("%d steps and %d mints", steps.Load(), minted.Load())
+	if minted.Load() < 20 || steps.Load() < rounds {
+		t.Error("these are too few to tell")
+	}
+}
+
+// The clock of a node steps back and forth: a token's life is its TTL all the
+// same, and nothing is issued for the past or the future of that clock.
+func TestTheClockStepsBackAndForth(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"ttl": "10m", "max_ttl": "1h", "generate_lease": true})
+	for _, step := range []time.Duration{0, -48 * time.Hour, 72 * time.Hour, -time.Second, 999 * time.Millisecond, -10 * time.Minute, 1500 * time.Millisecond} {
+		m.now = m.now.Add(step)
+		for ttl, want := range map[string]int64{"": 600, "30m": 1800, "5h": 3600} {
+			var d data
+			if ttl != "" {
+				d = data{"ttl": ttl}
+			}
+			resp := m.ok(logical.UpdateOperation, "creds/r", d)
+			c := m.claims(resp)
+			if c.IssuedAt != m.now.Unix() || c.ExpiresAt != m.now.Unix()+want || resp.Data["expires_at"] != c.ExpiresAt || resp.Data["token_ttl"] != want {
+				t.Errorf("at %v, ttl %q: iat %d, exp %d, answer %v", m.now, ttl, c.IssuedAt, c.ExpiresAt, resp.Data)
+			}
+			// Vault starts the lease when it has the answer, up to a second after iat.
+			if lease := resp.Secret.TTL; m.now.Add(lease).Unix() > c.ExpiresAt || lease != time.Duration(want-1)*time.Second || resp.Secret.MaxTTL != lease || resp.Secret.Renewable {
+				t.Errorf("at %v, ttl %q: a lease of %v for a token until %d", m.now, ttl, lease, c.ExpiresAt)
+			}
+			if got := m.verdict(resp.Data["token"].(string)); got != any(1) {
+				t.Errorf("at %v: %v", m.now, got)
+			}
+		}
+	}
+	// The mount's maximum is asked for again after a step back.
+	m.system.MaxLeaseTTLVal = 5 * time.Minute
+	m.now = m.now.Add(-time.Hour)
+	if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"]; got != int64(300) {
+		t.Errorf("after a step back, a tuned mount gives %v seconds", got)
+	}
+	if strings.Contains(m.log.String(), "panic") {
+		t.Error(m.log)
+	}
+}
