@@ -276,6 +276,8 @@ through an ATI proxy.
 
 A security team writes the signing key and the proxy's address to config, and
 what a token may grant to roles/<name>. An orchestrator reads creds/<name> and
-gets a token. The proxy's host reads the key from proxy-env. check/<name> says
-what a role opens; validate and inspect read a token.
+gets a token, or writes batch/<name> and gets many. The proxy's host reads the key
+from proxy-env. config/rotate changes the key, at once or without downtime; jwks
+has the public keys. check/<name> says what a role opens; validate and inspect read
+a token.
 `

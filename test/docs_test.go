@@ -106,7 +106,7 @@ func TestREADME(t *testing.T) {
 	requests := map[string][]request{
 		"read or write `ati/config`":                  {{"GET", "ati/config", nil}, {"PUT", "ati/config", data{"issuer": "ati-orchestrator"}}},
 		"list, read or write `ati/roles`":             {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}, {"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
-		"mint for `researcher`":                       {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}},
+		"mint for `researcher`":                       {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}, {"PUT", "ati/batch/researcher", data{"agent_ids": "sandbox:1,sandbox:2"}}},
 		"mint for `researcher` more than it grants":   {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
 		"read or write `ati/config/rotate` and below": {{"GET", "ati/config/rotate", nil}, {"PUT", "ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}}, {"DELETE", "ati/config/rotate/stage", nil}},
 		"read `ati/proxy-env`, or a version of it":    {{"GET", "ati/proxy-env", nil}, {"GET", "ati/proxy-env/1", nil}},
