@@ -22,6 +22,7 @@ dev-stop: ## Stop the server of make dev
 
 test: ## Run all tests that need Go only, some of them against a real Vault
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -count=1 ./...
+	@cd bench && go test -count=1 ./...
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati

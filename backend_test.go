@@ -574,7 +574,7 @@ func TestInvalidateDropsWhatAnotherNodeChanged(t *testing.T) {
 // one's, and after the write none is the old one's.
 func TestCachesHoldAgainstConcurrentWritesAndMints(t *testing.T) {
 	t.Parallel()
-	m := configured(t, nil, nil)
+	m := configured(t, nil, data{"allowed_agent_ids": "*"})
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	for range 4 {
@@ -589,6 +589,16 @@ func TestCachesHoldAgainstConcurrentWritesAndMints(t *testing.T) {
 				if err != nil || resp.IsError() {
 					t.Errorf("mint: %v %v", err, resp.Error())
 					return
+				}
+				batch, err := m.request(logical.UpdateOperation, "batch/r", data{"agent_ids": "a,b,c"})
+				if err != nil || batch.IsError() {
+					t.Errorf("batch: %v %v", err, batch.Error())
+					return
+				}
+				for _, token := range batch.Data["tokens"].(map[string]string) {
+					if c := m.claimsOf(token, "ati-proxy"); c.Scope != batch.Data["scope"] {
+						t.Errorf("a batch of %v has a token with %s", batch.Data["scope"], c.Scope)
+					}
 				}
 				m.b.InvalidateKey(context.Background(), "role/r")
 				m.b.InvalidateKey(context.Background(), "config")

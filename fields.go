@@ -118,14 +118,17 @@ func listField(d *framework.FieldData, name string) ([]string, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	limit := maxItems
-	if name == agentIDsField {
-		limit = maxBatch
-	}
-	if len(items) > limit {
+	if limit := itemLimit(name); len(items) > limit {
 		return nil, false, fmt.Errorf("%s has %d items; at most %d are allowed", name, len(items), limit)
 	}
 	return items, true, nil
+}
+
+func itemLimit(name string) int {
+	if name == agentIDsField {
+		return maxBatch
+	}
+	return maxItems
 }
 
 // stringItems reads a list as Vault's HTTP API, its CLI and its query strings

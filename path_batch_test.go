@@ -88,9 +88,19 @@ func agentIDs(n int) []any {
 	return ids
 }
 
+// manyTools are names of 37 bytes, 43 as scopes.
+func manyTools(n int) []string {
+	var tools []string
+	for i := range n {
+		tools = append(tools, fmt.Sprintf("tool%02d_%s", i, strings.Repeat("x", 30)))
+	}
+	return tools
+}
+
 func TestABatchIsRefusedAsAWhole(t *testing.T) {
 	t.Parallel()
 	role := data{"tools": "web_search", "allowed_agent_ids": "sandbox:*,*-ci"}
+	last := func(ids []any, id string) []any { return append(ids[:len(ids)-1], id) }
 	const idRule = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
 	for name, c := range map[string]struct {
 		role, data data
@@ -103,6 +113,8 @@ func TestABatchIsRefusedAsAWhole(t *testing.T) {
 		"a number in the list":      {nil, data{"agent_ids": []any{"sandbox:1", 5}}, "agent_ids: item 2 is not a string"},
 		"an empty id":               {nil, data{"agent_ids": "sandbox:1,"}, `item 2 of agent_ids "": ` + idRule},
 		"a malformed id":            {nil, data{"agent_ids": []any{"sandbox:1", "sandbox:2", "sandbox:${X}"}}, `item 3 of agent_ids "sandbox:${X}": ` + idRule},
+		"the last id of many":       {data{"allowed_agent_ids": "*"}, data{"agent_ids": last(agentIDs(1000), "a..b")}, `item 1000 of agent_ids "a..b": ` + idRule},
+		"the last id beyond":        {nil, data{"agent_ids": last(agentIDs(1000), "other")}, `agent_id "other" is not one that role "r" allows`},
 		"an id twice":               {nil, data{"agent_ids": "sandbox:1,sandbox:2,sandbox:1"}, `agent_ids "sandbox:1": is given twice`},
 		"an id beyond the role":     {nil, data{"agent_ids": "sandbox:1,other"}, `agent_id "other" is not one that role "r" allows`},
 		"1001 ids":                  {nil, data{"agent_ids": agentIDs(1001)}, "agent_ids has 1001 items; at most 1000 are allowed"},
@@ -147,11 +159,17 @@ func TestTheLimitsOfABatch(t *testing.T) {
 		t.Errorf("%d tokens with %d ids", len(tokens), len(ids))
 	}
 
-	// Tokens that grow until they are 4 MiB together.
-	var tools []string
-	for i := range 62 {
-		tools = append(tools, fmt.Sprintf("tool%02d_%s", i, strings.Repeat("x", 30)))
+	// Ids that differ in case alone are two.
+	if got := m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": "Sand,sand"}).Data["tokens"].(map[string]string); len(got) != 2 {
+		t.Errorf("two ids have %d tokens", len(got))
 	}
+	// One id that makes its token too big, beside others that don't.
+	m.ok(logical.UpdateOperation, "roles/big", data{"tools": manyTools(136), "allowed_agent_ids": "*"})
+	long := strings.Repeat("b", 128)
+	m.refused(logical.UpdateOperation, "batch/big", data{"agent_ids": []any{"a", long, "c"}}, fmt.Sprintf("the token of %q has 8308 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes", long))
+
+	// Tokens that grow until they are 4 MiB together.
+	tools := manyTools(62)
 	m.ok(logical.UpdateOperation, "roles/r", data{"tools": slices.Concat(tools, []string{"y*"})})
 	token := m.ok(logical.UpdateOperation, "creds/r", data{"agent_id": "sandbox:999", "tools": tools}).Data["token"].(string)
 	sum := 0

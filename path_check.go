@@ -19,7 +19,7 @@ func pathCheck(b *backend) []*framework.Path {
 		"matched_rates":  {Type: framework.TypeKVPairs, Required: true, Description: "The role's rates that limit a call of this spelling at /call."},
 	}}
 	return []*framework.Path{{
-		Pattern: "check/" + framework.GenericNameRegex(nameField),
+		Pattern: "check/" + namePattern,
 		Fields: map[string]*framework.FieldSchema{
 			nameField: {
 				Type:        framework.TypeString,

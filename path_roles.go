@@ -18,6 +18,10 @@ import (
 const (
 	rolePrefix = "role/"
 
+	// namePattern is framework.GenericNameRegex without "..", which Vault's
+	// storage doesn't take.
+	namePattern = `(?P<` + nameField + `>\w((\.?[\w-])*\.?\w)?)`
+
 	// agentRefresh is how often Vault Agent reads a secret without a lease anew
 	// (static_secret_render_interval), unless it is told otherwise.
 	agentRefresh = 5 * time.Minute
@@ -73,7 +77,7 @@ func pathRoles(b *backend) []*framework.Path {
 			HelpDescription: "Lists the names of the roles, without what they grant.",
 		},
 		{
-			Pattern:        "roles/" + framework.GenericNameRegex(nameField),
+			Pattern:        "roles/" + namePattern,
 			Fields:         roleFields(),
 			ExistenceCheck: b.roleExists,
 			DisplayAttrs:   &framework.DisplayAttributes{OperationPrefix: operationPrefix, ItemType: "Role"},

@@ -29,7 +29,7 @@ const (
 func pathCreds(b *backend) []*framework.Path {
 	response := framework.Response{Description: "A token; with format=env, the sandbox's environment", Fields: credsFields()}
 	return []*framework.Path{{
-		Pattern: "creds/" + framework.GenericNameRegex(nameField),
+		Pattern: "creds/" + namePattern,
 		Fields: withMintFields(map[string]*framework.FieldSchema{
 			"agent_id": {
 				Type:        framework.TypeString,
@@ -61,7 +61,7 @@ func pathCreds(b *backend) []*framework.Path {
 
 func pathBatch(b *backend) []*framework.Path {
 	return []*framework.Path{{
-		Pattern: "batch/" + framework.GenericNameRegex(nameField),
+		Pattern: "batch/" + namePattern,
 		Fields: withMintFields(map[string]*framework.FieldSchema{
 			agentIDsField: {
 				Type:        framework.TypeCommaStringSlice,
@@ -163,10 +163,9 @@ func (b *backend) secretTokenRevoke(_ context.Context, req *logical.Request, _ *
 	return nil, nil
 }
 
-// credsParams are the parameters of a mint, checked for their form. Of a batch,
-// agentID is the first of agentIDs.
+// credsParams are the parameters of a mint, checked for their form.
 type credsParams struct {
-	agentIDs                  []string
+	agentIDs                  []string // of a batch, which has no agentID
 	agentID, jobID, sandboxID string
 	ttl                       time.Duration
 	narrowed                  bool // tools, skills or scopes were given
@@ -199,13 +198,13 @@ func (b *backend) pathBatchWrite(ctx context.Context, req *logical.Request, d *f
 		return logical.ErrorResponse("role %q gives its tokens leases, which a batch can't; mint them one by one, or set generate_lease=false", m.role.name), nil
 	}
 	tokens := make(map[string]string, len(m.params.agentIDs))
-	bytes := 0
+	size := 0
 	for i, id := range m.params.agentIDs {
 		_, token, refusal, err := m.mint(id, req.ID+"."+strconv.Itoa(i+1))
 		if refusal != nil || err != nil {
 			return refusal, err
 		}
-		if bytes += len(token); bytes > maxBatchBytes {
+		if size += len(token); size > maxBatchBytes {
 			return logical.ErrorResponse("the tokens of this batch have more than %d bytes; mint for fewer agents at once", maxBatchBytes), nil
 		}
 		tokens[id] = token
@@ -282,11 +281,11 @@ func (m *minting) mint(agentID, jti string) (claims *ati.Claims, token string, r
 		return nil, "", nil, err
 	}
 	if len(token) > maxTokenBytes {
-		return nil, "", logical.ErrorResponse("the token has %d bytes; at most %d are allowed: ask for less with tools, skills or scopes", len(token), maxTokenBytes), nil
+		return nil, "", logical.ErrorResponse("the token of %q has %d bytes; at most %d are allowed: ask for less with tools, skills or scopes", claims.Subject, len(token), maxTokenBytes), nil
 	}
 	if len(token) > warnTokenBytes && !m.sizeWarned {
 		m.sizeWarned = true
-		m.warnings = append(m.warnings, fmt.Sprintf("the token has %d bytes; over %d some HTTP servers refuse the request", len(token), warnTokenBytes))
+		m.warnings = append(m.warnings, fmt.Sprintf("the token of %q has %d bytes; over %d some HTTP servers refuse the request", claims.Subject, len(token), warnTokenBytes))
 	}
 	return claims, token, nil, nil
 }
@@ -364,11 +363,10 @@ func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
 		}
 	}
 	if _, batch := d.Schema[agentIDsField]; batch {
-		ids, err := parseAgentIDs(d)
-		if err != nil {
+		var err error
+		if p.agentIDs, err = parseAgentIDs(d); err != nil {
 			return nil, err
 		}
-		p.agentIDs, p.agentID = ids, ids[0]
 	}
 	ttl, ok, err := durationField(d, "ttl")
 	if err != nil {
@@ -450,11 +448,14 @@ const (
 // identityAsked says what the templates that this mint renders need of Vault's
 // identity system: each is a round trip.
 func (r *role) identityAsked(p *credsParams) string {
-	asked := ""
+	asked, agentID := "", p.agentID
+	if len(p.agentIDs) > 0 {
+		agentID = p.agentIDs[0]
+	}
 	for _, t := range []struct {
 		template *idTemplate
 		chosen   string
-	}{{r.subject, p.agentID}, {r.jobID, p.jobID}, {r.sandboxID, p.sandboxID}} {
+	}{{r.subject, agentID}, {r.jobID, p.jobID}, {r.sandboxID, p.sandboxID}} {
 		switch {
 		case t.chosen != "" || !t.template.asks("identity."):
 		case t.template.asks("identity.groups."):
@@ -614,7 +615,8 @@ const pathBatchHelpDesc = `
 Give agent_ids, up to 1000 of those that the role's allowed_agent_ids have. The
 other parameters narrow the role for all of them, as those of creds/<name> do.
 The answer has tokens, a map from agent id to token. One id that is not allowed,
-malformed or given twice refuses the whole, and is named.
+malformed or given twice refuses the whole, and is named. Vault's audit log has the
+agent ids of the answer in clear: they are the keys of a map.
 
 This path is one of its own, so that a policy can allow it or not: one that
 forbids agent_id at creds/<name> forbids nothing here. It mints nothing for roles

@@ -597,8 +597,8 @@ func TestTokenSizeIsBoundedAtTheMint(t *testing.T) {
 		return data{"tools": items}
 	}
 	resp := m.ok(logical.UpdateOperation, "creds/r", tools(70))
-	m.warnings(resp, fmt.Sprintf("the token has %d bytes; over 4096 some HTTP servers refuse the request", len(resp.Data["token"].(string))))
-	m.refused(logical.UpdateOperation, "creds/r", tools(150), "the token has 8696 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes")
+	m.warnings(resp, fmt.Sprintf("the token of \"token\" has %d bytes; over 4096 some HTTP servers refuse the request", len(resp.Data["token"].(string))))
+	m.refused(logical.UpdateOperation, "creds/r", tools(150), `the token of "token" has 8696 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes`)
 }
 
 // The promises: a lease never outlives its token, can't be renewed, and

@@ -25,6 +25,7 @@ type templatePiece struct {
 const (
 	jtiDirective = "jti"
 	sampleUUID   = "00000000-0000-0000-0000-000000000000"
+	sampleJTI    = sampleUUID + ".1000" // the longest, which the last of a batch has
 )
 
 var (
@@ -152,7 +153,9 @@ func (t *idTemplate) sample() string {
 		switch {
 		case !p.directive:
 			b.WriteString(p.text)
-		case p.text == jtiDirective, p.text == "identity.entity.id":
+		case p.text == jtiDirective:
+			b.WriteString(sampleJTI)
+		case p.text == "identity.entity.id":
 			b.WriteString(sampleUUID)
 		default:
 			b.WriteString("x")

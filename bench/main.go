@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -38,7 +39,7 @@ func main() {
 	flag.IntVar(&o.roles, "roles", 100_000, "roles of the largest mount; the next has a hundredth of them")
 	flag.StringVar(&o.out, "out", "", "directory with performance.md; without it, nothing is written")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -46,38 +47,68 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, o options) (err error) {
-	if o.vault == "" || o.plugin == "" || o.echo == "" || o.rounds < 1 || o.roles < 100 {
-		return errors.New("-vault, -plugin and -echo are required, with at least one round and 100 roles")
+func run(ctx context.Context, o options) error {
+	if o.vault == "" || o.plugin == "" || o.echo == "" || o.rounds < 1 || o.roles < 100 || o.connections < 1 || o.duration <= 0 {
+		return errors.New("-vault, -plugin and -echo are required, with at least one round, one connection, 100 roles and some duration")
 	}
-	s, err := startServer(ctx, o)
+	page := filepath.Join(o.out, "performance.md")
+	if o.out != "" { // before all the rounds, not after them
+		if _, _, err := around(page); err != nil {
+			return err
+		}
+	}
+	r, err := measureAll(ctx, o)
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
 	if err != nil {
 		return err
+	}
+	fmt.Println(r.markdown())
+	if o.out == "" {
+		return nil
+	}
+	if err := r.writeInto(page); err != nil {
+		return err
+	}
+	return r.writeChart(filepath.Join(o.out, "performance.svg"))
+}
+
+// measureAll runs all rounds on a server that is gone when it returns.
+func measureAll(ctx context.Context, o options) (r *report, err error) {
+	s, err := startServer(ctx, o)
+	if err != nil {
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
 	fmt.Fprintf(os.Stderr, "setting up, with %d roles\n", o.roles)
 	scenarios, err := s.setUp(ctx, o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	results := map[string]map[bool][]sample{} // by name, and by audit
-	for _, sc := range scenarios {
-		results[sc.name] = map[bool][]sample{}
-		// Once before, so that no round pays for starting.
-		if _, err := s.measure(ctx, sc, min(o.duration, 300*time.Millisecond), o.connections); err != nil {
-			return err
+	// Once before, so that no round pays for starting.
+	for _, audit := range []bool{true, false} {
+		if err := s.audit(ctx, audit); err != nil {
+			return nil, err
+		}
+		for _, sc := range scenarios {
+			results[sc.name] = map[bool][]sample{}
+			if _, err := s.measure(ctx, sc, min(o.duration, 300*time.Millisecond)); err != nil {
+				return nil, err
+			}
 		}
 	}
 	order := slices.Clone(scenarios)
 	for round := range o.rounds {
 		for _, audit := range []bool{round%2 == 0, round%2 == 1} {
 			if err := s.audit(ctx, audit); err != nil {
-				return err
+				return nil, err
 			}
 			for _, sc := range order {
-				got, err := s.measure(ctx, sc, o.duration, o.connections)
+				got, err := s.measure(ctx, sc, o.duration)
 				if err != nil {
-					return err
+					return nil, err
 				}
 				results[sc.name][audit] = append(results[sc.name][audit], got)
 			}
@@ -87,18 +118,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	memory, err := s.peakMemory()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r, err := newReport(o, scenarios, results, memory)
-	if err != nil {
-		return err
-	}
-	fmt.Println(r.markdown())
-	if o.out == "" {
-		return nil
-	}
-	if err := r.writeInto(filepath.Join(o.out, "performance.md")); err != nil {
-		return err
-	}
-	return r.writeChart(filepath.Join(o.out, "performance.svg"))
+	return newReport(o, s, scenarios, results, memory)
 }

@@ -24,7 +24,9 @@ type scenario struct {
 	path   func() string
 	body   data
 	tokens int    // in an answer
+	alone  bool   // over one connection
 	plugin string // whose process answers, if any
+	answer data   // one of them
 }
 
 // sample is what a scenario did in a round.
@@ -32,7 +34,7 @@ type sample struct {
 	requests float64 // per second
 	tokens   float64 // per second
 	p50, p99 time.Duration
-	cpu      time.Duration // of the plugin's process, for each token
+	cpu      used // for each token, or each request where there is none
 }
 
 func fixed(path string) func() string { return func() string { return path } }
@@ -97,22 +99,23 @@ func (s *server) setUp(ctx context.Context, o options) ([]*scenario, error) {
 		}
 		return data{"agent_ids": ids}
 	}
-	any := func(mount string, n int) func() string {
+	anyOf := func(mount string, n int) func() string {
 		return func() string { return fmt.Sprintf("%s/creds/r%06d", mount, rand.IntN(n)) }
 	}
 	scenarios := []*scenario{
-		{name: "echo plugin", path: fixed("echo/creds/one"), tokens: 1, plugin: echoName},
-		{name: "single", path: fixed("ati/creds/one"), tokens: 1, plugin: engineName},
+		{name: echoLabel, path: fixed("echo/creds/one"), tokens: 1, plugin: echoName},
+		{name: singleName, path: fixed("ati/creds/one"), tokens: 1, plugin: engineName},
 		{name: "narrowed", method: http.MethodPut, path: fixed("ati/creds/one"), body: data{"agent_id": "sandbox:000001", "tools": []string{"github:search"}, "ttl": "10m", "rate": data{"tool:github:*": "5/hour"}}, tokens: 1, plugin: engineName},
-		{name: "identity template", path: fixed("ati/creds/identity"), tokens: 1, plugin: engineName},
+		{name: "with the entity's name", path: fixed("ati/creds/identity"), tokens: 1, plugin: engineName},
 		{name: "leased", path: fixed("ati/creds/leased"), tokens: 1, plugin: engineName},
 		{name: "ES256", path: fixed("ati-es256/creds/one"), tokens: 1, plugin: engineName},
-		{name: fmt.Sprintf("any of %s roles", thousands(few)), path: any("ati-few", few), tokens: 1, plugin: engineName},
-		{name: fmt.Sprintf("any of %s roles", thousands(o.roles)), path: any("ati-many", o.roles), tokens: 1, plugin: engineName},
+		{name: fmt.Sprintf("any of %s roles", thousands(few)), path: anyOf("ati-few", few), tokens: 1, plugin: engineName},
+		{name: fmt.Sprintf("any of %s roles", thousands(o.roles)), path: anyOf("ati-many", o.roles), tokens: 1, plugin: engineName},
 		{name: "one beside " + thousands(o.roles) + " roles", path: fixed("ati-many/creds/one"), tokens: 1, plugin: engineName},
 		{name: "batch of 10", method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(10), tokens: 10, plugin: engineName},
 		{name: "batch of 100", method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(100), tokens: 100, plugin: engineName},
-		{name: "batch of 1,000", method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(1000), tokens: 1000, plugin: engineName},
+		{name: batchName, method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(1000), tokens: 1000, plugin: engineName},
+		{name: "batch of 1,000, over one connection", method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(1000), tokens: 1000, plugin: engineName, alone: true},
 		{name: "kv read", path: fixed("kv/one")},
 		{name: "Vault's identity token (ES256)", path: fixed("identity/oidc/token/bench"), tokens: 1},
 	}
@@ -121,18 +124,22 @@ func (s *server) setUp(ctx context.Context, o options) ([]*scenario, error) {
 		if sc.method == "" {
 			sc.method = http.MethodGet
 		}
-		if err := s.try(ctx, sc); err != nil {
+		if sc.answer, err = s.try(ctx, sc); err != nil {
 			return nil, fmt.Errorf("%s: %w", sc.name, err)
 		}
+	}
+	echo, single := scenarios[0].answer, scenarios[1].answer
+	if e, s := len(echo["token"].(string)), len(single["token"].(string)); e != s || len(echo) != len(single) {
+		return nil, fmt.Errorf("the echo plugin's answer has %d fields and a token of %d bytes, and the engine's %d and %d: change bench/echo", len(echo), e, len(single), s)
 	}
 	return scenarios, nil
 }
 
 // try makes one request, and checks that its answer has what is counted.
-func (s *server) try(ctx context.Context, sc *scenario) error {
+func (s *server) try(ctx context.Context, sc *scenario) (data, error) {
 	c, err := s.Clone()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.SetToken(sc.token)
 	var secret *api.Secret
@@ -143,9 +150,9 @@ func (s *server) try(ctx context.Context, sc *scenario) error {
 	}
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case secret == nil:
-		return errors.New("there is no answer")
+		return nil, errors.New("there is no answer")
 	}
 	got := 0
 	if _, ok := secret.Data["token"].(string); ok && sc.tokens > 0 {
@@ -155,14 +162,14 @@ func (s *server) try(ctx context.Context, sc *scenario) error {
 		got = len(tokens)
 	}
 	if got != sc.tokens {
-		return fmt.Errorf("the answer has %d tokens, and not %d", got, sc.tokens)
+		return nil, fmt.Errorf("the answer has %d tokens, and not %d", got, sc.tokens)
 	}
-	return nil
+	return secret.Data, nil
 }
 
 // measure sends requests over all connections, one at a time on each, and
 // counts the answers.
-func (s *server) measure(ctx context.Context, sc *scenario, duration time.Duration, connections int) (sample, error) {
+func (s *server) measure(ctx context.Context, sc *scenario, duration time.Duration) (sample, error) {
 	var body []byte
 	if sc.body != nil {
 		var err error
@@ -171,7 +178,11 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 		}
 	}
 	header := http.Header{"X-Vault-Token": {sc.token}, "X-Vault-Request": {"true"}}
-	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(connections)), vegeta.MaxWorkers(uint64(connections)), vegeta.Connections(connections), vegeta.HTTP2(false), vegeta.MaxBody(0), vegeta.Timeout(time.Minute))
+	workers := uint64(s.http.Transport.(*http.Transport).MaxConnsPerHost)
+	if sc.alone {
+		workers = 1
+	}
+	attacker := vegeta.NewAttacker(vegeta.Client(s.http), vegeta.Workers(workers), vegeta.MaxWorkers(workers), vegeta.MaxBody(1024)) // for an error's text
 	targeter := func(t *vegeta.Target) error {
 		t.Method, t.URL, t.Body, t.Header = sc.method, s.Address()+"/v1/"+sc.path(), body, header
 		return nil
@@ -185,7 +196,7 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 		m.Add(res)
 		if res.Code != http.StatusOK {
 			attacker.Stop()
-			err = fmt.Errorf("%s: status %d %s", sc.name, res.Code, res.Error)
+			err = fmt.Errorf("%s: status %d %s %s", sc.name, res.Code, res.Error, res.Body)
 		}
 		if ctx.Err() != nil {
 			attacker.Stop()
@@ -200,13 +211,11 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 	if err != nil {
 		return sample{}, err
 	}
-	// By the time until the last answer, which a batch takes a while for.
-	seconds := (m.Duration + m.Wait).Seconds()
-	got := sample{requests: float64(m.Requests) / seconds, p50: m.Latencies.P50, p99: m.Latencies.P99}
-	got.tokens = got.requests * float64(sc.tokens)
-	if sc.plugin != "" {
-		got.cpu = (after - before) / time.Duration(m.Requests*uint64(sc.tokens))
-	}
+	// Throughput goes by the time until the last answer, which a batch takes a
+	// while for.
+	got := sample{requests: m.Throughput, tokens: m.Throughput * float64(sc.tokens), p50: m.Latencies.P50, p99: m.Latencies.P99}
+	n := time.Duration(m.Requests) * time.Duration(max(sc.tokens, 1))
+	got.cpu = used{(after.plugin - before.plugin) / n, (after.vault - before.vault) / n}
 	return got, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +29,7 @@ type server struct {
 	*api.Client
 	dir     string
 	cmd     *exec.Cmd
+	http    *http.Client
 	audited bool
 }
 
@@ -39,7 +41,8 @@ func startServer(ctx context.Context, o options) (s *server, err error) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil { // Vault wants no symbolic link in plugin_directory
 		return nil, err
 	}
-	s = &server{dir: dir}
+	// One client for all measurements, with as many connections as each may have.
+	s = &server{dir: dir, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxConnsPerHost: o.connections, MaxIdleConnsPerHost: o.connections}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.stop())
@@ -79,12 +82,13 @@ log_level        = "warn"
 	}
 	defer log.Close()
 	s.cmd = exec.Command(o.vault, "server", "-config="+filepath.Join(dir, "vault.hcl"))
+	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir} // nothing that the shell has set for another Vault
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
 	c := api.DefaultConfig()
-	c.Address = "http://" + address
+	c.Address, c.AgentAddress = "http://"+address, ""
 	c.MaxRetries = 0
 	if s.Client, err = api.NewClient(c); err != nil {
 		return nil, err
@@ -121,6 +125,9 @@ func (s *server) initialize(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		text, _ := os.ReadFile(s.log())
 		return fmt.Errorf("the server did not start: %w\n%s", err, text)
 	}
@@ -198,15 +205,23 @@ func (s *server) pluginProcess(name string) (int, error) {
 	return 0, errors.New("the plugin's process isn't in /proc")
 }
 
-// cpu is the processor time that a plugin's process has used.
-func (s *server) cpu(name string) (time.Duration, error) {
-	if name == "" {
-		return 0, nil
+// used is processor time that processes have used.
+type used struct{ plugin, vault time.Duration }
+
+// cpu is what a plugin's process, if one is named, and Vault's have used.
+func (s *server) cpu(plugin string) (u used, err error) {
+	if u.vault, err = cpuOf(s.cmd.Process.Pid); err != nil || plugin == "" {
+		return u, err
 	}
-	pid, err := s.pluginProcess(name)
+	pid, err := s.pluginProcess(plugin)
 	if err != nil {
-		return 0, err
+		return u, err
 	}
+	u.plugin, err = cpuOf(pid)
+	return u, err
+}
+
+func cpuOf(pid int) (time.Duration, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the Go benchmarks, then measures the engine on a real Vault beside other
-# plugins. See bench/.
+# plugins. See bench/. It reads /proc, and so runs on Linux only.
 #   BENCHTIME       for each Go benchmark (1s)
 #   BENCH_ROUNDS    rounds on the real Vault (7)
 #   BENCH_DURATION  for each scenario in a round, twice: with audit and without (1.5s)
@@ -11,7 +11,9 @@ set -euo pipefail
 unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
 vault=$(scripts/vault-bin.sh)
+forget_vault
 out=${BENCH_OUT-docs}
 if [ -n "$out" ]; then out=$(cd "$out" && pwd); fi
 dir=$(mktemp -d)

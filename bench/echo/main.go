@@ -56,5 +56,6 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 
 const scope = "tool:web_search tool:github:* skill:summarize help"
 
-// token has the length of the one that the engine mints in this benchmark.
-var token = strings.Repeat("eyJhbGci", 64)
+// token has the length of the one that the engine mints for a single read: the
+// benchmark compares the two before it begins.
+var token = strings.Repeat("e", 423)
