@@ -84,7 +84,7 @@ func ParsePrivateKey(text string) (Key, error) {
 	case block.Type == "PRIVATE KEY":
 		parsed, err = x509.ParsePKCS8PrivateKey(block.Bytes)
 	default:
-		return Key{}, keyError("%s; it is a %q", want, block.Type)
+		return Key{}, keyError("%s; it is %s", want, labelOf(block))
 	}
 	if err != nil {
 		return Key{}, keyError("%s; it can't be read", want) // the error of x509 may quote it
@@ -109,7 +109,7 @@ func ParsePublicKey(text string) (Key, error) {
 		return Key{}, keyError("%s; %w", want, err)
 	}
 	if block.Type != "PUBLIC KEY" {
-		return Key{}, keyError("%s; it is a %q", want, block.Type)
+		return Key{}, keyError("%s; it is %s", want, labelOf(block))
 	}
 	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
@@ -147,6 +147,17 @@ func onlyBlock(text string) (*pem.Block, error) {
 		return nil, errors.New("it has headers")
 	}
 	return block, nil
+}
+
+// labelOf names a block of the wrong kind. A label that isn't a known one is
+// not quoted: in a mangled file the key may stand there.
+func labelOf(block *pem.Block) string {
+	switch block.Type {
+	case "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "DSA PRIVATE KEY", "OPENSSH PRIVATE KEY", "ENCRYPTED PRIVATE KEY",
+		"PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE", "CERTIFICATE REQUEST", "EC PARAMETERS":
+		return fmt.Sprintf("a %q", block.Type)
+	}
+	return "something else"
 }
 
 // minDifferentBytes is what 32 random bytes have practically always.
