@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test race interop rotation docs-test bench lint fmt clean
+.PHONY: help build demo dev dev-stop test race fuzz interop rotation docs-test bench lint fmt clean
 
 ROTATION_CALLS ?= 10000
 
@@ -26,6 +26,9 @@ test: ## Run all tests that need Go only, some of them against a real Vault
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati
+
+fuzz: ## Fuzz all targets for FUZZ_TIME together (5m), one after the other
+	@scripts/fuzz.sh
 
 interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, Python)
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \

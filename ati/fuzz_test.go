@@ -25,6 +25,7 @@ func FuzzScopes(f *testing.F) {
 	f.Add("finance:*", "finance:read", "")
 	f.Add("tool:x\u00a0tool:y help", "t*", "tool:y")
 	f.Add("tool::*", "tool::", "tool::x")
+	f.Add("tool:p:*", "tool:p_x", "tool:p_x")
 	f.Fuzz(func(t *testing.T, granted, requested, required string) {
 		claim := granted + " " + requested
 		scopes := ati.ParseScopes(claim)

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs each fuzz target, one after the other. What a target finds is kept in its
+# testdata/fuzz, where go test tries it from then on.
+#   FUZZ_TIME     for all targets together, as in 90s, 5m or 1h (5m)
+#   FUZZ_WORKERS  at a time (as many as there are processors)
+set -euo pipefail
+unset CDPATH
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+time=${FUZZ_TIME:-5m}
+if [[ ! $time =~ ^([1-9][0-9]{0,5})([smh])$ ]]; then
+  echo "FUZZ_TIME=$time: must be a number and s, m or h, as in 5m" >&2
+  exit 2
+fi
+case ${BASH_REMATCH[2]} in
+  s) seconds=${BASH_REMATCH[1]} ;;
+  m) seconds=$((BASH_REMATCH[1] * 60)) ;;
+  h) seconds=$((BASH_REMATCH[1] * 3600)) ;;
+esac
+
+targets=()
+for package in . ./ati; do
+  names=$(go test -list '^Fuzz' "$package" | grep '^Fuzz') || {
+    echo "$package has no fuzz targets, or doesn't build" >&2
+    exit 1
+  }
+  for name in $names; do targets+=("$package $name"); done
+done
+each=$((seconds / ${#targets[@]}))
+if [ "$each" -lt 1 ]; then each=1; fi
+
+workers=()
+if [ -n "${FUZZ_WORKERS:-}" ]; then workers=(-parallel "$FUZZ_WORKERS"); fi
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+failed=0
+echo "${#targets[@]} targets, $each s each"
+for target in "${targets[@]}"; do
+  read -r package name <<<"$target"
+  # By default Go may spend a minute on making one input smaller.
+  if go test -run '^$' -fuzz "^$name\$" -fuzztime "${each}s" -fuzzminimizetime 20x "${workers[@]}" "$package" >"$out" 2>&1; then
+    verdict=ok
+  else
+    verdict=FAILED
+    failed=1
+  fi
+  # The last count: "fuzz: elapsed: 30s, execs: 12345 (…".
+  execs=$(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$out" | tail -n 1)
+  printf '%-6s %-6s %-20s %12s executions\n' "$verdict" "$package" "$name" "${execs:-0}"
+  if [ "$verdict" = FAILED ]; then cat "$out"; fi
+done
+exit "$failed"
