@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -32,8 +33,8 @@ const (
 type keyEntry struct {
 	Version    int        `json:"version"`
 	Algorithm  string     `json:"algorithm"`
-	Secret     hiddenText `json:"secret,omitempty"`      // HS256: 64 hex characters in lower case
-	PrivateKey hiddenText `json:"private_key,omitempty"` // ES256: PEM
+	Secret     hiddenText `json:"secret,omitzero"`      // HS256: 64 hex characters in lower case
+	PrivateKey hiddenText `json:"private_key,omitzero"` // ES256: PEM
 	ProxyURL   string     `json:"proxy_url"`
 	CreatedAt  time.Time  `json:"created_at"`
 	Generated  bool       `json:"generated"` // by Vault; else there may be copies
@@ -46,11 +47,43 @@ type keyEntry struct {
 	TokensExpireBy time.Time `json:"tokens_expire_by,omitzero"`
 }
 
-// hiddenText is a key that doesn't print itself.
-type hiddenText string
+// hiddenText is a key that doesn't print itself. It holds a pointer: where fmt
+// can't call Format, in unexported fields and after a verb that doesn't fit, it
+// then shows an address.
+type hiddenText struct{ text *string }
 
-func (hiddenText) String() string   { return "(hidden)" }
-func (hiddenText) GoString() string { return "(hidden)" }
+func hide(text string) hiddenText {
+	if text == "" {
+		return hiddenText{}
+	}
+	return hiddenText{&text}
+}
+
+// reveal is the key, for parsing, and for proxy-env.
+func (h hiddenText) reveal() string {
+	if h.text == nil {
+		return ""
+	}
+	return *h.text
+}
+
+// IsZero reports whether there is no key.
+func (h hiddenText) IsZero() bool { return h.text == nil }
+
+// Format hides the key, whatever the verb.
+func (hiddenText) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(hidden)") }
+
+// MarshalJSON and UnmarshalJSON are for storage, where the key is a string.
+func (h hiddenText) MarshalJSON() ([]byte, error) { return json.Marshal(h.reveal()) }
+
+func (h *hiddenText) UnmarshalJSON(b []byte) error {
+	var text string
+	if err := json.Unmarshal(b, &text); err != nil {
+		return errors.New("a stored key is not a string") // json's own error may quote it
+	}
+	*h = hide(text)
+	return nil
+}
 
 // signingKey is a keyEntry with its parsed key. It is never changed.
 type signingKey struct {
@@ -121,9 +154,9 @@ func parseKeyParams(d *framework.FieldData) (p keyParams, err error) {
 // checkAlgorithm refuses a key of the other algorithm.
 func (p keyParams) checkAlgorithm(algorithm string) error {
 	switch {
-	case algorithm == ati.ES256 && p.secret != "":
+	case algorithm == ati.ES256 && !p.secret.IsZero():
 		return errors.New("secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
-	case algorithm == ati.HS256 && p.privateKey != "":
+	case algorithm == ati.HS256 && !p.privateKey.IsZero():
 		return errors.New("private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256")
 	}
 	return nil
@@ -132,9 +165,9 @@ func (p keyParams) checkAlgorithm(algorithm string) error {
 // keyName is the parameter that brings a key, if one was given.
 func (p keyParams) keyName() string {
 	switch {
-	case p.secret != "":
+	case !p.secret.IsZero():
 		return "secret"
-	case p.privateKey != "":
+	case !p.privateKey.IsZero():
 		return "private_key"
 	}
 	return ""
@@ -163,9 +196,9 @@ func newKeyEntry(p keyParams, model keyEntry, version int, now time.Time) (*keyE
 // generate makes the key, where none was given.
 func (k *keyEntry) generate(random io.Reader) (generated bool, err error) {
 	switch {
-	case k.Algorithm == ati.HS256 && k.Secret == "":
+	case k.Algorithm == ati.HS256 && k.Secret.IsZero():
 		k.Secret, err = generateSecret(random)
-	case k.Algorithm == ati.ES256 && k.PrivateKey == "":
+	case k.Algorithm == ati.ES256 && k.PrivateKey.IsZero():
 		k.PrivateKey, err = generatePrivateKey(random)
 	default:
 		return false, nil
@@ -181,22 +214,22 @@ func parseSecret(raw string) (hiddenText, error) {
 	secret := strings.ToLower(strings.Trim(raw, asciiBlanks))
 	b, err := hex.DecodeString(secret)
 	if len(secret) != 2*secretBytes || err != nil {
-		return "", fmt.Errorf("secret must be %d hex characters; it has %d characters. One is made by: openssl rand -hex %d", 2*secretBytes, len(secret), secretBytes)
+		return hiddenText{}, fmt.Errorf("secret must be %d hex characters; it has %d characters. One is made by: openssl rand -hex %d", 2*secretBytes, len(secret), secretBytes)
 	}
 	different := map[byte]bool{}
 	for _, c := range b {
 		different[c] = true
 	}
 	if len(different) < minDifferentBytes {
-		return "", fmt.Errorf("secret has %d different bytes; a random one has at least %d. One is made by: openssl rand -hex %d", len(different), minDifferentBytes, secretBytes)
+		return hiddenText{}, fmt.Errorf("secret has %d different bytes; a random one has at least %d. One is made by: openssl rand -hex %d", len(different), minDifferentBytes, secretBytes)
 	}
-	return hiddenText(secret), nil
+	return hide(secret), nil
 }
 
 func generateSecret(random io.Reader) (hiddenText, error) {
 	b := make([]byte, secretBytes)
 	if _, err := io.ReadFull(random, b); err != nil {
-		return "", fmt.Errorf("generate a signing secret: %w", err)
+		return hiddenText{}, fmt.Errorf("generate a signing secret: %w", err)
 	}
 	return parseSecret(hex.EncodeToString(b))
 }
@@ -206,21 +239,21 @@ func parsePrivateKey(raw string) (hiddenText, error) {
 	_, err := ati.ParsePrivateKey(raw)
 	var keyErr *ati.TokenError
 	if errors.As(err, &keyErr) {
-		return "", fmt.Errorf("private_key %w. One is made by: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256", keyErr.Err)
+		return hiddenText{}, fmt.Errorf("private_key %w. One is made by: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256", keyErr.Err)
 	}
-	return hiddenText(raw), err
+	return hide(raw), err
 }
 
 func generatePrivateKey(random io.Reader) (hiddenText, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), random)
 	if err != nil {
-		return "", fmt.Errorf("generate a signing key: %w", err)
+		return hiddenText{}, fmt.Errorf("generate a signing key: %w", err)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
-		return "", fmt.Errorf("generate a signing key: %w", err)
+		return hiddenText{}, fmt.Errorf("generate a signing key: %w", err)
 	}
-	return hiddenText(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), nil
+	return hide(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))), nil
 }
 
 // parse makes the key usable.
@@ -231,9 +264,9 @@ func (k *keyEntry) parse() (*signingKey, error) {
 	var key ati.Key
 	var err error
 	if k.Algorithm == ati.ES256 {
-		key, err = ati.ParsePrivateKey(string(k.PrivateKey))
+		key, err = ati.ParsePrivateKey(k.PrivateKey.reveal())
 	} else {
-		key, err = ati.ParseSecret(string(k.Secret))
+		key, err = ati.ParseSecret(k.Secret.reveal())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read version %d of the stored key: %w", k.Version, err)
@@ -255,7 +288,7 @@ func (k *keyEntry) parse() (*signingKey, error) {
 
 // secretFingerprint names a secret without telling it.
 func secretFingerprint(secret hiddenText) string {
-	key, _ := hex.DecodeString(string(secret)) // ati.ParseSecret has read it
+	key, _ := hex.DecodeString(secret.reveal()) // ati.ParseSecret has read it
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte(fingerprintMessage))
 	return hex.EncodeToString(mac.Sum(nil))[:fingerprintHexDigits]

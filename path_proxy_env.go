@@ -84,7 +84,7 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 	if key.Algorithm == ati.ES256 {
 		env[publicKeyField] = key.publicPEM()
 	} else {
-		env[envSecret] = string(key.Secret)
+		env[envSecret] = key.Secret.reveal()
 	}
 	if cfg.Issuer != "" {
 		env[envIssuer] = cfg.Issuer

@@ -30,9 +30,10 @@ const maxSignature = 86
 // Key signs and verifies tokens, or with a public key only verifies them. Its
 // zero value does neither. Printing a Key never shows what is in it.
 type Key struct {
-	// A pointer, so that fmt shows an address even where a Key is an
-	// unexported field, whose String method it can't call.
-	material *keyMaterial
+	// A pointer to a pointer, so that fmt shows an address even where a Key is
+	// an unexported field, whose String method it can't call. (With a verb that
+	// doesn't fit, such as %s, it would follow a pointer to a struct.)
+	material **keyMaterial
 }
 
 type keyMaterial struct {
@@ -191,7 +192,8 @@ func newKey(method jwt.SigningMethod, id string, sign, verify any) Key {
 	if id != "" {
 		header = appendString(append(header, `,"kid":`...), id)
 	}
-	return Key{&keyMaterial{method: method, header: encodeSegment(append(header, '}')) + ".", sign: sign, verify: verify}}
+	material := &keyMaterial{method: method, header: encodeSegment(append(header, '}')) + ".", sign: sign, verify: verify}
+	return Key{&material}
 }
 
 // WithID returns the same key, whose tokens name it by the header parameter kid
@@ -201,7 +203,7 @@ func (k Key) WithID(id string) Key {
 	if k.material == nil {
 		return k
 	}
-	return newKey(k.material.method, id, k.material.sign, k.material.verify)
+	return newKey((*k.material).method, id, (*k.material).sign, (*k.material).verify)
 }
 
 // Algorithm returns the key's JOSE algorithm, [HS256] or [ES256], or "" for the
@@ -210,7 +212,7 @@ func (k Key) Algorithm() string {
 	if k.material == nil {
 		return ""
 	}
-	return k.material.method.Alg()
+	return (*k.material).method.Alg()
 }
 
 // Public returns an ES256 key's public half, and nil for any other key.
@@ -218,7 +220,7 @@ func (k Key) Public() *ecdsa.PublicKey {
 	if k.material == nil {
 		return nil
 	}
-	public, _ := k.material.verify.(*ecdsa.PublicKey)
+	public, _ := (*k.material).verify.(*ecdsa.PublicKey)
 	return public
 }
 
@@ -234,16 +236,16 @@ func (k Key) Sign(c *Claims) (string, error) {
 	switch {
 	case k.material == nil:
 		return "", &TokenError{Op: "issue token", Err: errors.New("the key is empty")}
-	case k.material.sign == nil:
+	case (*k.material).sign == nil:
 		return "", &TokenError{Op: "issue token", Err: errors.New("a public key can't sign")}
 	}
 	payload := c.appendJSON(make([]byte, 0, 512+len(c.Scope)))
-	token := make([]byte, 0, len(k.material.header)+segmentEncoding.EncodedLen(len(payload))+1+maxSignature)
-	token = append(token, k.material.header...)
+	token := make([]byte, 0, len((*k.material).header)+segmentEncoding.EncodedLen(len(payload))+1+maxSignature)
+	token = append(token, (*k.material).header...)
 	token = segmentEncoding.AppendEncode(token, payload)
 	// Not jwt.Token.SignedString: it marshals the header anew for every
 	// token, which costs more than the signature.
-	sig, err := k.material.method.Sign(string(token), k.material.sign)
+	sig, err := (*k.material).method.Sign(string(token), (*k.material).sign)
 	if err != nil {
 		return "", &TokenError{Op: "issue token", Err: err}
 	}

@@ -174,7 +174,7 @@ func ValidateToken(token string, key Key, opts ...ValidateOption) (*Claims, erro
 	)
 	claims := new(wireClaims)
 	if _, err := parser.ParseWithClaims(token, claims, func(*jwt.Token) (any, error) {
-		return key.material.verify, nil
+		return (*key.material).verify, nil
 	}); err != nil {
 		return nil, v.refusal(err, &claims.Claims)
 	}

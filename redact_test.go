@@ -1,0 +1,70 @@
+package atisecrets_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"reflect"
+	"strings"
+	"testing"
+
+	atisecrets "vault-plugin-secrets-ati"
+)
+
+// Memory that held a key is not shown by a log line that prints it with %+v.
+func TestNoStructPrintsItsKey(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	private := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	raw, err := hex.DecodeString(testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holders, err := atisecrets.WithKeys(testSecret, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A part of each key, in each form that fmt has for text and for bytes.
+	var leaks []string
+	for _, bytes := range [][]byte{raw, d} {
+		leaks = append(leaks, strings.Trim(fmt.Sprint(bytes[:6]), "[]"), strings.Trim(fmt.Sprintf("%#v", bytes[:6]), "[]byte{}"), fmt.Sprintf("%x", bytes[:6]), fmt.Sprintf("%X", bytes[:6]), new(big.Int).SetBytes(bytes).String()[:12], string(bytes))
+	}
+	for _, text := range []string{testSecret[:16], strings.Split(private, "\n")[1][32:48]} {
+		leaks = append(leaks, text, fmt.Sprintf("%x", text), fmt.Sprintf("%X", text))
+	}
+	verbs := []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"}
+	type inside struct{ held any }
+	for name, holder := range holders {
+		pointer := reflect.New(reflect.TypeOf(holder))
+		pointer.Elem().Set(reflect.ValueOf(holder))
+		for form, value := range map[string]any{"": holder, "a pointer to ": pointer.Interface(), "a list of ": []any{holder}, "a struct around ": inside{holder}, "an error about ": fmt.Errorf("%v", holder)} {
+			for _, verb := range verbs {
+				shown := fmt.Sprintf(verb, value)
+				for i, leak := range leaks {
+					if strings.Contains(shown, leak) {
+						t.Errorf("%s prints %s%s with a key in it, in form %d", verb, form, name, i)
+					}
+				}
+			}
+		}
+	}
+	if len(holders) != 20 {
+		t.Errorf("%d holders were printed", len(holders))
+	}
+}
