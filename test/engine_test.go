@@ -313,7 +313,7 @@ func (s *server) request(token, method, path string, d data) int {
 		s.t.Fatal(err)
 	}
 	req.Header.Set("X-Vault-Token", token)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -218,15 +218,7 @@ func TestPoliciesOfRotation(t *testing.T) {
 func TestRotationTellsNoKey(t *testing.T) {
 	t.Parallel()
 	s, first := startEngine(t)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	private, der, _ := newPrivateKey(t)
 	lines := strings.Split(private, "\n")
 	line := lines[1]
 	second := strings.Repeat("0f1e2d3c4b5a6978", 4)
@@ -284,6 +276,22 @@ func TestRotationTellsNoKey(t *testing.T) {
 	if len(generated) < 4 {
 		t.Errorf("only %d keys were looked for", len(generated))
 	}
+}
+
+// newPrivateKey is an ES256 key in PEM, in DER, and as the number that it is.
+func newPrivateKey(t testing.TB) (text string, der, d []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if der, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
+		t.Fatal(err)
+	}
+	if d, err = key.Bytes(); err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), der, d
 }
 
 // Two people do the same step at once: one does it, the other is told so.

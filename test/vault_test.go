@@ -104,6 +104,7 @@ type server struct {
 	storage   string // a storage stanza
 	process   *os.Process
 	exited    chan struct{}
+	leaks     leaks
 }
 
 // startVault starts a server that logs at trace, so that tests can look for
@@ -132,6 +133,7 @@ func newServer(t testing.TB, logLevel, storage string) *server {
 		t.Fatal(err)
 	}
 	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage}
+	t.Cleanup(func() { s.leaks.look(t, dir) }) // after the server has ended
 	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -305,6 +307,7 @@ func (s *server) client(token string) *api.Client {
 	config := api.DefaultConfig()
 	config.Address = s.addr
 	config.MaxRetries = 0
+	config.HttpClient.Transport = watched{config.HttpClient.Transport, &s.leaks}
 	c, err := api.NewClient(config)
 	if err != nil {
 		s.t.Fatal(err)
@@ -370,6 +373,8 @@ func (s *server) tryVault(token string, args ...string) (string, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
+	s.leaks.remember([]byte(strings.Join(args, "\n")))
+	s.leaks.remember(out.Bytes())
 	return out.String(), err
 }
 
