@@ -39,6 +39,9 @@ func run(args []string) error {
 		fmt.Println("vault-plugin-secrets-ati", version)
 		return nil
 	}
+	if err := disableCoreDumps(); err != nil {
+		return fmt.Errorf("disable core dumps: %w", err)
+	}
 	return plugin.ServeMultiplex(&plugin.ServeOpts{
 		BackendFactoryFunc: atisecrets.Factory(version),
 		// For Vaults older than 1.12, which don't set up TLS by themselves.
