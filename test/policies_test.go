@@ -1,0 +1,432 @@
+package test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vault-plugin-secrets-ati/ati"
+)
+
+// hastyPolicy is what people write in haste.
+const hastyPolicy = `path "ati/*" { capabilities = ["create", "read", "update", "patch", "delete", "list"] }`
+
+// Every operation of every path under each policy of examples/policies: the
+// expected status, in the order of the columns. The rows are done from top to
+// bottom, each by those who are refused first.
+var policyColumns = []string{"hasty", "orchestrator", "sandbox", "proxy-host", "security-auditor", "admin"}
+
+var policyRows = []struct {
+	request string
+	data    data
+	want    [6]int
+}{
+	//                                                                        hasty orch. sandbox host auditor admin
+	{"GET ati/config", nil, [6]int{403, 403, 403, 403, 200, 200}},
+	{"PUT ati/config", data{"issuer": "ati-orchestrator"}, [6]int{403, 403, 403, 403, 403, 204}},
+	{"GET ati/config/rotate", nil, [6]int{403, 403, 403, 403, 200, 200}},
+	{"PUT ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}, [6]int{403, 403, 403, 403, 403, 200}},
+	{"PUT ati/config/rotate/activate", nil, [6]int{403, 403, 403, 403, 403, 200}},
+	{"PUT ati/config/rotate/rollback", nil, [6]int{403, 403, 403, 403, 403, 200}},
+	{"PUT ati/config/rotate/retire", nil, [6]int{403, 403, 403, 403, 403, 200}},
+	{"DELETE ati/config/rotate/stage", nil, [6]int{403, 403, 403, 403, 403, 204}},
+	{"PUT ati/config/rotate", nil, [6]int{403, 403, 403, 403, 403, 200}},
+	{"GET ati/proxy-env", nil, [6]int{403, 403, 403, 200, 403, 403}},
+	{"GET ati/proxy-env/{version}", nil, [6]int{403, 403, 403, 200, 403, 403}},
+	{"GET ati/jwks", nil, [6]int{200, 200, 200, 200, 200, 200}}, // public keys, for everybody
+	{"LIST ati/roles", nil, [6]int{200, 403, 403, 403, 200, 200}},
+	{"GET ati/roles/{name}", nil, [6]int{200, 403, 403, 403, 200, 200}},
+	{"PUT ati/roles/{name}", data{"description": "changed"}, [6]int{204, 403, 403, 403, 403, 204}},
+	{"DELETE ati/roles/nobody", nil, [6]int{204, 403, 403, 403, 403, 204}},
+	{"GET ati/creds/{name}", nil, [6]int{200, 200, 403, 403, 403, 403}},
+	{"PUT ati/creds/{name}", data{"ttl": "1m"}, [6]int{200, 200, 403, 403, 403, 403}},
+	{"GET ati/creds/sandbox", nil, [6]int{200, 403, 200, 403, 403, 403}},
+	{"PUT ati/creds/sandbox", data{"ttl": "1m"}, [6]int{200, 403, 200, 403, 403, 403}},
+	{"PUT ati/creds/sandbox", data{"agent_id": "sandbox:2"}, [6]int{400, 403, 400, 403, 403, 403}},
+	{"PUT ati/batch/{name}", data{"agent_ids": "sandbox:1"}, [6]int{200, 200, 403, 403, 403, 403}},
+	{"PUT ati/batch/sandbox", data{"agent_ids": "sandbox:1"}, [6]int{400, 403, 403, 403, 403, 403}},
+	{"GET ati/check/{name}", nil, [6]int{200, 403, 403, 403, 200, 200}},
+	{"PUT ati/check/{name}", data{"tool": "web_search"}, [6]int{200, 403, 403, 403, 200, 200}},
+	{"PUT ati/validate", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
+	{"PUT ati/inspect", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
+	{"DELETE ati/config", nil, [6]int{403, 403, 403, 403, 403, 200}}, // with a warning
+}
+
+func TestEveryPathUnderEachPolicy(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	known, paths := s.operations()
+	if len(known) != 24 || len(paths) != 16 {
+		t.Errorf("Vault tells of %d operations on %d paths", len(known), len(paths))
+	}
+
+	tokens := map[string]string{"hasty": s.policy("hasty", hastyPolicy)}
+	files, err := filepath.Glob("../examples/policies/*.hcl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.vault(s.root, "auth", "enable", "userpass")
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".hcl")
+		if !slices.Contains(policyColumns, name) {
+			t.Errorf("%s has no column", file)
+		}
+		s.vault(s.root, "policy", "write", name, file)
+		s.write(s.root, "auth/userpass/users/"+name, data{"password": "x", "token_policies": name, "token_no_default_policy": true})
+		tokens[name] = s.write("", "auth/userpass/login/"+name, data{"password": "x"}).Auth.ClientToken
+	}
+	if len(tokens) != len(policyColumns) {
+		t.Fatalf("there are the policies %v", slices.Sorted(maps.Keys(tokens)))
+	}
+	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "sandbox:*"})
+	s.write(s.root, "ati/roles/sandbox", data{"tools": "web_search", "subject": "sandbox:1"})
+	at := strings.NewReplacer("{name}", "researcher", "{version}", "1")
+
+	// What the engine doesn't do gives nobody anything, and is refused before
+	// the engine sees it where the policy doesn't have the path.
+	for _, path := range paths {
+		for _, method := range []string{"GET", "LIST", "PUT", "DELETE", "PATCH"} {
+			if slices.Contains(known, method+" "+path) {
+				continue
+			}
+			for name, token := range tokens {
+				if got, body := s.ask(token, method, at.Replace(path), nil, nil); got < 400 || got >= 500 {
+					t.Errorf("%s: %s %s is a %d: %s", name, method, path, got, body)
+				}
+			}
+		}
+	}
+
+	keys := []string{secret}
+	before := s.read(s.root, "ati/config/rotate").Data
+	for _, row := range policyRows {
+		known = slices.DeleteFunc(known, func(request string) bool {
+			return request == row.request || request == strings.NewReplacer("/nobody", "/{name}").Replace(row.request)
+		})
+		method, path, _ := strings.Cut(at.Replace(row.request), " ")
+		if method == "GET" && strings.HasPrefix(path, "ati/check/") {
+			path += "?tool=web_search"
+		}
+		if path == "ati/proxy-env/1" { // the version that there is
+			path = fmt.Sprintf("ati/proxy-env/%v", before["current_version"])
+		}
+		for i, name := range policyColumns {
+			got, body := s.ask(tokens[name], method, path, nil, row.data)
+			if got != row.want[i] {
+				t.Errorf("%s: %s is a %d, want %d: %s", name, row.request, got, row.want[i], body)
+			}
+			if name == "proxy-host" {
+				continue
+			}
+			for _, key := range keys {
+				if strings.Contains(body, key) {
+					t.Errorf("%s: %s tells the key", name, row.request)
+				}
+			}
+			// Nobody but admin, who comes last, has changed the key, or where
+			// tokens are sent.
+			if name == "security-auditor" {
+				if diff := cmp.Diff(before, s.read(s.root, "ati/config/rotate").Data); diff != "" {
+					t.Fatalf("%s was done (-before +after):\n%s", row.request, diff)
+				}
+			}
+		}
+		if strings.HasPrefix(path, "ati/config") && row.request != "DELETE ati/config" {
+			before = s.read(s.root, "ati/config/rotate").Data
+			keys = append(keys, s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"].(string))
+		}
+	}
+	if len(known) > 0 {
+		t.Errorf("the table has no row for %q", known)
+	}
+	if keys = slices.Compact(keys); len(keys) < 3 {
+		t.Errorf("there were only %d keys", len(keys))
+	}
+}
+
+// operations are those of which Vault's OpenAPI document tells, each as
+// "METHOD path", and the paths.
+func (s *server) operations() (operations, paths []string) {
+	s.t.Helper()
+	methods := map[string]string{"get": "GET", "post": "PUT", "delete": "DELETE", "patch": "PATCH"}
+	for path, item := range s.read(s.root, "sys/internal/specs/openapi").Data["paths"].(map[string]any) {
+		path, ok := strings.CutPrefix(path, "/ati/")
+		if !ok {
+			continue
+		}
+		list := strings.HasSuffix(path, "/") // of which OpenAPI says GET and ?list=true
+		path = "ati/" + strings.TrimSuffix(path, "/")
+		paths = append(paths, path)
+		for key := range item.(map[string]any) {
+			if method := methods[key]; list && method == "GET" {
+				operations = append(operations, "LIST "+path)
+			} else if method != "" {
+				operations = append(operations, method+" "+path)
+			}
+		}
+	}
+	slices.Sort(operations)
+	slices.Sort(paths)
+	return operations, paths
+}
+
+// ask makes a request, and returns its HTTP status and the answer's text.
+func (s *server) ask(token, method, path string, header http.Header, d data) (int, string) {
+	s.t.Helper()
+	var body io.Reader
+	if d != nil {
+		b, err := json.Marshal(d)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		body = strings.NewReader(string(b))
+	}
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.addr+"/v1/"+path, body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	maps.Copy(req.Header, header)
+	req.Header.Set("X-Vault-Token", token)
+	if method == "PATCH" {
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	}
+	resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+// A wrapped answer has no token; unwrapping gives it, once.
+func TestResponseWrapping(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "*"})
+	rules, err := os.ReadFile("../examples/policies/orchestrator.hcl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	orchestrator := s.policy("orchestrator", string(rules))
+	for _, request := range []string{"GET ati/creds/researcher", "PUT ati/creds/researcher", "PUT ati/batch/researcher"} {
+		method, path, _ := strings.Cut(request, " ")
+		d := data{}
+		if strings.Contains(path, "batch") {
+			d = data{"agent_ids": "token-orchestrator"}
+		} else if method == "GET" {
+			d = nil
+		}
+		got, body := s.ask(orchestrator, method, path, http.Header{"X-Vault-Wrap-Ttl": {"60s"}}, d)
+		var wrapped struct {
+			Data     data
+			WrapInfo struct{ Token string } `json:"wrap_info"`
+		}
+		if err := json.Unmarshal([]byte(body), &wrapped); err != nil || got != 200 || wrapped.Data != nil || wrapped.WrapInfo.Token == "" {
+			t.Fatalf("%s is a %d: %v", request, got, err)
+		}
+		if jwts.MatchString(body) {
+			t.Errorf("%s: the wrapped answer has a token in it", request)
+		}
+		secret := s.unwrapped(t, secret, wrapped.WrapInfo.Token)
+		if secret.Subject != "token-orchestrator" {
+			t.Errorf("%s: the token is for %q", request, secret.Subject)
+		}
+		if _, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap(""); status(t, err) != 400 && status(t, err) != 403 {
+			t.Errorf("%s: unwrapping again: %v", request, err)
+		}
+	}
+}
+
+func (s *server) unwrapped(t testing.TB, secret, wrapping string) *ati.Claims {
+	t.Helper()
+	answer, err := s.client(wrapping).Logical().Unwrap("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tokens, ok := answer.Data["tokens"].(map[string]any); ok {
+		answer.Data["token"] = tokens["token-orchestrator"]
+	}
+	return claims(t, secret, answer)
+}
+
+// What a policy's lists of parameters let through gains nothing that the role
+// does not give. Each parameter that the policy fences is given in every form
+// that Vault might not see.
+func TestSmuggledParametersGainNothing(t *testing.T) {
+	t.Parallel()
+	s, secret := startEngine(t)
+	key, err := ati.ParseSecret(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search,arxiv:*", "skills": "summarize", "rate": "tool:web_search=30/hour", "ttl": "1h", "allowed_agent_ids": "sandbox:*", "allowed_job_ids": "job-*"})
+	s.write(s.root, "ati/roles/admin", data{"scopes": "*", "allowed_agent_ids": "*", "ttl": "24h"})
+	rules := func(list string) string {
+		return fmt.Sprintf(`path "ati/creds/r" {
+  capabilities = ["read", "update"]
+  %s
+}
+path "ati/batch/r" {
+  capabilities = ["update"]
+  %s
+}`, list, list)
+	}
+	policies := map[string]string{
+		"allowed": s.policy("allowed", rules(`allowed_parameters = { "tools" = ["web_*"], "agent_id" = ["sandbox:a"], "agent_ids" = ["sandbox:a"], "ttl" = ["10m"], "rate" = ["tool:web_search=1/hour"] }`)),
+		"denied":  s.policy("denied", rules(`denied_parameters = { "tools" = ["shell"], "scopes" = [], "agent_id" = ["sandbox:b", "root"], "agent_ids" = ["sandbox:b", "root"], "job_id" = [], "ttl" = ["2h"], "rate" = [] }`)),
+	}
+	// For each parameter: what the policies allow, what the role doesn't give, and
+	// what the role gives and the policies deny.
+	values := []struct{ name, good, bad, fenced string }{
+		{"tools", "web_search", "shell", "arxiv:x"},
+		{"tools", "web_search", "*", "arxiv:*"},
+		{"scopes", "tool:web_search", "*", "skill:summarize"},
+		{"scopes", "tool:web_search", "tool:web_search tool:shell", "tool:arxiv:x"},
+		{"agent_id", "sandbox:a", "root", "sandbox:b"},
+		{"job_id", "job-1", "root", "job-2"},
+		{"ttl", "10m", "2h", "30m"},
+		{"rate", "tool:web_search=1/hour", "tool:web_search=31/hour", "tool:web_search=2/hour"},
+		{"rate", "tool:web_search=1/hour", "*=100/s", "tool:web_search=1/h"},
+		{"name", "r", "admin", "nobody"},
+	}
+	requests, minted := 0, map[string]int{}
+	try := func(policy, method, path, query, body string) {
+		t.Helper()
+		requests++
+		req, err := http.NewRequestWithContext(t.Context(), method, s.addr+"/v1/"+path+"?"+query, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Vault-Token", policies[policy])
+		resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		what := fmt.Sprintf("%s: %s %s?%s %s", policy, method, path, query, body)
+		found := jwts.FindAllString(string(text), -1)
+		switch {
+		case resp.StatusCode == 200 && len(found) > 0:
+		case resp.StatusCode == 500 && strings.Contains(string(text), "duplicate key '"): // Vault's own
+			return
+		case (resp.StatusCode == 400 || resp.StatusCode == 403) && len(found) == 0:
+			return
+		default:
+			t.Errorf("%s is a %d with %d tokens", what, resp.StatusCode, len(found))
+		}
+		minted[policy]++
+		for _, token := range found {
+			c, err := ati.ValidateToken(token, key)
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+				continue
+			}
+			for _, complaint := range beyondTheRole(c) {
+				t.Errorf("%s: %s", what, complaint)
+			}
+		}
+	}
+	forms := func(quote func(string) string, values ...string) []string {
+		quoted := make([]string, len(values))
+		for i, v := range values {
+			quoted[i] = quote(v)
+		}
+		return quoted
+	}
+	literal := func(v string) string { b, _ := json.Marshal(v); return string(b) }
+	for policy := range policies {
+		for _, v := range values {
+			for _, pair := range [][]string{{v.good, v.bad}, {v.bad, v.good}, {v.good, v.fenced}, {v.fenced, v.good}, {v.bad}, {v.fenced}} {
+				queries := make([]string, len(pair))
+				for i, value := range pair {
+					queries[i] = v.name + "=" + url.QueryEscape(value)
+				}
+				list := strings.Join(forms(literal, pair...), ",")
+				bodies := []string{
+					fmt.Sprintf(`{%q:[%s]}`, v.name, list),
+					fmt.Sprintf(`{%q:[[%s]]}`, v.name, list),
+					fmt.Sprintf(`{%q:%s}`, v.name, literal(strings.Join(pair, ","))),
+					fmt.Sprintf(`{%q:{"a":%s}}`, v.name, literal(pair[0])),
+					fmt.Sprintf(`{%q:%s,%q:%s}`, v.name, literal(pair[0]), v.name, literal(pair[len(pair)-1])),                  // given twice
+					fmt.Sprintf(`{%q:%s,%q:%s}`, v.name, literal(pair[0]), strings.ToUpper(v.name), literal(pair[len(pair)-1])), // in another case
+					fmt.Sprintf(`{"data":{%q:%s}}`, v.name, literal(pair[0])),
+				}
+				if v.name == "rate" {
+					name, rate, _ := strings.Cut(pair[0], "=")
+					bodies = append(bodies, fmt.Sprintf(`{"rate":{%q:%q}}`, name, rate))
+				}
+				joined := v.name + "=" + url.QueryEscape(strings.Join(pair, ","))
+				for _, query := range []string{strings.Join(queries, "&"), joined, strings.ToUpper(joined[:1]) + joined[1:], v.name + "%00" + joined[len(v.name):]} {
+					try(policy, "GET", "ati/creds/r", query, "")
+				}
+				for i, body := range bodies {
+					try(policy, "PUT", "ati/creds/r", "", body)
+					if i%2 == 1 {
+						continue
+					}
+					if v.name != "agent_id" {
+						try(policy, "PUT", "ati/batch/r", "", strings.Replace(body, "{", `{"agent_ids":["sandbox:a"],`, 1))
+					} else {
+						try(policy, "PUT", "ati/batch/r", "", strings.ReplaceAll(body, "agent_id", "agent_ids"))
+					}
+				}
+				// In the query and in the body, of which Vault takes one.
+				try(policy, "PUT", "ati/creds/r", queries[0], bodies[0])
+				try(policy, "POST", "ati/creds/r", queries[0], fmt.Sprintf(`{%q:%s}`, v.name, literal(pair[len(pair)-1])))
+				try(policy, "GET", "ati/creds/r", queries[0], bodies[0])
+			}
+		}
+	}
+	t.Logf("%d requests; tokens: %v", requests, minted)
+	for policy := range policies {
+		if minted[policy] < 25 {
+			t.Errorf("%s: only %d requests were answered with tokens", policy, minted[policy])
+		}
+	}
+}
+
+// beyondTheRole says what a token has that the role r of that test doesn't give,
+// in the words of that role.
+func beyondTheRole(c *ati.Claims) (complaints []string) {
+	for _, scope := range strings.Fields(c.Scope) {
+		if scope != "tool:web_search" && scope != "skill:summarize" && !strings.HasPrefix(scope, "tool:arxiv:") {
+			complaints = append(complaints, "scope "+scope)
+		}
+	}
+	if c.Scope == "" {
+		complaints = append(complaints, "no scope")
+	}
+	if !strings.HasPrefix(c.Subject, "sandbox:") && !regexp.MustCompile(`^token-(allowed|denied)\z`).MatchString(c.Subject) {
+		complaints = append(complaints, "sub "+c.Subject)
+	}
+	if c.JobID != "" && !strings.HasPrefix(c.JobID, "job-") {
+		complaints = append(complaints, "job_id "+c.JobID)
+	}
+	if life := time.Duration(c.ExpiresAt-c.IssuedAt) * time.Second; life > time.Hour || life <= 0 {
+		complaints = append(complaints, "a life of "+life.String())
+	}
+	if c.ATI == nil || len(c.ATI.Rate) != 1 || !slices.Contains([]string{"30/hour", "2/hour", "1/hour"}, c.ATI.Rate["tool:web_search"]) {
+		complaints = append(complaints, fmt.Sprintf("the rates %+v", c.ATI))
+	}
+	return complaints
+}
