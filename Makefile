@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test race fuzz interop rotation docs-test bench lint fmt clean
+.PHONY: help build demo dev dev-stop test race fuzz interop rotation docs-test bench lint licences fmt clean
 
 ROTATION_CALLS ?= 10000
 
@@ -46,6 +46,9 @@ bench: ## Run the benchmarks, on a real Vault too, and write docs/performance.md
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh
+
+licences: ## Write docs/licences.md, of what the plugin is linked from
+	@scripts/licences.sh >docs/licences.new && mv docs/licences.new docs/licences.md || { rm -f docs/licences.new; exit 1; }
 
 fmt: ## Format the Go files
 	@gofmt -w $$(git ls-files '*.go')

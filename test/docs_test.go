@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -200,6 +201,7 @@ func TestDocs(t *testing.T) {
 		},
 	}
 	pages, err := filepath.Glob("../docs/*.md")
+	pages = slices.DeleteFunc(pages, func(page string) bool { return commands(t, page) == "" })
 	if err != nil || len(pages) != len(checks) {
 		t.Fatalf("there are the pages %v (%v), and this test knows %d", pages, err, len(checks))
 	}

@@ -49,7 +49,7 @@ func TestDemo(t *testing.T) {
 		"$ vault plugin register -sha256=",
 		"$ vault secrets enable -path=ati vault-plugin-secrets-ati\nSuccess!",
 		"$ vault write ati/config proxy_url=https://ati.example.com\n",
-		"Vault generated the signing secret",
+		"Vault generated the signing key",
 		"$ vault write ati/roles/researcher tools=web_search,arxiv:search skills=summarize rate=tool:web_search=30/hour ttl=1h max_ttl=4h description='reads the web and arXiv'\nSuccess!",
 		"$ vault read ati/creds/researcher\nKey",
 		"scope          tool:web_search tool:arxiv:search skill:summarize\nsub            token-orchestrator\n",

@@ -1,0 +1,91 @@
+package test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Whoever builds the same source gets the same binary, wherever it lies: so its
+// SHA-256 can be compared before it is registered.
+func TestTwoBuildsAreTheSame(t *testing.T) {
+	t.Parallel()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sums [][sha256.Size]byte
+	for _, name := range []string{"one", "another/place"} {
+		tree := filepath.Join(t.TempDir(), name)
+		copyTree(t, root, tree)
+		out := filepath.Join(tree, "bin", "plugin")
+		build := exec.Command(filepath.Join(tree, "scripts", "build.sh"), out, "v0.1.0")
+		build.Dir = tree
+		if text, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		b, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(tree)) {
+			t.Errorf("the binary names the directory %s", tree)
+		}
+		sums = append(sums, sha256.Sum256(b))
+	}
+	if sums[0] != sums[1] {
+		t.Errorf("two builds have the SHA-256s %x and %x", sums[0], sums[1])
+	}
+}
+
+// copyTree copies what the plugin is built from, as Git has it or is to get it.
+func copyTree(t testing.TB, from, to string) {
+	t.Helper()
+	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "go.mod", "go.sum", "scripts")
+	list.Dir = from
+	names, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields(string(names)) {
+		b, err := os.ReadFile(filepath.Join(from, name))
+		if os.IsNotExist(err) {
+			continue // deleted, and not committed yet
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(to, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The script fails on a licence that it doesn't know.
+func TestTheLicencesAreListed(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/licences.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := exec.Command("../scripts/licences.sh")
+	var complaints bytes.Buffer
+	list.Stderr = &complaints
+	got, err := list.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, complaints.String())
+	}
+	if diff := cmp.Diff(strings.Split(string(page), "\n"), strings.Split(string(got), "\n")); diff != "" {
+		t.Errorf("docs/licences.md is out of date; make licences writes it (-page +now):\n%s", diff)
+	}
+}
