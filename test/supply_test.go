@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -87,5 +88,44 @@ func TestTheLicencesAreListed(t *testing.T) {
 	}
 	if diff := cmp.Diff(strings.Split(string(page), "\n"), strings.Split(string(got), "\n")); diff != "" {
 		t.Errorf("docs/licences.md is out of date; make licences writes it (-page +now):\n%s", diff)
+	}
+}
+
+// docs/security.md names a test for each promise, and each is there.
+func TestEachPromiseNamesATestThatExists(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := ""
+	for _, pattern := range []string{"../*_test.go", "../ati/*_test.go", "*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			source += string(b)
+		}
+	}
+	_, table, _ := strings.Cut(string(page), "| --- | --- |\n| No secret")
+	rows := strings.Split(strings.TrimSpace("| No secret"+table), "\n")
+	for _, row := range rows {
+		names := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9]+)`").FindAllStringSubmatch(row, -1)
+		if len(names) == 0 {
+			t.Errorf("no test is named in: %s", row)
+		}
+		for _, name := range names {
+			if !strings.Contains(source, "\nfunc "+name[1]+"(") {
+				t.Errorf("there is no %s", name[1])
+			}
+		}
+	}
+	if len(rows) < 20 {
+		t.Errorf("the page has %d promises", len(rows))
 	}
 }
