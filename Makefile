@@ -1,8 +1,10 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test race fuzz interop rotation docs-test bench lint licences fmt clean
+.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test bench lint licences fmt clean
 
 ROTATION_CALLS ?= 10000
+SOAK_KILLS ?= 10
+SOAK_TESTS := TestAClusterLosesItsLeader|TestAPartition|TestThePluginsProcessUnderLoad|TestASnapshotIsRestoredOnAnotherCluster
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +25,10 @@ dev-stop: ## Stop the server of make dev
 test: ## Run all tests that need Go only, some of them against a real Vault
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -count=1 ./...
 	@cd bench && go test -count=1 ./...
+
+soak: ## Run the tests of faults and load in their long form, and print counts
+	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault SOAK=1 SOAK_KILLS=$(SOAK_KILLS) \
+	go test -count=1 -v -parallel 1 -timeout 60m -run '^($(SOAK_TESTS))$$' ./test
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati

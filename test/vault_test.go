@@ -11,7 +11,6 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,7 +95,9 @@ func buildPlugin(t testing.TB, version string) string {
 // server is a Vault of the test's own, unsealed, with an audit file.
 type server struct {
 	t         testing.TB
-	addr      string
+	addr      string // for clients
+	apiAddr   string // for other nodes of its cluster; mostly the same
+	place     *namespace
 	root      string
 	unsealKey string
 	dir       string // with plugins, server.log and audit.log
@@ -128,33 +130,52 @@ func startRaftVault(t testing.TB) *server {
 
 func newServer(t testing.TB, logLevel, storage string) *server {
 	t.Helper()
+	s := launch(t, logLevel, storage, nil)
+	s.initialize()
+	return s
+}
+
+// launch starts a server that is neither initialized nor in a cluster yet, in a
+// network namespace where one is given.
+func launch(t testing.TB, logLevel, storage string, place *namespace) *server {
+	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage}
+	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage, place: place}
 	t.Cleanup(func() { s.leaks.look(t, dir) }) // after the server has ended
 	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// A plugin outlives a Vault that was killed.
+	t.Cleanup(func() {
+		for _, pid := range s.pluginProcesses() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
 	for attempt := 0; ; attempt++ {
 		if s.start(freePort(t)) {
-			break
+			return s
 		}
 		if attempt == 4 {
 			t.Fatalf("Vault did not start:\n%s", s.log())
 		}
 	}
+}
+
+// initialize makes it the first of its cluster.
+func (s *server) initialize() {
+	s.t.Helper()
 	keys, err := s.client("").Sys().Init(&api.InitRequest{SecretShares: 1, SecretThreshold: 1})
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	s.root, s.unsealKey = keys.RootToken, keys.Keys[0]
 	s.unseal()
 	if err := s.client(s.root).Sys().EnableAuditWithOptions("file", &api.EnableAuditOptions{Type: "file", Options: map[string]string{"file_path": s.audit}}); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	return s
 }
 
 var nextPort atomic.Int32
@@ -187,8 +208,16 @@ func freePort(t testing.TB) string {
 // whether it answers.
 func (s *server) start(port string) bool {
 	s.t.Helper()
-	address := "127.0.0.1:" + port
-	s.addr = "http://" + address
+	host, socket, command := "127.0.0.1", "", []string{vaultBin}
+	if s.place != nil {
+		host, command = s.place.address, append(s.place.enter(), vaultBin)
+		socket = fmt.Sprintf("listener \"unix\" {\n  address = %q\n}", s.place.socket)
+	}
+	address := net.JoinHostPort(host, port)
+	s.apiAddr = "http://" + address
+	if s.addr = s.apiAddr; s.place != nil {
+		s.addr = "unix://" + s.place.socket
+	}
 	next, err := strconv.Atoi(port)
 	if err != nil {
 		s.t.Fatal(err)
@@ -200,12 +229,13 @@ listener "tcp" {
   address     = %q
   tls_disable = true
 }
+%s
 api_addr         = %q
 cluster_addr     = %q
 plugin_directory = %q
 disable_mlock    = true
 log_level        = %q
-`, s.storage, address, s.addr, fmt.Sprintf("http://127.0.0.1:%d", next+1), s.pluginDir(), s.logLevel)
+`, s.storage, address, socket, s.apiAddr, fmt.Sprintf("http://%s:%d", host, next+1), s.pluginDir(), s.logLevel)
 	if err := os.WriteFile(config, []byte(hcl), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
@@ -214,7 +244,7 @@ log_level        = %q
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(vaultBin, "server", "-config="+config)
+	cmd := exec.Command(command[0], append(command[1:], "server", "-config="+config)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
@@ -237,12 +267,11 @@ log_level        = %q
 			return false
 		case <-time.After(100 * time.Millisecond):
 		}
-		probe := http.Client{Timeout: 5 * time.Second}
-		resp, err := probe.Get(s.addr + "/v1/sys/seal-status")
-		if err != nil {
+		probe := s.client("")
+		probe.SetClientTimeout(5 * time.Second)
+		if _, err := probe.Sys().SealStatus(); err != nil {
 			continue
 		}
-		resp.Body.Close()
 		// Was it ours that answered? Another's server on this port lets ours end.
 		select {
 		case <-exited:
@@ -257,12 +286,21 @@ log_level        = %q
 // crash kills the server, and starts it again with what it has in storage.
 func (s *server) crash() {
 	s.t.Helper()
+	s.kill()
+	s.startAgain()
+	s.unseal()
+}
+
+func (s *server) kill() {
 	_ = s.process.Kill()
 	<-s.exited
-	if !s.start(s.addr[strings.LastIndexByte(s.addr, ':')+1:]) {
+}
+
+func (s *server) startAgain() {
+	s.t.Helper()
+	if !s.start(s.apiAddr[strings.LastIndexByte(s.apiAddr, ':')+1:]) {
 		s.t.Fatalf("Vault did not start again:\n%s", s.log())
 	}
-	s.unseal()
 }
 
 func (s *server) pluginDir() string { return filepath.Join(s.dir, "plugins") }
@@ -321,16 +359,23 @@ func (s *server) client(token string) *api.Client {
 // Vault its SHA-256.
 func (s *server) register(version string) {
 	s.t.Helper()
+	command, sum := s.install(version)
+	s.vault(s.root, "plugin", "register", "-sha256="+sum, "-command="+command, "-version="+version, "secret", pluginName)
+}
+
+// install puts the plugin of a version into the plugin directory.
+func (s *server) install(version string) (command, sha256sum string) {
+	s.t.Helper()
 	b, err := os.ReadFile(buildPlugin(s.t, version))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	command := pluginName + "-" + version
+	command = pluginName + "-" + version
 	if err := os.WriteFile(filepath.Join(s.pluginDir(), command), b, 0o755); err != nil {
 		s.t.Fatal(err)
 	}
 	sum := sha256.Sum256(b)
-	s.vault(s.root, "plugin", "register", "-sha256="+hex.EncodeToString(sum[:]), "-command="+command, "-version="+version, "secret", pluginName)
+	return command, hex.EncodeToString(sum[:])
 }
 
 // startEngine is a server with the engine mounted at ati/ and configured.
