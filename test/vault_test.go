@@ -345,11 +345,12 @@ func (s *server) client(token string) *api.Client {
 	config := api.DefaultConfig()
 	config.Address = s.addr
 	config.MaxRetries = 0
-	config.HttpClient.Transport = watched{config.HttpClient.Transport, &s.leaks}
 	c, err := api.NewClient(config)
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	// Afterwards: for a socket, NewClient changes the transport that it finds.
+	config.HttpClient.Transport = watched{config.HttpClient.Transport, &s.leaks}
 	c.SetToken(token)
 	c.ClearNamespace()
 	return c
