@@ -362,8 +362,8 @@ func FuzzSecretAndPEM(f *testing.F) {
 		m.write("config", d) // Terraform
 		m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
 		token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
-		signed, encoded, _ := strings.Cut(token, token[strings.LastIndexByte(token, '.'):])
-		encoded = token[strings.LastIndexByte(token, '.')+1:]
+		dot := strings.LastIndexByte(token, '.')
+		signed, encoded := token[:dot], token[dot+1:]
 		signature, err := base64.RawURLEncoding.DecodeString(encoded)
 		if err != nil {
 			t.Fatal(err)
