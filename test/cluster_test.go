@@ -357,13 +357,9 @@ func startLoad(t testing.TB, timeout, wait time.Duration, nodes ...*server) *loa
 
 // writeRole takes nothing for an answer but a 204, which says that it is stored.
 func writeRole(client *api.Client, name string) error {
-	req := client.NewRequest("PUT", "/v1/ati/roles/"+name)
-	if err := req.SetJSONBody(data{"tools": "x"}); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), client.ClientTimeout())
 	defer cancel()
-	resp, err := client.RawRequestWithContext(ctx, req)
+	resp, err := client.Logical().WriteRawWithContext(ctx, "ati/roles/"+name, []byte(`{"tools":"x"}`))
 	if err != nil {
 		return err
 	}
