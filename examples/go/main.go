@@ -28,6 +28,9 @@ func provisionSandbox(ctx context.Context, vault *api.Client, role, agentID stri
 	if err != nil {
 		return nil, fmt.Errorf("provision sandbox %s: %w", agentID, err)
 	}
+	if answer == nil { // from a standby whose active node is just going
+		return nil, fmt.Errorf("provision sandbox %s: Vault answered with nothing; ask again", agentID)
+	}
 	for _, warning := range answer.Warnings {
 		log.Printf("Vault warns: %s", warning)
 	}
