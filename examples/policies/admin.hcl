@@ -1,4 +1,4 @@
-# The security team: writes config and roles, turns the key over, and mints
+# The security team: writes config and roles, rotates the key, and mints
 # nothing. (Whoever writes config can bring a key of their own, and sign with it
 # elsewhere; whoever writes policies can give themselves anything. Both are in
 # Vault's audit log.) Checked by TestEveryPathUnderEachPolicy.
