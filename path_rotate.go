@@ -124,7 +124,7 @@ func (b *backend) rotate(ctx context.Context, req *logical.Request, step func(*c
 		return noConfig(req), nil
 	}
 	// The cache first, the time second: then each mint that goes by the cached
-	// config has taken its time before. See pathCredsRead.
+	// config has taken its time before. See beginMint.
 	b.config.Store(nil)
 	now := b.now()
 	entry.forgetGone(now)
