@@ -82,7 +82,7 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 
 	state, last := versions{Current: 1}, 1
 	addresses := map[int]string{1: address(1)} // of each version
-	steps, inFlight := 0, 0
+	done, inFlight := 0, 0
 	fingerprints := map[int]any{}
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
 	for round := range 10 {
@@ -98,7 +98,13 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 		time.AfterFunc(time.Duration(20+random.IntN(200))*time.Millisecond, func() { crash(); close(crashed) })
 		var next versions // what the step in flight would make
 		nextLast := last
+	steps:
 		for {
+			select {
+			case <-crashed: // without an error: Vault repeats what a plugin didn't answer
+				break steps
+			default:
+			}
 			all := []string{"", "/stage", "/activate", "/rollback", "/retire"}
 			step := all[random.IntN(len(all))]
 			var ok bool
@@ -116,7 +122,7 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 			if err != nil {
 				inFlight++
 				<-crashed
-				break
+				break steps
 			}
 			got := versionsOf(t, secret.Data)
 			if step == "" && got.Current == next.Current+1 {
@@ -128,7 +134,7 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 				t.Fatalf("%q made of %+v %+v, want %+v", step, state, got, next)
 			}
 			state, last = next, nextLast
-			steps++
+			done++
 		}
 		if round%2 == 1 {
 			s.crash()
@@ -167,8 +173,8 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 			t.Errorf("round %d: version %d, a token for %v, %v", round, state.Current, creds.Data["proxy_url"], verdict)
 		}
 	}
-	t.Logf("%d steps, %d of 10 crashes with a step in flight", steps, inFlight)
-	if steps < 20 || inFlight < 5 {
+	t.Logf("%d steps, %d of 10 crashes with a step in flight that failed", done, inFlight)
+	if done < 20 || inFlight < 4 {
 		t.Error("these are too few to tell")
 	}
 }
