@@ -133,12 +133,12 @@ func TestRequestsAllocateLittle(t *testing.T) {
 		data data
 		most float64
 	}{
-		"mint":           {logical.ReadOperation, "creds/r", nil, 62},
-		"narrowed mint":  {logical.ReadOperation, "creds/r", data{"tools": "github:search", "ttl": "10m", "rate": "tool:github:*=5/hour"}, 140},
+		"mint":           {logical.ReadOperation, "creds/r", nil, 68},
+		"narrowed mint":  {logical.ReadOperation, "creds/r", data{"tools": "github:search", "ttl": "10m", "rate": "tool:github:*=5/hour"}, 155},
 		"batch of 1,000": {logical.UpdateOperation, "batch/r", data{"agent_ids": agentIDs(1000)}, 24_000},
-		"check":          {logical.ReadOperation, "check/r", data{"tool": "github:search"}, 66},
-		"validate":       {logical.UpdateOperation, "validate", data{"token": token}, 330},
-		"role write":     {logical.UpdateOperation, "roles/r", role, 290},
+		"check":          {logical.ReadOperation, "check/r", data{"tool": "github:search"}, 70},
+		"validate":       {logical.UpdateOperation, "validate", data{"token": token}, 345},
+		"role write":     {logical.UpdateOperation, "roles/r", role, 320},
 	} {
 		if got := testing.AllocsPerRun(100, func() { m.do(t, c.op, c.path, c.data) }); got > c.most {
 			t.Errorf("%s: %.0f allocations, want at most %.0f", name, got, c.most)
