@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -216,12 +217,8 @@ func parseSecret(raw string) (hiddenText, error) {
 	if len(secret) != 2*secretBytes || err != nil {
 		return hiddenText{}, fmt.Errorf("secret must be %d hex characters; it has %d characters. One is made by: openssl rand -hex %d", 2*secretBytes, len(secret), secretBytes)
 	}
-	different := map[byte]bool{}
-	for _, c := range b {
-		different[c] = true
-	}
-	if len(different) < minDifferentBytes {
-		return hiddenText{}, fmt.Errorf("secret has %d different bytes; a random one has at least %d. One is made by: openssl rand -hex %d", len(different), minDifferentBytes, secretBytes)
+	if different := len(slices.Compact(slices.Sorted(slices.Values(b)))); different < minDifferentBytes {
+		return hiddenText{}, fmt.Errorf("secret has %d different bytes; a random one has at least %d. One is made by: openssl rand -hex %d", different, minDifferentBytes, secretBytes)
 	}
 	return hide(secret), nil
 }

@@ -261,8 +261,8 @@ func (e *configEntry) applyKey(p keyParams) (warnings []string, refusal, err err
 		return nil, nil, err
 	}
 	if name := p.keyName(); name != "" {
-		given := keyEntry{Algorithm: key.Algorithm, Secret: p.secret, PrivateKey: p.privateKey}
-		other, err := given.parse()
+		brought := keyEntry{Algorithm: key.Algorithm, Secret: p.secret, PrivateKey: p.privateKey}
+		other, err := brought.parse()
 		if err != nil {
 			return nil, nil, err
 		}

@@ -210,8 +210,8 @@ func (b *backend) pathRotateActivateWrite(ctx context.Context, req *logical.Requ
 		switch {
 		case entry.RolledBack && entry.Pending == nil:
 			resp.Warnings = unretire(p)
-			entry.Current, entry.Previous, entry.RolledBack = p, entry.Current, false
-			entry.Current.ActivatedAt = toSecond(now)
+			entry.makeCurrent(p, now)
+			entry.RolledBack = false
 			return resp, nil
 		case entry.Pending == nil:
 			return logical.ErrorResponse("no version is staged, and the current one is %d; stage one with: vault write %sconfig/rotate/stage proxy_url=https://…", entry.Current.Version, req.MountPoint), nil
@@ -220,8 +220,8 @@ func (b *backend) pathRotateActivateWrite(ctx context.Context, req *logical.Requ
 		case p != nil:
 			resp.AddWarning(fmt.Sprintf("version %d is forgotten here, but its tokens pass its proxy until %s", p.Version, p.TokensExpireBy.Format(time.RFC3339)))
 		}
-		entry.Current, entry.Previous, entry.Pending, entry.RolledBack = entry.Pending, entry.Current, nil, false
-		entry.Current.ActivatedAt = toSecond(now)
+		entry.makeCurrent(entry.Pending, now)
+		entry.Pending, entry.RolledBack = nil, false
 		if entry.Current.ProxyURL == entry.Previous.ProxyURL {
 			resp.AddWarning(fmt.Sprintf("the proxy refuses tokens until it has started again with version %d, whose proxy_url is that of version %d", entry.Current.Version, entry.Previous.Version))
 		}
@@ -242,10 +242,17 @@ func (b *backend) pathRotateRollbackWrite(ctx context.Context, req *logical.Requ
 			return logical.ErrorResponse("version %d is the current one by a rollback already; to go forward to version %d again: vault write -f %sconfig/rotate/activate", entry.Current.Version, p.Version, req.MountPoint), nil
 		}
 		resp := &logical.Response{Warnings: unretire(p)}
-		entry.Current, entry.Previous, entry.RolledBack = p, entry.Current, true
-		entry.Current.ActivatedAt = toSecond(now)
+		entry.makeCurrent(p, now)
+		entry.RolledBack = true
 		return resp, nil
 	})
+}
+
+// makeCurrent activates a version. The one that was current becomes the
+// previous one.
+func (e *configEntry) makeCurrent(k *keyEntry, now time.Time) {
+	e.Current, e.Previous = k, e.Current
+	k.ActivatedAt = toSecond(now)
 }
 
 // unretire lets a retired version mint again.

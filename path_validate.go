@@ -261,7 +261,8 @@ const pathValidateHelpSyn = `Tell whether the proxy and its clients accept a tok
 const pathValidateHelpDesc = `
 A token that is not valid is an answer, valid=false with the reason, and no
 failed request. The current, the pending and the previous version of the key are
-tried, and key_version is the one that signed. With scope=, allowed says whether the token opens it now.
+tried, and key_version is the one that signed. With scope=, allowed says whether
+the token opens it now.
 `
 
 const pathInspectHelpSyn = `Decode a token without verifying it.`

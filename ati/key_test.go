@@ -41,6 +41,20 @@ func pems(t testing.TB, curve elliptic.Curve) (sec1, pkcs8, public string) {
 	return block("EC PRIVATE KEY", der(x509.MarshalECPrivateKey(key))), block("PRIVATE KEY", der(x509.MarshalPKCS8PrivateKey(key))), block("PUBLIC KEY", der(x509.MarshalPKIXPublicKey(&key.PublicKey)))
 }
 
+// keyPair is a new key, as its owner and as others have it, and the latter's PEM.
+func keyPair(t testing.TB) (private, verifier ati.Key, public string) {
+	t.Helper()
+	sec1, _, public := pems(t, elliptic.P256())
+	private, err := ati.ParsePrivateKey(sec1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if verifier, err = ati.ParsePublicKey(public); err != nil {
+		t.Fatal(err)
+	}
+	return private, verifier, public
+}
+
 func TestES256KeysSignAndVerify(t *testing.T) {
 	t.Parallel()
 	sec1, pkcs8, public := pems(t, elliptic.P256())
@@ -173,15 +187,7 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 // refused, also one whose HMAC is made with the public key.
 func TestTheAlgorithmIsPinned(t *testing.T) {
 	t.Parallel()
-	sec1, _, public := pems(t, elliptic.P256())
-	private, err := ati.ParsePrivateKey(sec1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := ati.ParsePublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
+	private, verifier, public := keyPair(t)
 	es, err := ati.IssueToken(private, ati.IssueRequest{Subject: "a", IssuedAt: clock()})
 	if err != nil {
 		t.Fatal(err)
@@ -239,15 +245,7 @@ func TestTheAlgorithmIsPinned(t *testing.T) {
 
 func TestAnOrchestratorWithAPublicKeyValidatesAndProvisionsNothing(t *testing.T) {
 	t.Parallel()
-	sec1, _, public := pems(t, elliptic.P256())
-	private, err := ati.ParsePrivateKey(sec1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := ati.ParsePublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
+	private, verifier, _ := keyPair(t)
 	env, err := ati.Orchestrator{ProxyURL: "https://h/", Key: private}.ProvisionSandbox(ati.ProvisionRequest{AgentID: "a", Tools: []string{"x"}})
 	if err != nil {
 		t.Fatal(err)
