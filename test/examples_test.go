@@ -521,7 +521,7 @@ http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
 func (s *server) proxyHosts() {
 	s.t.Helper()
 	s.vault(s.root, "auth", "enable", "approle")
-	policy, err := os.ReadFile(filepath.Join("..", "examples", "proxy-agent", "policy.hcl"))
+	policy, err := os.ReadFile(filepath.Join("..", "examples", "policies", "proxy-host.hcl"))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 # The proxy's host: reads the proxy's environment, with the key in it, and
 # nothing else. Whoever has this policy can sign any token, with HS256.
-# Checked by TestEveryPathUnderEachPolicy.
+# Checked by TestEveryPathUnderEachPolicy, used by TestInteropProxyAgent.
 
 # The one place where the key leaves Vault. It needs sudo.
 path "ati/proxy-env" {

@@ -3,7 +3,7 @@
 #
 #   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
 #
-# The policy of this host is policy.hcl; a secret id that works once is enough.
+# The policy of this host is ../policies/proxy-host.hcl; a secret id that works once is enough.
 # Until Agent has noticed a new key, up to static_secret_render_interval, the
 # proxy has the old one.
 # With ATI_PROXY_ENV=ati/proxy-env/<version> the proxy keeps the key of that
