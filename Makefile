@@ -4,7 +4,7 @@ SHELL := bash
 
 ROTATION_CALLS ?= 10000
 SOAK_KILLS ?= 10
-SOAK_TESTS := TestAClusterLosesItsLeader|TestAPartition|TestThePluginsProcessUnderLoad|TestASnapshotIsRestoredOnAnotherCluster
+SOAK_FUZZ_TIME ?= 1h
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,9 +26,8 @@ test: ## Run all tests that need Go only, some of them against a real Vault
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -count=1 ./...
 	@cd bench && go test -count=1 ./...
 
-soak: ## Run the tests of faults and load in their long form, and print counts
-	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault SOAK=1 SOAK_KILLS=$(SOAK_KILLS) \
-	go test -count=1 -v -parallel 1 -timeout 60m -run '^($(SOAK_TESTS))$$' ./test
+soak: ## Run the tests of faults, load and hostile input in their long form, and print counts
+	@SOAK_KILLS=$(SOAK_KILLS) FUZZ_TIME=$(SOAK_FUZZ_TIME) scripts/soak.sh
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,14 @@ const (
 )
 
 type data = map[string]any
+
+// rounds is the number of rounds of a test that has a longer form for make soak.
+func rounds(short, soak int) int {
+	if os.Getenv("SOAK") != "" {
+		return soak
+	}
+	return short
+}
 
 // mount is a backend with its storage, a clock, and the Vault around it.
 type mount struct {

@@ -27,7 +27,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		}
 		return resp
 	}
-	const rounds = 60
+	times := rounds(60, 3000)
 	var proxies sync.Map // of each version
 	pair := func(version, proxy any) {
 		if known, ok := proxies.LoadOrStore(version, proxy); ok && known != proxy {
@@ -39,7 +39,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	done := make(chan struct{})
 	write := func(f func(i int)) {
 		writers.Go(func() {
-			for i := range rounds {
+			for i := range times {
 				f(i)
 			}
 		})
@@ -67,7 +67,7 @@ func TestEverythingAtOnce(t *testing.T) {
 			}
 		}
 		if i%20 == 19 {
-			request(logical.UpdateOperation, "config/rotate", data{"proxy_url": address(1000 + i)})
+			request(logical.UpdateOperation, "config/rotate", data{"proxy_url": address(times + 1 + i)})
 		}
 	})
 	write(func(i int) {
@@ -126,9 +126,9 @@ func TestEverythingAtOnce(t *testing.T) {
 	close(done)
 	readers.Wait()
 	role := m.ok(logical.ReadOperation, "roles/r", nil).Data
-	m.same("the role after both", []any{int64(60 + rounds - 1), fmt.Sprint("round ", rounds-1)}, []any{role["ttl"], role["description"]})
+	m.same("the role after both", []any{int64(60 + times - 1), fmt.Sprint("round ", times-1)}, []any{role["ttl"], role["description"]})
 	t.Logf("%d steps and %d mints", steps.Load(), minted.Load())
-	if minted.Load() < 20 || steps.Load() < rounds {
+	if minted.Load() < 20 || steps.Load() < int64(times) {
 		t.Error("these are too few to tell")
 	}
 }

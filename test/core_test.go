@@ -1,10 +1,17 @@
 package test
 
 import (
+	"bufio"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"syscall"
 	"testing"
+
+	"github.com/hashicorp/vault/sdk/helper/pluginutil"
+	"github.com/hashicorp/vault/sdk/plugin"
 )
 
 // The plugin's memory has the key in it: a crash leaves no core file.
@@ -26,5 +33,64 @@ func TestThePluginDumpsNoCore(t *testing.T) {
 	}
 	if none.MatchString(limits(s.process.Pid)) {
 		t.Log("left out: Vault itself may dump no core here, and the plugin inherits that, so this test tells nothing")
+	}
+}
+
+// A dump that goes to a program, as to systemd's, isn't held to that limit. The
+// files that tell of a process in /proc are root's when it is not dumpable, and
+// its user's otherwise.
+func TestThePluginIsNotDumpable(t *testing.T) {
+	t.Parallel()
+	user := uint32(os.Getuid())
+	if user == 0 {
+		user = 65534 // nobody
+	}
+	owner := func(cmd *exec.Cmd) uint32 {
+		t.Helper()
+		cmd.Dir = "/"
+		if os.Getuid() == 0 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+		}
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+			t.Fatalf("%s is not up: %v", cmd, err)
+		}
+		var stat syscall.Stat_t
+		if err := syscall.Stat(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid), &stat); err != nil {
+			t.Fatal(err)
+		}
+		return stat.Uid
+	}
+	// A copy, in a directory that anybody may read, with what Vault gives it.
+	binary, err := os.ReadFile(buildPlugin(t, "v0.1.0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, pluginName)
+	if err := os.WriteFile(path, binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path)
+	cmd.Env = []string{
+		plugin.HandshakeConfig.MagicCookieKey + "=" + plugin.HandshakeConfig.MagicCookieValue,
+		pluginutil.PluginMetadataModeEnv + "=true",
+		"TMPDIR=/tmp",
+	}
+	if got := owner(cmd); got != 0 {
+		t.Errorf("the plugin's files in /proc are those of user %d", got)
+	}
+	if got := owner(exec.Command("sh", "-c", "echo up; exec sleep 60")); got != user {
+		t.Errorf("those of a process that is dumpable are of user %d, so this test tells nothing", got)
 	}
 }

@@ -224,7 +224,14 @@ func TestResponseWrapping(t *testing.T) {
 		t.Fatal(err)
 	}
 	orchestrator := s.policy("orchestrator", string(rules))
-	for _, request := range []string{"GET ati/creds/researcher", "PUT ati/creds/researcher", "PUT ati/batch/researcher"} {
+	if rules, err = os.ReadFile("../examples/policies/proxy-host.hcl"); err != nil {
+		t.Fatal(err)
+	}
+	host := s.policy("proxy-host", string(rules))
+	for request, caller := range map[string]string{
+		"GET ati/creds/researcher": orchestrator, "PUT ati/creds/researcher": orchestrator, "PUT ati/batch/researcher": orchestrator,
+		"GET ati/proxy-env": host, "GET ati/proxy-env/1": host,
+	} {
 		method, path, _ := strings.Cut(request, " ")
 		d := data{}
 		if strings.Contains(path, "batch") {
@@ -232,7 +239,7 @@ func TestResponseWrapping(t *testing.T) {
 		} else if method == "GET" {
 			d = nil
 		}
-		got, body := s.ask(orchestrator, method, path, http.Header{"X-Vault-Wrap-Ttl": {"60s"}}, d)
+		got, body := s.ask(caller, method, path, http.Header{"X-Vault-Wrap-Ttl": {"60s"}}, d)
 		var wrapped struct {
 			Data     data
 			WrapInfo struct{ Token string } `json:"wrap_info"`
@@ -240,29 +247,27 @@ func TestResponseWrapping(t *testing.T) {
 		if err := json.Unmarshal([]byte(body), &wrapped); err != nil || got != 200 || wrapped.Data != nil || wrapped.WrapInfo.Token == "" {
 			t.Fatalf("%s is a %d: %v", request, got, err)
 		}
-		if jwts.MatchString(body) {
-			t.Errorf("%s: the wrapped answer has a token in it", request)
+		if jwts.MatchString(body) || strings.Contains(body, secret) {
+			t.Errorf("%s: the wrapped answer has a token or the secret in it", request)
 		}
-		secret := s.unwrapped(t, secret, wrapped.WrapInfo.Token)
-		if secret.Subject != "token-orchestrator" {
-			t.Errorf("%s: the token is for %q", request, secret.Subject)
+		answer, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap("")
+		if err != nil {
+			t.Fatalf("%s: %v", request, err)
+		}
+		if tokens, ok := answer.Data["tokens"].(data); ok {
+			answer.Data["token"] = tokens["token-orchestrator"]
+		}
+		if caller == host {
+			if answer.Data["ATI_JWT_SECRET"] != secret {
+				t.Errorf("%s: the unwrapped answer has not the secret", request)
+			}
+		} else if subject := claims(t, secret, answer).Subject; subject != "token-orchestrator" {
+			t.Errorf("%s: the token is for %q", request, subject)
 		}
 		if _, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap(""); status(t, err) != 400 && status(t, err) != 403 {
 			t.Errorf("%s: unwrapping again: %v", request, err)
 		}
 	}
-}
-
-func (s *server) unwrapped(t testing.TB, secret, wrapping string) *ati.Claims {
-	t.Helper()
-	answer, err := s.client(wrapping).Logical().Unwrap("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if tokens, ok := answer.Data["tokens"].(map[string]any); ok {
-		answer.Data["token"] = tokens["token-orchestrator"]
-	}
-	return claims(t, secret, answer)
 }
 
 // What a policy's lists of parameters let through gains nothing that the role

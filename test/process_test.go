@@ -108,3 +108,18 @@ func TestThePluginsProcessUnderLoad(t *testing.T) {
 	t.Logf("the plugin was upgraded %d times", upgrades)
 	l.check(c.keys, s.audit)
 }
+
+// A plugin that Vault left behind when it was killed ends too: nobody speaks to
+// it any more, and it has the key in its memory.
+func TestThePluginEndsWithVault(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.plugin(nil)
+	s.kill()
+	poll(t, "the plugin has ended", func() error {
+		if left := s.pluginProcesses(); len(left) != 0 {
+			return fmt.Errorf("there are %v", left)
+		}
+		return nil
+	})
+}

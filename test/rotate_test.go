@@ -85,7 +85,8 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 	done, inFlight := 0, 0
 	fingerprints := map[int]any{}
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
-	for round := range 10 {
+	crashes := rounds(t, "SOAK_CRASHES", 10, 100)
+	for round := range crashes {
 		crash := func() {
 			for _, pid := range s.pluginProcesses() {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -173,8 +174,8 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 			t.Errorf("round %d: version %d, a token for %v, %v", round, state.Current, creds.Data["proxy_url"], verdict)
 		}
 	}
-	t.Logf("%d steps, %d of 10 crashes with a step in flight that failed", done, inFlight)
-	if done < 20 || inFlight < 4 {
+	t.Logf("%d steps, %d of %d crashes with a step in flight that failed", done, inFlight, crashes)
+	if done < 2*crashes || inFlight < crashes/3 {
 		t.Error("these are too few to tell")
 	}
 }

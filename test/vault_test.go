@@ -148,7 +148,7 @@ func launch(t testing.TB, logLevel, storage string, place *namespace) *server {
 	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// A plugin outlives a Vault that was killed.
+	// A plugin outlives a Vault that was killed by a second.
 	t.Cleanup(func() {
 		for _, pid := range s.pluginProcesses() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/api"
@@ -42,9 +43,23 @@ func run(args []string) error {
 	if err := disableCoreDumps(); err != nil {
 		return fmt.Errorf("disable core dumps: %w", err)
 	}
+	go endWithParent()
 	return plugin.ServeMultiplex(&plugin.ServeOpts{
 		BackendFactoryFunc: atisecrets.Factory(version),
 		// For Vaults older than 1.12, which don't set up TLS by themselves.
 		TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig()),
 	})
+}
+
+// endWithParent ends the plugin after Vault has ended without ending it, as by
+// kill -9 or for want of memory: nobody would speak to it any more, and it would
+// keep the signing key in its memory for good. Another process is its parent then.
+// (The parent-death signal of Linux goes by the thread that forked, which in a Go
+// program such as Vault may end at any time.)
+func endWithParent() {
+	parent := os.Getppid()
+	for os.Getppid() == parent {
+		time.Sleep(time.Second)
+	}
+	os.Exit(1)
 }
