@@ -218,6 +218,12 @@ func operation(callback framework.OperationFunc, summary, verb, suffix string, r
 	}
 }
 
+// display is a parameter's label in forms made from the OpenAPI document, and the
+// heading under which it stands there.
+func display(name, group string) *framework.DisplayAttributes {
+	return &framework.DisplayAttributes{Name: name, Group: group}
+}
+
 // storing makes an operation run on the active node only.
 func storing(op *framework.PathOperation) *framework.PathOperation {
 	op.ForwardPerformanceStandby = true

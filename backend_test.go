@@ -337,6 +337,9 @@ func TestEachPathDescribesItselfWhole(t *testing.T) {
 			if s.Description == "" {
 				t.Errorf("%s: field %s has no description", name, field)
 			}
+			if attrs := s.DisplayAttrs; attrs == nil || attrs.Name == "" || attrs.Group == "" && !attrs.Identifier {
+				t.Errorf("%s: field %s has the display attributes %+v", name, field, attrs)
+			}
 		}
 		for op, handler := range p.Operations {
 			properties := handler.Properties()

@@ -100,22 +100,23 @@ func keyFields() map[string]*framework.FieldSchema {
 		"proxy_url": {
 			Type:         framework.TypeString,
 			Description:  "Address of the ATI proxy that holds this key, http or https. Tokens are handed out together with it.",
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Proxy URL"},
+			DisplayAttrs: display("Proxy URL", "Key"),
 		},
 		"algorithm": {
 			Type:          framework.TypeString,
 			Description:   "Signing algorithm. HS256: the proxy holds the same secret. ES256: it holds a public key only, so that nobody but Vault can mint.",
 			AllowedValues: []any{ati.HS256, ati.ES256},
+			DisplayAttrs:  display("Algorithm", "Key"),
 		},
 		"secret": {
 			Type:         framework.TypeString,
 			Description:  "HS256 secret, 64 hex characters. Vault generates one where it is left out. Never returned, but by proxy-env.",
-			DisplayAttrs: &framework.DisplayAttributes{Sensitive: true},
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Secret", Group: "Key", Sensitive: true},
 		},
 		"private_key": {
 			Type:         framework.TypeString,
 			Description:  "ES256 key: a P-256 private key in PEM, SEC1 or PKCS#8, not encrypted. Vault generates one where it is left out. Never returned.",
-			DisplayAttrs: &framework.DisplayAttributes{Sensitive: true},
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Private key", Group: "Key", Sensitive: true, EditType: "textarea"},
 		},
 	}
 }

@@ -22,20 +22,24 @@ func pathCheck(b *backend) []*framework.Path {
 		Pattern: "check/" + namePattern,
 		Fields: map[string]*framework.FieldSchema{
 			nameField: {
-				Type:        framework.TypeString,
-				Description: "Name of the role.",
+				Type:         framework.TypeString,
+				Description:  "Name of the role.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
 			},
 			"scope": {
-				Type:        framework.TypeString,
-				Description: "The scope in a tool's manifest, by which the proxy decides. One of scope, tool and skill is required.",
+				Type:         framework.TypeString,
+				Description:  "The scope in a tool's manifest, by which the proxy decides. One of scope, tool and skill is required.",
+				DisplayAttrs: display("Scope", "Question"),
 			},
 			"tool": {
-				Type:        framework.TypeString,
-				Description: "Name of a tool whose manifest has the scope tool:<name>.",
+				Type:         framework.TypeString,
+				Description:  "Name of a tool whose manifest has the scope tool:<name>.",
+				DisplayAttrs: display("Tool", "Question"),
 			},
 			"skill": {
-				Type:        framework.TypeString,
-				Description: "Name of a skill.",
+				Type:         framework.TypeString,
+				Description:  "Name of a skill.",
+				DisplayAttrs: display("Skill", "Question"),
 			},
 		},
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
@@ -124,4 +128,6 @@ For a skill, allowed=true is certain; allowed=false means that the role doesn't
 open it by its name, but a tool may bring it along.
 
 Rates are matched against the tool as it is spelt here, and hold for /call only.
+
+    $ vault read ati/check/researcher tool=web_search
 `

@@ -75,26 +75,31 @@ func pathConfig(b *backend) []*framework.Path {
 	fields["algorithm"].Default = ati.HS256
 	maps.Copy(fields, map[string]*framework.FieldSchema{
 		"audience": {
-			Type:        framework.TypeString,
-			Description: "Audience of the tokens (claim aud), unless a role sets another one.",
-			Default:     ati.DefaultAudience,
+			Type:         framework.TypeString,
+			Description:  "Audience of the tokens (claim aud), unless a role sets another one.",
+			Default:      ati.DefaultAudience,
+			DisplayAttrs: display("Audience", "Claims"),
 		},
 		"accepted_audiences": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Further audiences that a role may set.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Further audiences that a role may set.",
+			DisplayAttrs: display("Accepted audiences", "Claims"),
 		},
 		"issuer": {
-			Type:        framework.TypeString,
-			Description: "Issuer of the tokens (claim iss). Empty leaves the claim out.",
-			Default:     ati.DefaultIssuer,
+			Type:         framework.TypeString,
+			Description:  "Issuer of the tokens (claim iss). Empty leaves the claim out.",
+			Default:      ati.DefaultIssuer,
+			DisplayAttrs: display("Issuer", "Claims"),
 		},
 		"allowed_scopes": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Scope patterns beyond which no role may grant, such as tool:github:*. Empty sets no such ceiling.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Scope patterns beyond which no role may grant, such as tool:github:*. Empty sets no such ceiling.",
+			DisplayAttrs: display("Allowed scopes", "Ceiling"),
 		},
 		"max_ttl": {
-			Type:        framework.TypeDurationSecond,
-			Description: "Longest TTL of a token, whatever its role says. 0 sets no such ceiling.",
+			Type:         framework.TypeDurationSecond,
+			Description:  "Longest TTL of a token, whatever its role says. 0 sets no such ceiling.",
+			DisplayAttrs: display("Maximum TTL", "Ceiling"),
 		},
 	})
 	return []*framework.Path{{
@@ -570,4 +575,6 @@ the proxy is set to accept. allowed_scopes and max_ttl are a ceiling over all
 roles, for teams that let others write roles.
 
 This path needs the sudo capability beside the operation's.
+
+    $ vault write ati/config proxy_url=https://ati.example.com
 `

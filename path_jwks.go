@@ -80,4 +80,6 @@ For MCP servers to which the proxy forwards tokens, so that they can verify
 them. It has the current, the pending and the previous version of the key where
 these are for ES256; the kid is that of the tokens, and the key's fingerprint.
 It is empty with HS256. It needs no Vault token.
+
+    $ curl -s "$VAULT_ADDR/v1/ati/jwks"
 `

@@ -49,8 +49,9 @@ func pathProxyEnv(b *backend) []*framework.Path {
 			Pattern: "proxy-env/(?P<version>[1-9][0-9]{0,8})",
 			Fields: map[string]*framework.FieldSchema{
 				versionField: {
-					Type:        framework.TypeInt,
-					Description: "Version of the key.",
+					Type:         framework.TypeInt,
+					Description:  "Version of the key.",
+					DisplayAttrs: &framework.DisplayAttributes{Name: "Version", Identifier: true},
 				},
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
@@ -131,4 +132,7 @@ only when a call without a token gets 401.
 proxy-env has the current key: a proxy that is started from it has to start again
 when that is rotated. proxy-env/<version> always has the key of that version,
 pending, current or previous, for two proxies side by side.
+
+    $ vault read ati/proxy-env
+    $ vault read ati/proxy-env/1
 `

@@ -74,7 +74,7 @@ func pathRoles(b *backend) []*framework.Path {
 					}}),
 			},
 			HelpSynopsis:    "The names of the roles.",
-			HelpDescription: "Lists the names of the roles, without what they grant.",
+			HelpDescription: "Lists the names of the roles, without what they grant.\n\n    $ vault list ati/roles",
 		},
 		{
 			Pattern:        "roles/" + namePattern,
@@ -100,72 +100,89 @@ func pathRoles(b *backend) []*framework.Path {
 func roleFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		nameField: {
-			Type:        framework.TypeString,
-			Description: "Name of the role. Case-sensitive.",
+			Type:         framework.TypeString,
+			Description:  "Name of the role. Case-sensitive.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
 		},
 		"tools": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Tools that the token opens, by name or by a pattern such as github:*. tool: is put before names that lack it.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Tools that the token opens, by name or by a pattern such as github:*. tool: is put before names that lack it.",
+			DisplayAttrs: display("Tools", "Grant"),
 		},
 		"skills": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Skills that the token opens, by their exact names. skill: is put before names that lack it.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Skills that the token opens, by their exact names. skill: is put before names that lack it.",
+			DisplayAttrs: display("Skills", "Grant"),
 		},
 		"scopes": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Further scopes, as they stand: * for everything, or a scope that a tool's manifest names.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Further scopes, as they stand: * for everything, or a scope that a tool's manifest names.",
+			DisplayAttrs: display("Scopes", "Grant"),
 		},
 		"rate": {
-			Type:        framework.TypeKVPairs,
-			Description: "Rate limits, as pattern=count/unit: tool:github:*=10/hour. Units: s, sec, second, m, min, minute, h, hr, hour, d, day.",
+			Type:         framework.TypeKVPairs,
+			Description:  "Rate limits, as pattern=count/unit: tool:github:*=10/hour. Units: s, sec, second, m, min, minute, h, hr, hour, d, day.",
+			DisplayAttrs: display("Rates", "Grant"),
 		},
 		"ttl": {
-			Type:        framework.TypeDurationSecond,
-			Description: "TTL of a token when the request asks for none. Default: 1h, or config's or the mount's maximum where that is lower.",
+			Type:         framework.TypeDurationSecond,
+			Description:  "TTL of a token when the request asks for none. Default: 1h, or config's or the mount's maximum where that is lower.",
+			DisplayAttrs: display("TTL", "Life"),
 		},
 		"max_ttl": {
-			Type:        framework.TypeDurationSecond,
-			Description: "Longest TTL that a request may ask for. 0 or unset follows ttl.",
+			Type:         framework.TypeDurationSecond,
+			Description:  "Longest TTL that a request may ask for. 0 or unset follows ttl.",
+			DisplayAttrs: display("Maximum TTL", "Life"),
 		},
 		"audience": {
-			Type:        framework.TypeString,
-			Description: "Audience of the token (claim aud), one that config knows. Unset follows config's audience.",
+			Type:         framework.TypeString,
+			Description:  "Audience of the token (claim aud), one that config knows. Unset follows config's audience.",
+			DisplayAttrs: display("Audience", "Identity"),
 		},
 		"subject": {
-			Type:        framework.TypeString,
-			Description: "Subject of the token (claim sub): plain, or an identity template such as {{identity.entity.name}}. Default: the caller's entity id, or its display name where it has none.",
+			Type:         framework.TypeString,
+			Description:  "Subject of the token (claim sub): plain, or an identity template such as {{identity.entity.name}}. Default: the caller's entity id, or its display name where it has none.",
+			DisplayAttrs: display("Subject", "Identity"),
 		},
 		"allowed_agent_ids": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Globs of the agent_id that a caller may choose as the subject. Default: none.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Globs of the agent_id that a caller may choose as the subject. Default: none.",
+			DisplayAttrs: display("Allowed agent ids", "Identity"),
 		},
 		"job_id": {
-			Type:        framework.TypeString,
-			Description: "Claim job_id, which the proxy's audit file shows: plain, an identity template, or {{jti}} for the id of the Vault request.",
+			Type:         framework.TypeString,
+			Description:  "Claim job_id, which the proxy's audit file shows: plain, an identity template, or {{jti}} for the id of the Vault request.",
+			DisplayAttrs: display("Job id", "Identity"),
 		},
 		"allowed_job_ids": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Globs of the job_id that a caller may set. Default: none.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Globs of the job_id that a caller may set. Default: none.",
+			DisplayAttrs: display("Allowed job ids", "Identity"),
 		},
 		"sandbox_id": {
-			Type:        framework.TypeString,
-			Description: "Claim sandbox_id, which the proxy's audit file shows: plain, an identity template, or {{jti}} for the id of the Vault request.",
+			Type:         framework.TypeString,
+			Description:  "Claim sandbox_id, which the proxy's audit file shows: plain, an identity template, or {{jti}} for the id of the Vault request.",
+			DisplayAttrs: display("Sandbox id", "Identity"),
 		},
 		"allowed_sandbox_ids": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Globs of the sandbox_id that a caller may set. Default: none.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Globs of the sandbox_id that a caller may set. Default: none.",
+			DisplayAttrs: display("Allowed sandbox ids", "Identity"),
 		},
 		"generate_lease": {
-			Type:        framework.TypeBool,
-			Description: "Give each token a Vault lease. Revoking it does nothing to the token. Default: false.",
+			Type:         framework.TypeBool,
+			Description:  "Give each token a Vault lease. Revoking it does nothing to the token. Default: false.",
+			DisplayAttrs: display("Generate lease", "Life"),
 		},
 		"disabled": {
-			Type:        framework.TypeBool,
-			Description: "Refuse to mint, and keep the role. Default: false.",
+			Type:         framework.TypeBool,
+			Description:  "Refuse to mint, and keep the role. Default: false.",
+			DisplayAttrs: display("Disabled", "Role"),
 		},
 		"description": {
-			Type:        framework.TypeString,
-			Description: "What the role is for, for people. At most 1024 bytes.",
+			Type:         framework.TypeString,
+			Description:  "What the role is for, for people. At most 1024 bytes.",
+			DisplayAttrs: display("Description", "Role"),
 		},
 	}
 }
@@ -651,4 +668,7 @@ The subject is the caller's identity unless the role sets one or allows the
 caller to choose an agent_id.
 
 An update changes only the given fields. A list or map given empty is cleared.
+
+    $ vault write ati/roles/researcher tools=web_search,'github:*' \
+        rate='tool:github:*=10/hour' allowed_agent_ids='sandbox:*' ttl=1h
 `

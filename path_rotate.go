@@ -358,6 +358,9 @@ tokens carry the new one, and those out there die when the proxy has started
 again with what proxy-env says. This is how to revoke every token.
 
 For a rotation without one refused call, write config/rotate/stage.
+
+    $ vault read ati/config/rotate
+    $ vault write -f ati/config/rotate
 `
 
 const pathRotateStageHelpSyn = `The next version of the key, which does not sign yet.`
@@ -366,6 +369,8 @@ const pathRotateStageHelpDesc = `
 Makes a pending version, with the proxy_url of proxies that are started with
 proxy-env/<version>, beside those of the current version. activate makes it the
 current one. Deleting drops it.
+
+    $ vault write ati/config/rotate/stage proxy_url=https://ati-green.example.com
 `
 
 const pathRotateActivateHelpSyn = `Makes the staged version the current one.`
@@ -374,6 +379,8 @@ const pathRotateActivateHelpDesc = `
 The current version becomes the previous one. Tokens for its proxy are minted
 still, for who asks with proxy_url=<its proxy_url>, until it is retired. After a
 rollback, it is the version that was rolled back that becomes current again.
+
+    $ vault write -f ati/config/rotate/activate
 `
 
 const pathRotateRollbackHelpSyn = `Makes the previous version the current one again.`
@@ -382,6 +389,8 @@ const pathRotateRollbackHelpDesc = `
 The current version becomes the previous one, and tokens for its proxy are minted
 still. To go forward to it again, write config/rotate/activate. A rollback is
 possible until the previous version's last token has expired.
+
+    $ vault write -f ati/config/rotate/rollback
 `
 
 const pathRotateRetireHelpSyn = `Ends minting under the previous version.`
@@ -391,4 +400,6 @@ Its tokens pass its proxy until they have expired: previous_tokens_expire_by
 says when that is so for all that this mount minted. Stop its proxy then: who has
 a copy of a key that was brought can mint tokens that live longer. Its key is
 forgotten here at that time.
+
+    $ vault write -f ati/config/rotate/retire
 `

@@ -32,21 +32,25 @@ func pathCreds(b *backend) []*framework.Path {
 		Pattern: "creds/" + namePattern,
 		Fields: withMintFields(map[string]*framework.FieldSchema{
 			"agent_id": {
-				Type:        framework.TypeString,
-				Description: "Subject of the token, where the role's allowed_agent_ids have it.",
+				Type:         framework.TypeString,
+				Description:  "Subject of the token, where the role's allowed_agent_ids have it.",
+				DisplayAttrs: display("Agent id", "Identity"),
 			},
 			"job_id": {
-				Type:        framework.TypeString,
-				Description: "Claim job_id, where the role's allowed_job_ids have it.",
+				Type:         framework.TypeString,
+				Description:  "Claim job_id, where the role's allowed_job_ids have it.",
+				DisplayAttrs: display("Job id", "Identity"),
 			},
 			"sandbox_id": {
-				Type:        framework.TypeString,
-				Description: "Claim sandbox_id, where the role's allowed_sandbox_ids have it.",
+				Type:         framework.TypeString,
+				Description:  "Claim sandbox_id, where the role's allowed_sandbox_ids have it.",
+				DisplayAttrs: display("Sandbox id", "Identity"),
 			},
 			"format": {
 				Type:          framework.TypeString,
 				Description:   "env answers with ATI_PROXY_URL and ATI_SESSION_TOKEN only.",
 				AllowedValues: []any{formatEnv},
+				DisplayAttrs:  display("Format", "Answer"),
 			},
 		}),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
@@ -64,9 +68,10 @@ func pathBatch(b *backend) []*framework.Path {
 		Pattern: "batch/" + namePattern,
 		Fields: withMintFields(map[string]*framework.FieldSchema{
 			agentIDsField: {
-				Type:        framework.TypeCommaStringSlice,
-				Required:    true,
-				Description: "Subjects of the tokens, each one that the role's allowed_agent_ids have. At most 1000.",
+				Type:         framework.TypeCommaStringSlice,
+				Required:     true,
+				Description:  "Subjects of the tokens, each one that the role's allowed_agent_ids have. At most 1000.",
+				DisplayAttrs: display("Agent ids", "Identity"),
 			},
 		}),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
@@ -83,32 +88,39 @@ func pathBatch(b *backend) []*framework.Path {
 func withMintFields(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
 	maps.Copy(fields, map[string]*framework.FieldSchema{
 		nameField: {
-			Type:        framework.TypeString,
-			Description: "Name of the role.",
+			Type:         framework.TypeString,
+			Description:  "Name of the role.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
 		},
 		"ttl": {
-			Type:        framework.TypeDurationSecond,
-			Description: "TTL of the token. Longer than the role, config or mount allow is cut to that, with a warning.",
+			Type:         framework.TypeDurationSecond,
+			Description:  "TTL of the token. Longer than the role, config or mount allow is cut to that, with a warning.",
+			DisplayAttrs: display("TTL", "Narrow"),
 		},
 		"tools": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Fewer tools than the role grants. With tools, skills or scopes given, the token has just what is given.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Fewer tools than the role grants. With tools, skills or scopes given, the token has just what is given.",
+			DisplayAttrs: display("Tools", "Narrow"),
 		},
 		"skills": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Fewer skills than the role grants.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Fewer skills than the role grants.",
+			DisplayAttrs: display("Skills", "Narrow"),
 		},
 		"scopes": {
-			Type:        framework.TypeCommaStringSlice,
-			Description: "Fewer scopes than the role grants.",
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "Fewer scopes than the role grants.",
+			DisplayAttrs: display("Scopes", "Narrow"),
 		},
 		"rate": {
-			Type:        framework.TypeKVPairs,
-			Description: "Lower counts for rates that the role has, over the same window.",
+			Type:         framework.TypeKVPairs,
+			Description:  "Lower counts for rates that the role has, over the same window.",
+			DisplayAttrs: display("Rates", "Narrow"),
 		},
 		"proxy_url": {
-			Type:        framework.TypeString,
-			Description: "Mint for the proxy at this address, with the current or the previous version of the key, and fail if neither is for it.",
+			Type:         framework.TypeString,
+			Description:  "Mint for the proxy at this address, with the current or the previous version of the key, and fail if neither is for it.",
+			DisplayAttrs: display("Proxy URL", "Proxy"),
 		},
 	})
 	return fields
@@ -607,6 +619,9 @@ Without parameters, the token has all that the role grants. Parameters only
 narrow it: what the role doesn't grant is refused, never cut down in silence.
 
 The claim jti is the id of this request in Vault's audit log.
+
+    $ vault read ati/creds/researcher
+    $ vault read ati/creds/researcher tools=web_search ttl=10m agent_id=sandbox:1
 `
 
 const pathBatchHelpSyn = `Mint a token for each of many agents.`
@@ -621,4 +636,6 @@ agent ids of the answer in clear: they are the keys of a map.
 This path is one of its own, so that a policy can allow it or not: one that
 forbids agent_id at creds/<name> forbids nothing here. It mints nothing for roles
 with generate_lease.
+
+    $ vault write -format=json ati/batch/researcher agent_ids=sandbox:1,sandbox:2
 `

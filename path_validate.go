@@ -19,7 +19,7 @@ func pathValidate(b *backend) []*framework.Path {
 		Type:         framework.TypeString,
 		Required:     true,
 		Description:  "The session token. White space around it is cut.",
-		DisplayAttrs: &framework.DisplayAttributes{Sensitive: true},
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Token", Group: "Check", Sensitive: true, EditType: "textarea"},
 	}
 	return []*framework.Path{
 		{
@@ -27,20 +27,24 @@ func pathValidate(b *backend) []*framework.Path {
 			Fields: map[string]*framework.FieldSchema{
 				"token": token,
 				"audience": {
-					Type:        framework.TypeString,
-					Description: "Required audience. Default: one of config's audience and accepted_audiences.",
+					Type:         framework.TypeString,
+					Description:  "Required audience. Default: one of config's audience and accepted_audiences.",
+					DisplayAttrs: display("Audience", "Check"),
 				},
 				"issuer": {
-					Type:        framework.TypeString,
-					Description: "Required issuer. Default: config's issuer.",
+					Type:         framework.TypeString,
+					Description:  "Required issuer. Default: config's issuer.",
+					DisplayAttrs: display("Issuer", "Check"),
 				},
 				"leeway": {
-					Type:        framework.TypeDurationSecond,
-					Description: "Tolerated clock skew, up to 60s, which is the proxy's. Default: 60s.",
+					Type:         framework.TypeDurationSecond,
+					Description:  "Tolerated clock skew, up to 60s, which is the proxy's. Default: 60s.",
+					DisplayAttrs: display("Leeway", "Check"),
 				},
 				"scope": {
-					Type:        framework.TypeString,
-					Description: "A scope, such as tool:web_search, of which the answer says whether the token opens it now.",
+					Type:         framework.TypeString,
+					Description:  "A scope, such as tool:web_search, of which the answer says whether the token opens it now.",
+					DisplayAttrs: display("Scope", "Check"),
 				},
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
@@ -263,6 +267,8 @@ A token that is not valid is an answer, valid=false with the reason, and no
 failed request. The current, the pending and the previous version of the key are
 tried, and key_version is the one that signed. With scope=, allowed says whether
 the token opens it now.
+
+    $ vault write ati/validate token=@token.txt scope=tool:web_search
 `
 
 const pathInspectHelpSyn = `Decode a token without verifying it.`
@@ -270,4 +276,6 @@ const pathInspectHelpSyn = `Decode a token without verifying it.`
 const pathInspectHelpDesc = `
 Shows the claims as they stand in the token, whoever wrote it. To know whether
 a token is good, use validate.
+
+    $ vault write ati/inspect token=@token.txt
 `

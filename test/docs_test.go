@@ -224,6 +224,27 @@ func TestDocs(t *testing.T) {
 	}
 }
 
+// The commands in the help of each path, as they stand.
+func TestDocsPathHelp(t *testing.T) {
+	s, _ := startEngine(t)
+	var script strings.Builder
+	for _, path := range []string{"config", "roles/researcher", "roles", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect", "proxy-env", "proxy-env/1", "jwks",
+		"config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/activate", "config/rotate/retire", "config/rotate"} {
+		if path == "validate" {
+			fmt.Fprintln(&script, "vault read -field=token ati/creds/researcher > token.txt")
+		}
+		_, example, ok := strings.Cut(s.vault(s.root, "path-help", "ati/"+path), "\n    $ ")
+		if !ok {
+			t.Fatalf("the help of %s shows no command", path)
+		}
+		fmt.Fprintln(&script, strings.ReplaceAll(example, "\n    $ ", "\n"))
+	}
+	s.runCommands(t.TempDir(), script.String())
+	if got := versionsOf(t, s.read(s.root, "ati/config/rotate").Data); got != (versions{Current: 3}) {
+		t.Errorf("after all of them there are %+v", got)
+	}
+}
+
 type request struct {
 	method, path string
 	data         data
