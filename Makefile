@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test bench lint licences fmt clean
+.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test api bench lint licences fmt clean
 
 ROTATION_CALLS ?= 10000
 SOAK_KILLS ?= 10
@@ -45,6 +45,9 @@ rotation: ## Rotate the key blue/green under load: two real proxies, eight sandb
 
 docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs.*)$$' -count=1 ./test
+
+api: ## Write docs/api.md, from the paths' own schemas and a real server's answers
+	@vault=$$(scripts/vault-bin.sh) && UPDATE=1 VAULT_BIN=$$vault go test -tags docs -run '^TestDocsAPI$$' -count=1 ./test >/dev/null
 
 bench: ## Run the benchmarks, on a real Vault too, and write docs/performance.md (about 10 minutes)
 	@scripts/bench.sh

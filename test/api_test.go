@@ -1,0 +1,454 @@
+//go:build docs
+
+package test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// apiPage is written by make api, and held against the engine by make docs-test.
+const apiPage = "../docs/api.md"
+
+const apiIntro = `# API
+
+Every path of the engine, where it is mounted at ` + "`ati/`" + `. ` + "`make api`" + ` writes this page
+from what the paths say of themselves, and from the answers of a real server;
+` + "`make docs-test`" + ` fails when it no longer fits.
+
+Each request needs the header ` + "`X-Vault-Token`" + `, but for ` + "`jwks`" + `. Parameters of a ` + "`POST`" + ` or
+` + "`PUT`" + ` stand in its body, a JSON object, and those of a ` + "`GET`" + ` in the query: Vault drops
+parameters that stand elsewhere. Lists are JSON arrays or strings with commas between
+the items, rates JSON objects or ` + "`pattern=count/unit`" + `, durations seconds or strings such
+as ` + "`90s`" + ` and ` + "`1h`" + `.
+
+What a request can mend is a ` + "`400`" + ` that says how, and changes nothing. An unknown
+parameter, one that is null, and a list that is given empty to ` + "`creds`" + ` or ` + "`batch`" + ` are
+such mistakes. Vault's own are ` + "`403`" + ` where no policy allows the request, and ` + "`404`" + ` where
+a config or role that is read is not there. A ` + "`500`" + ` is trouble with storage.
+[Troubleshooting](troubleshooting.md) has all texts.
+
+In the samples, tokens and keys are cut short. Of an answer they show ` + "`data`" + `,
+` + "`warnings`" + ` and ` + "`errors`" + `, and what belongs to a lease where there is one.
+`
+
+// apiPaths are the paths in the order of the page, each as an example of it.
+var apiPaths = []string{
+	"config", "config/rotate", "config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/retire",
+	"proxy-env", "proxy-env/1", "jwks", "roles", "roles/researcher", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect",
+}
+
+// apiRequest is one of the session from which the samples are, in its order.
+type apiRequest struct {
+	section, method, path, body string // of no section: not on the page
+	status                      int
+}
+
+// What stands for the newest token, and for a private key.
+const (
+	theToken      = "THE_TOKEN"
+	thePrivateKey = "THE_PRIVATE_KEY"
+)
+
+var apiSession = []apiRequest{
+	{"config", "POST", "config", `{"proxy_url": "https://ati.example.com", "secret": "` + oldSecret + `", "max_ttl": "24h"}`, 204},
+	{"config", "GET", "config", "", 200},
+	{"roles/researcher", "POST", "roles/researcher", `{"tools": ["web_search", "arxiv:*"], "skills": ["summarize"], "rate": {"tool:arxiv:*": "30/hour", "tool:arxiv_*": "30/hour"}, "ttl": "1h", "max_ttl": "4h", "allowed_agent_ids": ["sandbox:*"], "job_id": "{{jti}}"}`, 204},
+	{"roles/researcher", "GET", "roles/researcher", "", 200},
+	{"roles", "LIST", "roles", "", 200},
+	{"creds/researcher", "GET", "creds/researcher", "", 200},
+	{"creds/researcher", "POST", "creds/researcher", `{"agent_id": "sandbox:1", "tools": ["web_search"], "ttl": "10m"}`, 200},
+	{"validate", "POST", "validate", `{"token": "` + theToken + `", "scope": "tool:web_search"}`, 200},
+	{"inspect", "POST", "inspect", `{"token": "` + theToken + `"}`, 200},
+	{"creds/researcher", "GET", "creds/researcher?tools=web_search&format=env", "", 200},
+	{"creds/researcher", "GET", "creds/researcher?tools=github:delete_repo", "", 400},
+	{"", "POST", "roles/leased", `{"tools": ["web_search"], "generate_lease": true}`, 200},
+	{"creds/researcher", "GET", "creds/leased", "", 200},
+	{"batch/researcher", "POST", "batch/researcher", `{"agent_ids": ["sandbox:1", "sandbox:2"], "ttl": "30m"}`, 200},
+	{"check/researcher", "GET", "check/researcher?tool=arxiv:search", "", 200},
+	{"check/researcher", "POST", "check/researcher", `{"scope": "tool:github:delete_repo"}`, 200},
+	{"proxy-env", "GET", "proxy-env", "", 200},
+	{"config/rotate/stage", "POST", "config/rotate/stage", `{"proxy_url": "https://ati-green.example.com", "algorithm": "ES256", "private_key": "` + thePrivateKey + `"}`, 200},
+	{"proxy-env/1", "GET", "proxy-env/2", "", 200},
+	{"proxy-env/1", "GET", "proxy-env/3", "", 400},
+	{"jwks", "GET", "jwks", "", 200},
+	{"config/rotate/activate", "POST", "config/rotate/activate", "", 200},
+	{"config/rotate", "GET", "config/rotate", "", 200},
+	{"config/rotate/rollback", "POST", "config/rotate/rollback", "", 200},
+	{"", "POST", "config/rotate/activate", "", 200},
+	{"config/rotate/retire", "POST", "config/rotate/retire", "", 200},
+	{"", "POST", "config/rotate/stage", `{"algorithm": "HS256", "secret": "` + newSecret + `", "proxy_url": "https://ati-blue.example.com"}`, 200},
+	{"config/rotate/stage", "DELETE", "config/rotate/stage", "", 204},
+	{"config/rotate", "POST", "config/rotate", `{"algorithm": "HS256", "secret": "` + newSecret + `"}`, 200},
+	{"validate", "POST", "validate", `{"token": "` + theToken + `"}`, 200},
+	{"roles/researcher", "DELETE", "roles/researcher", "", 204},
+	{"config", "DELETE", "config", "", 200},
+}
+
+const newSecret = "1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f00f"
+
+func TestDocsAPI(t *testing.T) {
+	t.Parallel()
+	s := startVault(t)
+	s.mountEngine()
+	s.vault(s.root, "secrets", "disable", "ati")
+	s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
+
+	_, there := s.operations()
+	if got, want := len(there), len(apiPaths); got != want {
+		t.Errorf("the engine has %d paths, and the page %d", got, want)
+	}
+	samples, shown := apiSamples(t, s)
+	var sections, contents strings.Builder
+	tables := map[string]string{} // to the heading of the section that has it first
+	for _, path := range apiPaths {
+		heading, section := apiSection(t, s, path, shown[path], tables)
+		fmt.Fprintf(&contents, "- [`%s`](%s)\n", heading, anchor(heading))
+		fmt.Fprintf(&sections, "\n## %s\n\n%s%s", heading, section, samples[path])
+	}
+	page := apiIntro + "\n" + contents.String() + sections.String()
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(apiPage, []byte(page), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	old, err := os.ReadFile(apiPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(old), "\n"), strings.Split(page, "\n")); diff != "" {
+		t.Errorf("docs/api.md is out of date; make api writes it (-page +now):\n%s", diff)
+	}
+}
+
+// apiSamples are the session's requests and answers, by section, and the methods
+// that they show.
+func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[string][]string) {
+	samples, shown = map[string]string{}, map[string][]string{}
+	start, token, private := time.Now(), "", rfcPrivateKey(t)
+	for _, r := range apiSession {
+		body := strings.ReplaceAll(r.body, theToken, token)
+		body = strings.ReplaceAll(body, thePrivateKey, strings.ReplaceAll(private, "\n", `\n`))
+		var d data
+		if body != "" {
+			if err := json.Unmarshal([]byte(body), &d); err != nil {
+				t.Fatalf("%s %s: %v", r.method, r.path, err)
+			}
+		}
+		status, answer := s.ask(s.root, r.method, "ati/"+r.path, nil, d)
+		if status != r.status {
+			t.Fatalf("%s %s is a %d, want %d: %s", r.method, r.path, status, r.status, answer)
+		}
+		if m := jwts.FindString(answer); m != "" && strings.HasPrefix(r.path, "creds/researcher") && r.method == "POST" {
+			token = m
+		}
+		if r.section == "" {
+			continue
+		}
+		shown[r.section] = append(shown[r.section], r.method)
+		text := fmt.Sprintf("%s /v1/ati/%s\n", r.method, r.path)
+		if d != nil {
+			text += indented(t, d) + "\n"
+		}
+		text += fmt.Sprintf("\n%d\n", status)
+		if status != http.StatusNoContent {
+			text += indented(t, withoutEnvelope(t, answer)) + "\n"
+		}
+		samples[r.section] += "\n```text\n" + settled(text, start) + "```\n"
+	}
+	return samples, shown
+}
+
+// rfcPrivateKey is the key of RFC 7515, appendix A.3.
+func rfcPrivateKey(t *testing.T) string {
+	t.Helper()
+	d, err := base64.RawURLEncoding.DecodeString("jpsQnnGQmL-YBIffH1136cspYG6-0iY7X1fCE9-E9LI")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// withoutEnvelope leaves out what Vault adds to each answer of any engine.
+func withoutEnvelope(t *testing.T, answer string) data {
+	t.Helper()
+	all, kept := data{}, data{}
+	decoder := json.NewDecoder(strings.NewReader(answer))
+	decoder.UseNumber()
+	if err := decoder.Decode(&all); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := all["request_id"]; !ok {
+		return all // a raw answer, or errors
+	}
+	names := []string{"data", "warnings"}
+	if all["lease_id"] != "" {
+		names = append(names, "lease_id", "lease_duration", "renewable")
+	}
+	for _, name := range names {
+		if all[name] != nil {
+			kept[name] = all[name]
+		}
+	}
+	return kept
+}
+
+func indented(t *testing.T, value any) string {
+	t.Helper()
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(value); err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(b.String())
+}
+
+var (
+	samplePEM  = regexp.MustCompile(`(-----BEGIN PRIVATE KEY-----\\n\w{8})[^"]*`)
+	sampleJWT  = regexp.MustCompile(`(eyJ[\w-]+\.eyJ[\w-]{17})[\w-]*\.[\w-]*`)
+	sampleHex  = regexp.MustCompile(`\b([0-9a-f]{8})[0-9a-f]{56}\b`)
+	sampleUUID = regexp.MustCompile(`\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b`)
+	leaseID    = regexp.MustCompile(`(creds/leased/)\w+`)
+	sampleTime = regexp.MustCompile(`\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ|\b1[789]\d{8}\b`)
+)
+
+// settled is a sample as it is at any time: with tokens and keys cut short, and as
+// if it were the first minute of some year.
+func settled(text string, start time.Time) string {
+	text = samplePEM.ReplaceAllString(text, "$1…")
+	text = sampleJWT.ReplaceAllString(text, "$1…")
+	text = sampleHex.ReplaceAllString(text, "$1…")
+	text = sampleUUID.ReplaceAllString(text, "9c8db6f7-8149-308d-a4f2-df7361e9e336")
+	text = leaseID.ReplaceAllString(text, "${1}wVrzH4QJHVCBDLjRRh1hOJqY")
+	newYear := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	return sampleTime.ReplaceAllStringFunc(text, func(text string) string {
+		if unix, err := strconv.ParseInt(text, 10, 64); err == nil {
+			since := time.Unix(unix, 0).Sub(start.Truncate(time.Second)).Truncate(time.Minute)
+			return strconv.FormatInt(newYear.Add(since).Unix(), 10)
+		}
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			return text
+		}
+		return newYear.Add(at.Sub(start.Truncate(time.Second)).Truncate(time.Minute)).Format(time.RFC3339)
+	})
+}
+
+// apiSchema is as much of a schema in OpenAPI as the page tells.
+type apiSchema struct {
+	Ref         string `json:"$ref"`
+	Type        string
+	Format      string
+	Description string
+	Default     any
+	Enum        []any
+	Items       *apiSchema
+	Properties  map[string]apiSchema
+	Required    []string
+	Attrs       struct{ Sensitive bool } `json:"x-vault-displayAttrs"`
+}
+
+type apiContent struct {
+	Content map[string]struct{ Schema apiSchema }
+}
+
+type apiOperation struct {
+	Summary     string
+	RequestBody apiContent
+	Responses   map[string]apiContent
+}
+
+// apiItem is a path in OpenAPI.
+type apiItem struct {
+	Get, Post, Delete *apiOperation
+	Sudo              bool `json:"x-vault-sudo"`
+	Unauthenticated   bool `json:"x-vault-unauthenticated"`
+	Create            bool `json:"x-vault-createSupported"`
+	Parameters        []struct {
+		Name, In, Description string
+		Schema                apiSchema
+	}
+}
+
+// apiSection is a path's part of the page.
+func apiSection(t *testing.T, s *server, path string, shown []string, tables map[string]string) (heading, section string) {
+	t.Helper()
+	status, text := s.ask(s.root, "GET", "ati/"+path+"?help=1", nil, nil)
+	if status != http.StatusOK {
+		t.Fatalf("the help of %s is a %d: %s", path, status, text)
+	}
+	var help struct {
+		Help    string
+		OpenAPI struct {
+			Paths      map[string]apiItem
+			Components struct{ Schemas map[string]apiSchema }
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &help); err != nil || len(help.OpenAPI.Paths) != 1 {
+		t.Fatalf("the help of %s: %v\n%s", path, err, text)
+	}
+	pattern := slices.Collect(maps.Keys(help.OpenAPI.Paths))[0]
+	item := help.OpenAPI.Paths[pattern]
+	list := strings.HasSuffix(pattern, "/") // OpenAPI has no LIST
+	heading = "ati/" + strings.NewReplacer("{", ":", "}", "").Replace(strings.Trim(pattern, "/"))
+
+	_, rest, _ := strings.Cut(help.Help, "\n\n")
+	synopsis, _, _ := strings.Cut(rest, "\n")
+	_, description, ok := strings.Cut(help.Help, "## DESCRIPTION\n\n")
+	description, commands, example := strings.Cut(description, "\n\n    $ ")
+	if !ok || !example {
+		t.Fatalf("the help of %s has no description or no command:\n%s", path, help.Help)
+	}
+	section = fmt.Sprintf("%s\n\n%s\n\n```console\n$ %s\n```\n\n", plain(synopsis), plain(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
+
+	section += "| request | needs | |\n| --- | --- | --- |\n"
+	var requests apiSchema
+	responses := map[string]apiSchema{}
+	for _, o := range []struct {
+		method, needs string
+		op            *apiOperation
+	}{{"POST", "update", item.Post}, {"GET", "read", item.Get}, {"DELETE", "delete", item.Delete}} {
+		if o.op == nil {
+			continue
+		}
+		switch {
+		case list:
+			o.method, o.needs = "LIST", "list"
+		case o.method == "POST" && item.Create:
+			o.needs = "create, update"
+		}
+		if item.Sudo {
+			o.needs += ", sudo"
+		}
+		if item.Unauthenticated {
+			o.needs = "nothing"
+		}
+		if !slices.Contains(shown, o.method) {
+			t.Errorf("there is no sample of %s %s", o.method, heading)
+		}
+		section += fmt.Sprintf("| `%s /v1/%s` | %s | %s |\n", o.method, heading, o.needs, plain(o.op.Summary))
+		resolve := func(c apiContent) (schema apiSchema) {
+			for _, content := range c.Content {
+				schema = content.Schema
+				if name, ok := strings.CutPrefix(schema.Ref, "#/components/schemas/"); ok {
+					schema = help.OpenAPI.Components.Schemas[name]
+				}
+			}
+			return schema
+		}
+		if o.method == "POST" {
+			requests = resolve(o.op.RequestBody)
+		}
+		for code, c := range o.op.Responses {
+			if schema := resolve(c); code == "200" && schema.Properties != nil {
+				responses[o.method] = schema
+			}
+		}
+	}
+
+	parameters := ""
+	for _, p := range item.Parameters {
+		if p.In == "path" {
+			parameters += apiRow(p.Name, p.Schema, p.Description+" Stands in the path.")
+		}
+	}
+	all := []string{"| parameter | type | |\n| --- | --- | --- |\n" + parameters + apiRows(requests)}
+	for _, method := range slices.Sorted(maps.Keys(responses)) {
+		if table := "| answer | type | |\n| --- | --- | --- |\n" + apiRows(responses[method]); !slices.Contains(all, table) {
+			all = append(all, table)
+		}
+	}
+	for _, table := range all {
+		if strings.HasSuffix(table, "--- |\n") {
+			continue // no rows
+		}
+		if there, ok := tables[table]; ok {
+			table = fmt.Sprintf("%s: as of [`%s`](%s).\n", map[byte]string{'p': "Parameters", 'a': "Answer"}[table[2]], there, anchor(there))
+		} else {
+			tables[table] = heading
+		}
+		section += "\n" + table
+	}
+	return heading, section
+}
+
+// anchor is the address of a heading on its page, as GitHub makes it.
+func anchor(heading string) string {
+	return "#" + strings.NewReplacer("/", "", ":", "").Replace(heading)
+}
+
+func apiRows(schema apiSchema) (rows string) {
+	for _, name := range slices.Sorted(maps.Keys(schema.Properties)) {
+		p := schema.Properties[name]
+		text := p.Description
+		if slices.Contains(schema.Required, name) && schema.Required != nil {
+			text += " Required."
+		}
+		rows += apiRow(name, p, text)
+	}
+	return rows
+}
+
+func apiRow(name string, schema apiSchema, text string) string {
+	kind := schema.Type
+	switch {
+	case kind == "array" && schema.Items != nil && schema.Items.Type == "string":
+		kind = "list of strings"
+	case kind == "array":
+		kind = "list"
+	case kind == "object":
+		kind = "map"
+	case schema.Format == "duration":
+		kind = "duration"
+	case schema.Format == "date-time":
+		kind = "time"
+	}
+	text = plain(text)
+	if schema.Default != nil {
+		text += fmt.Sprintf(" Default: `%v`.", schema.Default)
+	}
+	if len(schema.Enum) > 0 {
+		var values []string
+		for _, v := range schema.Enum {
+			values = append(values, fmt.Sprintf("`%v`", v))
+		}
+		text += " One of: " + strings.Join(values, ", ") + "."
+	}
+	if schema.Attrs.Sensitive {
+		text += " Sensitive."
+	}
+	return fmt.Sprintf("| `%s` | %s | %s |\n", name, kind, text)
+}
+
+// plain is a text in which Markdown reads nothing.
+func plain(text string) string {
+	return strings.NewReplacer("<", "&lt;", "*", `\*`, "|", `\|`).Replace(text)
+}
