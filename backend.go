@@ -14,7 +14,6 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
-	"github.com/hashicorp/vault/sdk/helper/errutil"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
@@ -111,26 +110,34 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 	return b, nil
 }
 
-// HandleRequest and HandleExistenceCheck check the types of all parameters
-// before the framework does. That takes a number for an id, after it went
-// through a float on its way from Vault, so that two ids become one; and its
-// errors quote values, which puts a secret that is given as a list, or inside
-// another field, into the audit log.
+// HandleRequest checks the role's name, and the types of all parameters, before
+// the framework does. That takes a number for an id, after it went through a
+// float on its way from Vault, so that two ids become one; and its errors quote
+// values, which puts a secret that is given as a list, or inside another field,
+// into the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
-	if err := b.checkTypes(req); err != nil {
+	if err := b.checkRequest(req); err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	return b.Backend.HandleRequest(ctx, req)
 }
 
+// HandleExistenceCheck goes by the path alone. Vault writes an error of it into
+// the audit log as it stands, and asks before it knows whether the caller may do
+// anything here: so what is wrong with a request is HandleRequest's to say.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
-	if err := b.checkTypes(req); err != nil {
-		return false, false, errutil.UserError{Err: err.Error()}
+	if b.checkName(req.Path) != nil {
+		return false, false, nil
 	}
-	return b.Backend.HandleExistenceCheck(ctx, req)
+	bare := *req
+	bare.Data = nil
+	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-func (b *backend) checkTypes(req *logical.Request) error {
+func (b *backend) checkRequest(req *logical.Request) error {
+	if err := b.checkName(req.Path); err != nil {
+		return err
+	}
 	if len(req.Data) == 0 {
 		return nil
 	}
@@ -143,6 +150,9 @@ func (b *backend) checkTypes(req *logical.Request) error {
 		field := path.Fields[name]
 		if field == nil || req.Data[name] == nil {
 			continue // onlyKnownParameters refuses it
+		}
+		if !field.DisplayAttrs.Sensitive && holdsKey(req.Data[name], !idFields[name]) {
+			return fmt.Errorf("%s holds what looks like a key or a token, and is for neither", name)
 		}
 		var err error
 		switch field.Type {
@@ -165,6 +175,24 @@ func (b *backend) checkTypes(req *logical.Request) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkName refuses a role's name that is too long for storage, or a key.
+func (b *backend) checkName(path string) error {
+	if len(path) < secretBytes {
+		return nil
+	}
+	if route := b.Route(path); route == nil || route.Fields[nameField] == nil {
+		return nil
+	}
+	_, name, _ := strings.Cut(path, "/")
+	switch {
+	case holdsKey(name, true):
+		return errors.New("the role's name looks like a key or a token, and is for neither")
+	case len(name) > maxNameBytes:
+		return fmt.Errorf("the role's name has %d bytes; at most %d are allowed", len(name), maxNameBytes)
 	}
 	return nil
 }

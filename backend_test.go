@@ -272,6 +272,7 @@ type testSystem struct {
 	logical.StaticSystemView
 	maxTTLCalls, entityCalls, groupCalls atomic.Int64
 	entityErr, groupErr                  error
+	onEntity                             func()
 }
 
 func (s *testSystem) MaxLeaseTTL() time.Duration {
@@ -281,6 +282,9 @@ func (s *testSystem) MaxLeaseTTL() time.Duration {
 
 func (s *testSystem) EntityInfo(id string) (*logical.Entity, error) {
 	s.entityCalls.Add(1)
+	if s.onEntity != nil {
+		s.onEntity()
+	}
 	if s.entityErr != nil {
 		return nil, s.entityErr
 	}
@@ -485,9 +489,51 @@ func TestUnknownParametersAreRefusedOnEveryPath(t *testing.T) {
 
 // The promise: no error contains a secret or a token. The framework's own
 // errors quote a value of the wrong type.
-func TestASecretOfTheWrongTypeIsNotQuoted(t *testing.T) {
+// A key or a token in the wrong place is refused before anything quotes it: some
+// of what an engine says stands in Vault's audit log in clear.
+func TestAKeyInTheWrongPlaceIsNotQuoted(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
+	pem := "-----BEGIN PRIVATE KEY-----\n" + testSecret + "\n-----END PRIVATE KEY-----\n"
+	tried := 0
+	for path, operations := range paths {
+		if !slices.Contains(operations, logical.UpdateOperation) {
+			continue
+		}
+		for field := range m.b.Route(path).Fields {
+			if field == "name" {
+				continue
+			}
+			for _, key := range []string{testSecret, strings.ToUpper(testSecret), pem, token} {
+				for _, value := range []any{key, " " + key + "\n", "http://" + key, "tool:" + key + "__x", key + "=1/hour", []any{key}, []any{5, key}, []string{key}, data{"x": key}, data{key: "1/hour"}, data{"x": []any{data{"y": key}}}} {
+					tried++
+					req := &logical.Request{ID: testID, Operation: logical.UpdateOperation, Path: path, Data: data{field: value}, Storage: m.storage, MountPoint: "ati/", DisplayName: "token"}
+					if _, _, err := m.b.HandleExistenceCheck(t.Context(), req); err != nil {
+						t.Errorf("%s %s: the check of existence says %v", path, field, err)
+					}
+					resp, err := m.b.HandleRequest(t.Context(), req)
+					if err != nil {
+						t.Errorf("%s %s: %v", path, field, err)
+					}
+					said := m.log.String()
+					m.log.Reset()
+					if resp != nil {
+						said += fmt.Sprint(resp.Warnings, resp.Error())
+					}
+					ids := strings.Contains(field, "_id") || field == "subject" // a container's id has 64 hex digits
+					for _, part := range []string{testSecret[:20], strings.ToUpper(testSecret[:20]), token[len(token)-20:]} {
+						if strings.Contains(said, part) && !(ids && !strings.Contains(key, "-----") && key != token) {
+							t.Errorf("%s %s, given %.40v, says: %.200s", path, field, value, said)
+						}
+					}
+				}
+			}
+		}
+	}
+	if tried < 2000 {
+		t.Errorf("%d are too few to tell", tried)
+	}
 	for _, target := range []string{
 		"config secret", "config private_key", "config/rotate secret", "config/rotate private_key",
 		"config/rotate/stage secret", "config/rotate/stage private_key", "validate token", "inspect token",
@@ -495,10 +541,26 @@ func TestASecretOfTheWrongTypeIsNotQuoted(t *testing.T) {
 		path, field, _ := strings.Cut(target, " ")
 		for _, value := range []any{[]any{testSecret}, data{"x": testSecret}, []string{testSecret}, 5} {
 			m.refused(logical.UpdateOperation, path, data{field: value}, field+" must be a string")
-			_, _, err := m.b.HandleExistenceCheck(t.Context(), &logical.Request{Operation: logical.UpdateOperation, Path: path, Data: data{field: value}, Storage: m.storage})
-			if err == nil || err.Error() != field+" must be a string" {
-				t.Errorf("%s: the check of existence says %v", path, err)
-			}
+		}
+	}
+	for _, path := range []string{"roles/", "creds/", "batch/", "check/"} {
+		for _, name := range []string{testSecret, token, "x." + testSecret} {
+			m.refused(logical.UpdateOperation, path+name, data{"tools": "x"}, "the role's name looks like a key or a token, and is for neither")
+		}
+		m.refused(logical.UpdateOperation, path+strings.Repeat("x", 129), data{"tools": "x"}, "the role's name has 129 bytes; at most 128 are allowed")
+	}
+	m.ok(logical.CreateOperation, "roles/"+strings.Repeat("x", 128), data{"tools": "x"})
+}
+
+// Whether a role or config exists goes by the path alone, so that a wrong parameter
+// is refused by the request itself, with what it needs in the policy.
+func TestTheCheckOfExistenceKnowsNoParameters(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	for path, want := range map[string][2]bool{"config": {true, true}, "roles/r": {true, true}, "roles/new": {true, false}, "roles/" + testSecret: {false, false}, "config/rotate": {false, false}, "validate": {false, false}} {
+		found, exists, err := m.b.HandleExistenceCheck(t.Context(), &logical.Request{Operation: logical.CreateOperation, Path: path, Data: data{"ttl": []any{"x"}, "tools": 5, "name": "r"}, Storage: m.storage})
+		if got := [2]bool{found, exists}; err != nil || got != want {
+			t.Errorf("%s: %v (%v), want %v", path, got, err, want)
 		}
 	}
 }
@@ -651,6 +713,14 @@ func (m *mount) during(key string, first, second func()) {
 	m.storage.afterGet.Store(nil)
 }
 
+func TestARoleThatIsDeletedWhileAMintReadsItIsGone(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.b = m.newBackend() // cold
+	m.during("role/r", func() { _, _ = m.request(logical.ReadOperation, "creds/r", nil) }, func() { m.ok(logical.DeleteOperation, "roles/r", nil) })
+	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
+}
+
 // The promises: what a writer has replaced doesn't come back into a cache, and
 // of two writes neither loses what the other stored.
 func TestAReaderOrWriterBetweenReadAndWriteLosesNothing(t *testing.T) {
@@ -678,6 +748,14 @@ func TestAReaderOrWriterBetweenReadAndWriteLosesNothing(t *testing.T) {
 			func(m *mount) func() { return write(m, "roles/r", data{"tools": "new"}) }, data{"scope": "tool:new"}},
 		"a mint that reads config, and a write of it": {"config", mint,
 			func(m *mount) func() { return write(m, "config", data{"audience": "new"}) }, data{"aud": "new"}},
+		"a mint that reads the role, and another node's write of it": {"role/r", mint,
+			func(m *mount) func() {
+				return func() { m.replaceStored("role/r", `"web_search"`, `"new"`); m.b.InvalidateKey(m.t.Context(), "role/r") }
+			}, data{"scope": "tool:new"}},
+		"a mint that reads config, and another node's write of it": {"config", mint,
+			func(m *mount) func() {
+				return func() { m.replaceStored("config", `"ati-proxy"`, `"new"`); m.b.InvalidateKey(m.t.Context(), "config") }
+			}, data{"aud": "new"}},
 		"two updates of one role": {"role/r",
 			func(m *mount) func() { return write(m, "roles/r", data{"tools": "new"}) },
 			func(m *mount) func() { return write(m, "roles/r", data{"ttl": "30m"}) }, data{"scope": "tool:new", "token_ttl": int64(1800)}},

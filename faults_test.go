@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -136,7 +137,8 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 	faults := 0
 	for _, r := range requests {
 		name := fmt.Sprintf("%s %s", r.op, r.path)
-		for _, late := range []bool{false, true} {
+		for _, c := range []struct{ late, warm bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+			late := c.late
 			for n := 1; ; n++ {
 				m := configured(t, nil, data{"allowed_agent_ids": "*"})
 				if r.prepare != nil {
@@ -145,6 +147,9 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 				m.b = m.newBackend() // cold
 				before := m.state()
 				m.b = m.newBackend()
+				if c.warm {
+					_, _ = m.request(logical.ReadOperation, "creds/r", nil)
+				}
 				storage := &nthFault{Storage: m.storage.Storage, n: n, late: late}
 				resp, err := m.b.HandleRequest(t.Context(), &logical.Request{ID: testID, Operation: r.op, Path: r.path, Data: r.data, Storage: storage, MountPoint: "ati/", DisplayName: "token"})
 				if storage.failed == "" {
@@ -157,11 +162,18 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 				if !errors.Is(err, errStorage) || resp != nil || !strings.Contains(err.Error(), "disk on fire") || err.Error() == errStorage.Error() {
 					t.Errorf("%s, %s fails: %v %v", name, storage.failed, resp, err)
 				}
+				var kept data // by the caches
 				for _, restarted := range []bool{false, true} {
 					if restarted {
 						m.b = m.newBackend()
 					}
-					if after := m.state(); !cmp.Equal(before, after) && !m.isDone(r.op, r.path, r.data, r.prepare, after) {
+					after := m.state()
+					if kept == nil {
+						kept = after
+					} else if diff := cmp.Diff(after, kept); diff != "" {
+						t.Errorf("%s, %s fails, carried out %v: the caches differ from storage (-storage +cache):\n%s", name, storage.failed, late, diff)
+					}
+					if !cmp.Equal(before, after) && !m.isDone(r.op, r.path, r.data, r.prepare, after) {
 						t.Errorf("%s, %s fails, carried out %v, restarted %v: neither before nor after\n%s", name, storage.failed, late, restarted, cmp.Diff(before, after))
 					}
 				}
@@ -192,4 +204,80 @@ func (m *mount) isDone(op logical.Operation, path string, d data, prepare func(*
 		return strings.Contains(p.Last().String(), "fingerprint")
 	}, cmp.Ignore())
 	return cmp.Equal(other.state(), state, generated)
+}
+
+// givenUp is a storage as Vault's is: a write that has begun is carried out when
+// its time comes, whatever became of the request.
+type givenUp struct {
+	logical.Storage
+	begun, comes, came chan struct{}
+}
+
+func (s *givenUp) later(ctx context.Context, write func(ctx context.Context) error) error {
+	close(s.begun)
+	done := make(chan error, 1)
+	go func() {
+		defer close(s.came)
+		<-s.comes
+		done <- write(context.WithoutCancel(ctx))
+	}()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-done:
+		return err
+	}
+}
+
+func (s *givenUp) Put(ctx context.Context, e *logical.StorageEntry) error {
+	return s.later(ctx, func(ctx context.Context) error { return s.Storage.Put(ctx, e) })
+}
+
+func (s *givenUp) Delete(ctx context.Context, key string) error {
+	return s.later(ctx, func(ctx context.Context) error { return s.Storage.Delete(ctx, key) })
+}
+
+// A client that hangs up, or a time-out, ends a write's request, and not the write:
+// no cache keeps what was there before.
+func TestAWriteWhoseRequestIsGivenUpLeavesNoStaleCache(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		op   logical.Operation
+		path string
+		data data
+		want func(m *mount)
+	}{
+		"a rotation": {logical.UpdateOperation, "config/rotate", nil, func(m *mount) {
+			m.same("version", any(2), m.ok(logical.ReadOperation, "creds/r", nil).Data["key_version"])
+		}},
+		"a role": {logical.UpdateOperation, "roles/r", data{"disabled": true}, func(m *mount) {
+			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
+		}},
+		"a deletion": {logical.DeleteOperation, "roles/r", nil, func(m *mount) {
+			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, nil, nil)
+			ctx, giveUp := context.WithCancel(t.Context())
+			storage := &givenUp{Storage: m.storage, begun: make(chan struct{}), comes: make(chan struct{}), came: make(chan struct{})}
+			var running sync.WaitGroup
+			running.Go(func() {
+				_, _ = m.b.HandleRequest(ctx, &logical.Request{Operation: c.op, Path: c.path, Data: c.data, Storage: storage, MountPoint: "ati/"})
+			})
+			<-storage.begun
+			giveUp()
+			minted := make(chan struct{})
+			running.Go(func() { defer close(minted); _, _ = m.request(logical.ReadOperation, "creds/r", nil) })
+			select {
+			case <-minted: // it has filled the caches with what is there still
+			case <-time.After(100 * time.Millisecond):
+			}
+			close(storage.comes)
+			running.Wait()
+			<-storage.came
+			c.want(m)
+		})
+	}
 }

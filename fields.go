@@ -26,6 +26,7 @@ var (
 )
 
 const (
+	maxNameBytes   = 128 // of a role
 	maxItems       = 500
 	maxDescription = 1024
 	// The HTTP servers between a sandbox and the proxy usually take headers of
@@ -33,6 +34,42 @@ const (
 	warnTokenBytes = 4 << 10
 	maxTokenBytes  = 8 << 10
 )
+
+// What a key or a token looks like. Errors and warnings quote values, for the
+// user's eyes and, some of them, into the audit log: a value of this form that
+// stands in the wrong field is refused before.
+var (
+	tokenForm  = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.`)
+	secretForm = regexp.MustCompile(`(?:^|[^0-9A-Za-z])[0-9A-Fa-f]{64}(?:$|[^0-9A-Za-z])`)
+)
+
+// idFields are those whose values may have 64 hex digits in them: the id of a
+// container does.
+var idFields = map[string]bool{
+	"agent_id": true, agentIDsField: true, "job_id": true, "sandbox_id": true, "subject": true,
+	"allowed_agent_ids": true, "allowed_job_ids": true, "allowed_sandbox_ids": true,
+}
+
+// holdsKey reports whether a parameter has a token, a key in PEM or, where that
+// is asked for, 64 hex digits in it.
+func holdsKey(value any, orHex bool) bool {
+	holds := func(item any) bool { return holdsKey(item, orHex) }
+	switch v := value.(type) {
+	case string:
+		return tokenForm.MatchString(v) || strings.Contains(v, "-----BEGIN ") || orHex && len(v) >= 2*secretBytes && secretForm.MatchString(v)
+	case []string:
+		return slices.ContainsFunc(v, func(item string) bool { return holds(item) })
+	case []any:
+		return slices.ContainsFunc(v, holds)
+	case map[string]any:
+		for key, item := range v {
+			if holds(key) || holds(item) {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 const idRule = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
 

@@ -374,7 +374,7 @@ func (e *configEntry) audiences() []string {
 // An address consists of characters that can stand unquoted in an environment
 // file or a template.
 var (
-	hostForm = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\z`)
+	hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\z`)
 	urlForm  = regexp.MustCompile(`^[A-Za-z0-9._~:/%+=,;!()\[\]-]*\z`)
 
 	// needlessEscape matches what RFC 3986, section 6.2.2, writes otherwise: an
@@ -554,7 +554,7 @@ func (b *backend) putConfig(ctx context.Context, s logical.Storage, entry config
 	}
 	// Whether a failed write was carried out is not known: read it anew.
 	b.config.Store(nil)
-	if err := s.Put(ctx, stored); err != nil {
+	if err := put(ctx, s, stored); err != nil {
 		return fmt.Errorf("write config: %w", err)
 	}
 	b.config.Store(cfg)

@@ -313,7 +313,7 @@ func (b *backend) pathRolesDelete(ctx context.Context, req *logical.Request, d *
 	b.lock.Lock()
 	defer b.lock.Unlock()
 	b.roles.Remove(name)
-	if err := req.Storage.Delete(ctx, rolePrefix+name); err != nil {
+	if err := remove(ctx, req.Storage, rolePrefix+name); err != nil {
 		return nil, fmt.Errorf("delete role %q: %w", name, err)
 	}
 	b.Logger().Info("role deleted", "role", name)
@@ -471,6 +471,9 @@ func (r *role) judge(cfg *config, mountMax time.Duration) error {
 		return fmt.Errorf("%s %v is longer than config's max_ttl %v", field, longest, cfg.MaxTTL)
 	case longest > mountMax:
 		return fmt.Errorf("%s %v is longer than the mount's maximum %v; to raise that: vault secrets tune -max-lease-ttl", field, longest, mountMax)
+	}
+	if err := r.checkLease(r.TTL); err != nil {
+		return err
 	}
 	if err := cfg.checkCeiling(r.granted); err != nil {
 		return err
@@ -649,7 +652,7 @@ func (b *backend) putRole(ctx context.Context, s logical.Storage, r *role) error
 	}
 	// Whether a failed write was carried out is not known: read it anew.
 	b.roles.Remove(r.name)
-	if err := s.Put(ctx, entry); err != nil {
+	if err := put(ctx, s, entry); err != nil {
 		return fmt.Errorf("write role %q: %w", r.name, err)
 	}
 	b.roles.Add(r.name, r)

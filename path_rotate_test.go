@@ -1090,23 +1090,31 @@ func TestADamagedKeyIsAnErrorThatNamesItsVersion(t *testing.T) {
 	m.failed(logical.ReadOperation, "creds/r", nil, want)
 	m.failed(logical.ReadOperation, "proxy-env", nil, want)
 	m.failed(logical.UpdateOperation, "config", data{"issuer": "x"}, want)
+	m.damage(`"secret":""`, `"secret":["`+testSecret+`"]`)
+	m.failed(logical.ReadOperation, "creds/r", nil, "read config: decode the storage entry: a stored key is not a string")
 }
 
 // damage changes what storage has of config, and starts anew.
 func (m *mount) damage(before, after string) {
 	m.t.Helper()
-	entry, err := m.storage.Storage.Get(m.t.Context(), "config")
+	m.replaceStored("config", before, after)
+	m.b = m.newBackend()
+}
+
+// replaceStored changes a storage entry behind the backend's back.
+func (m *mount) replaceStored(key, before, after string) {
+	m.t.Helper()
+	entry, err := m.storage.Storage.Get(m.t.Context(), key)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	if !strings.Contains(string(entry.Value), before) {
-		m.t.Fatalf("config has no %s", before)
+		m.t.Fatalf("%s has no %s", key, before)
 	}
 	entry.Value = []byte(strings.Replace(string(entry.Value), before, after, 1))
 	if err := m.storage.Storage.Put(m.t.Context(), entry); err != nil {
 		m.t.Fatal(err)
 	}
-	m.b = m.newBackend()
 }
 
 // Without a bound there is no cap on the TTL, and no tokens_expire_by.

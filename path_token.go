@@ -20,6 +20,7 @@ import (
 const (
 	secretTokenType = "ati_token"
 	formatEnv       = "env"
+	minLeasedTTL    = 3 * time.Second
 
 	agentIDsField = "agent_ids"
 	maxBatch      = 1000
@@ -196,7 +197,10 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	if refusal != nil || err != nil {
 		return refusal, err
 	}
-	resp := b.credsResponse(m.key, m.role, m.params, claims, token)
+	resp, err := b.credsResponse(m.key, m.role, m.params, claims, token)
+	if err != nil {
+		return nil, err
+	}
 	resp.Warnings = m.warnings
 	return resp, nil
 }
@@ -320,7 +324,7 @@ func (b *backend) lookUpCaller(req *logical.Request, asked string) (who caller, 
 }
 
 // credsResponse is the answer with a token, as a lease where the role has it so.
-func (b *backend) credsResponse(key *signingKey, r *role, p *credsParams, claims *ati.Claims, token string) *logical.Response {
+func (b *backend) credsResponse(key *signingKey, r *role, p *credsParams, claims *ati.Claims, token string) (*logical.Response, error) {
 	ttl := time.Duration(claims.ExpiresAt-claims.IssuedAt) * time.Second
 	data := map[string]any{
 		"token":       token,
@@ -337,14 +341,17 @@ func (b *backend) credsResponse(key *signingKey, r *role, p *credsParams, claims
 		data = map[string]any{ati.EnvProxyURL: key.ProxyURL, ati.EnvSessionToken: token}
 	}
 	if !r.GenerateLease {
-		return &logical.Response{Data: data}
+		return &logical.Response{Data: data}, nil
+	}
+	// Vault starts the lease when it has the answer: so that it doesn't outlive
+	// the token, a second less than that has left now.
+	lease := time.Unix(claims.ExpiresAt, 0).Sub(b.now()) - time.Second
+	if lease <= 0 { // which Vault would take for its default
+		return nil, fmt.Errorf("minting took so long that a token of %v has no time left for a lease", ttl)
 	}
 	resp := b.Secret(secretTokenType).Response(data, map[string]any{"jti": claims.ID})
-	// Vault starts the lease after iat, which is cut to the second: a second
-	// less, so that it doesn't outlive the token.
-	lease := max(ttl-time.Second, time.Second)
 	resp.Secret.TTL, resp.Secret.MaxTTL = lease, lease
-	return resp
+	return resp, nil
 }
 
 func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
@@ -530,7 +537,19 @@ func (r *role) decide(cfg *config, p *credsParams, now time.Time, mountMax time.
 	// TTL: tokens_expire_by goes by this config's.
 	longest := min(r.longestTTL(), cfg.LongestTTL)
 	t.ttl, warnings, err = framework.CalculateTTL(view, p.ttl, r.TTL, 0, longest, cfg.MaxTTL, time.Time{})
+	if err == nil {
+		err = r.checkLease(t.ttl)
+	}
 	return t, warnings, err
+}
+
+// checkLease refuses a TTL that leaves no time for a lease, which is up to two
+// seconds shorter.
+func (r *role) checkLease(ttl time.Duration) error {
+	if r.GenerateLease && ttl < minLeasedTTL {
+		return fmt.Errorf("ttl %v is too short for a lease; with generate_lease it must be at least %v", ttl, minLeasedTTL)
+	}
+	return nil
 }
 
 // identify says who and what a token is for.

@@ -635,6 +635,33 @@ func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
 	}
 }
 
+// Nor does the lease outlive its token when that is short, or when the answer took
+// its time: then there is none.
+func TestAShortOrLateTokenHasNoLongerLease(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"generate_lease": true, "ttl": "3s", "max_ttl": "1m"})
+	m.now = m.now.Add(999 * time.Millisecond)
+	if got := m.ok(logical.ReadOperation, "creds/r", nil).Secret.TTL; got != 1001*time.Millisecond {
+		t.Errorf("a lease of %v for a token of 3s", got)
+	}
+	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease it must be at least 3s")
+	m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease it must be at least 3s")
+
+	m.ok(logical.UpdateOperation, "roles/r", data{"subject": "{{identity.entity.name}}"})
+	m.entity(&logical.Entity{ID: testEntity, Name: "box"})
+	for _, c := range []struct{ took, lease time.Duration }{{1500 * time.Millisecond, 500 * time.Millisecond}, {2 * time.Second, 0}, {time.Minute, 0}} {
+		m.now = m.now.Truncate(time.Second)
+		m.system.onEntity = func() { m.now = m.now.Add(c.took) }
+		resp, err := m.request(logical.ReadOperation, "creds/r", nil)
+		switch {
+		case c.lease > 0 && (err != nil || resp.IsError() || resp.Secret.TTL != c.lease):
+			t.Errorf("a mint of %v gives %+v (%v)", c.took, resp, err)
+		case c.lease == 0 && (resp != nil || err == nil || err.Error() != "minting took so long that a token of 3s has no time left for a lease"):
+			t.Errorf("a mint of %v gives %+v (%v)", c.took, resp, err)
+		}
+	}
+}
+
 // The keys that Vault Agent and consul-template read meaning into.
 func TestTheAnswerHasNoKeyThatAgentReadsMeaningInto(t *testing.T) {
 	t.Parallel()

@@ -22,3 +22,14 @@ func readEntry(ctx context.Context, s logical.Storage, path string, out any, ver
 	}
 	return nil
 }
+
+// put and remove write to storage. They wait for a write that has begun, also when
+// its request is given up meanwhile: it may be carried out all the same, and a cache
+// that is filled in between would keep what was there before.
+func put(ctx context.Context, s logical.Storage, entry *logical.StorageEntry) error {
+	return s.Put(context.WithoutCancel(ctx), entry)
+}
+
+func remove(ctx context.Context, s logical.Storage, path string) error {
+	return s.Delete(context.WithoutCancel(ctx), path)
+}

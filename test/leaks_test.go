@@ -166,3 +166,51 @@ func TestTheSearchForLeaksFindsThem(t *testing.T) {
 		t.Error("what the test never sent was found")
 	}
 }
+
+// A key or a token in any parameter of any path: what Vault and the plugin write
+// of it, at trace and into the audit log, has no part of it in clear. (The search
+// is the harness's, when the test is over.) Whether Vault lets the caller ask makes
+// no difference: it asks first whether what is written exists.
+func TestAMisplacedKeyIsInNoLog(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "x", "allowed_agent_ids": "sandbox:*"})
+	token := s.read(s.root, "ati/creds/r").Data["token"].(string)
+	private, _, _ := newPrivateKey(t)
+	hex := strings.Repeat("0f1e2d3c4b5a6978", 4)
+	s.leaks.remember([]byte(`secret=` + hex))
+	s.leaks.remember([]byte(private))
+	nobody := s.policy("nobody", `path "ati/nothing" { capabilities = ["read"] }`)
+	mint := []string{"ttl", "tools", "skills", "scopes", "rate", "proxy_url"}
+	requests := 0
+	for path, fields := range map[string][]string{
+		"config":              {"proxy_url", "algorithm", "secret", "private_key", "audience", "accepted_audiences", "issuer", "allowed_scopes", "max_ttl", "unknown"},
+		"config/rotate":       {"proxy_url", "algorithm", "secret", "private_key"},
+		"config/rotate/stage": {"proxy_url", "algorithm", "secret", "private_key"},
+		"roles/r":             {"tools", "skills", "scopes", "rate", "ttl", "max_ttl", "audience", "subject", "allowed_agent_ids", "job_id", "generate_lease", "disabled", "description", "name"},
+		"roles/new":           {"rate", "ttl", "disabled"},
+		"creds/r":             append([]string{"agent_id", "job_id", "sandbox_id", "format"}, mint...),
+		"batch/r":             append([]string{"agent_ids"}, mint...),
+		"check/r":             {"scope", "tool", "skill"},
+		"validate":            {"token", "audience", "issuer", "leeway", "scope"},
+		"inspect":             {"token"},
+	} {
+		for _, field := range fields {
+			for name, key := range map[string]string{"hex": hex, "PEM": private, "token": token} {
+				for _, value := range []any{key, []any{key, 5}, data{"x": key}, "http://" + key, "tool:" + key + "__x*", "a=" + key} {
+					if path == "config/rotate" && value == any(hex) && field == "secret" {
+						continue // that is where it belongs
+					}
+					for _, caller := range []string{s.root, nobody} {
+						requests++
+						if got := s.request(caller, "PUT", "ati/"+path, data{field: value}); got >= 500 {
+							t.Errorf("%s, %s in %s: %d", path, name, field, got)
+						}
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d requests", requests)
+	// That it is found where it is, in the clear, another test tells.
+}
