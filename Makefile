@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test api bench lint licences fmt clean
+.PHONY: help build demo picture dev dev-stop test soak race fuzz interop rotation docs-test api bench lint licences fmt clean
 
 ROTATION_CALLS ?= 10000
 SOAK_KILLS ?= 10
@@ -15,6 +15,9 @@ build: ## Build the plugin into bin/
 
 demo: ## Show the engine at work on a Vault server of its own
 	@scripts/demo.sh
+
+picture: ## Write docs/demo.svg, the picture of what make demo shows
+	@scripts/picture.sh
 
 dev: ## Start a Vault server with the plugin and leave it running; again: register anew
 	@scripts/dev.sh

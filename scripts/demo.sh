@@ -22,35 +22,39 @@ say "Register the plugin by its SHA-256, and mount it."
 register "$dir"
 show vault secrets enable -path=ati "$plugin"
 
-say "The security team says where the proxy is. Vault generates the signing secret; only ati/proxy-env, for the proxy's host, ever shows it."
+say "The security team says where the proxy is, and what a researcher may do."
 show vault write ati/config proxy_url=https://ati.example.com
-show vault read ati/config
-
 write_role
+
 write_policy
 echo '$ export VAULT_TOKEN=$(vault token create -policy=researcher-orchestrator -display-name=orchestrator -field=token)'
 VAULT_TOKEN=$(vault token create -policy=researcher-orchestrator -display-name=orchestrator -field=token)
 
-say "Now as the orchestrator: a token for a sandbox."
-show vault read ati/creds/researcher
+say "The orchestrator gets a sandbox's token. The signing secret stays in Vault."
+show vault read ati/creds/researcher | tee "$dir/answer"
+token=$(awk '$1 == "token" { print $2 }' "$dir/answer")
 
-say "A token for less than the role grants, here as the sandbox's environment."
+say "A token for less than the role grants."
+show vault read ati/creds/researcher tools=web_search ttl=10m
+
+say "The same as the sandbox's environment."
 show vault read ati/creds/researcher tools=web_search ttl=10m format=env
-token=$(vault read -field=token ati/creds/researcher tools=web_search ttl=10m)
 
-say "What the orchestrator is refused: more than the role grants, a misspelt parameter, other paths."
+say "More than the role grants is refused."
 refused vault read ati/creds/researcher tools=github:delete_repo
+
+say "So are a misspelt parameter, and other paths."
 refused vault read ati/creds/researcher tool=web_search
 refused vault read ati/creds/admin
 refused vault read ati/config
 
-say "Back to the security team: the claims in such a token, as the proxy sees them."
+say "The security team checks the first token, as the proxy would: its claims."
 export VAULT_TOKEN=$root_token
 echo '$ printf %s "$token" | vault write ati/validate token=- scope=tool:web_search'
 printf %s "$token" | vault write ati/validate token=- scope=tool:web_search
 
 say "And what the role opens."
-show vault read ati/check/researcher tool=arxiv:search
-show vault read ati/check/researcher tool=github:delete_repo
+show vault read ati/check/researcher scope=tool:arxiv:search
+show vault read ati/check/researcher scope=tool:github:delete_repo
 
 say "Done. The server is stopped; make dev leaves one running."

@@ -39,6 +39,7 @@ else
   say "The proxy is to hold the same secret."
   echo '$ printf %s "$ATI_JWT_SECRET" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-'
   printf %s "$secret" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-
+  say "What a researcher's token may open, how often, and for how long."
   write_role
   write_policy
   # For the next make dev. The signing secret is in no file.

@@ -27,9 +27,10 @@ refused() {
   fi
 }
 
-# quote writes a command so that it can be pasted into a shell.
+# quote writes a command so that it can be pasted into a shell, on lines that,
+# behind a prompt, have at most 80 columns.
 quote() {
-  local word name words=()
+  local word name line=
   for word in "$@"; do
     name=
     if [[ $word =~ ^[a-z_]+= ]]; then # description='two words', not 'description=two words'
@@ -39,9 +40,17 @@ quote() {
     if ! [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]*$ ]]; then
       word="'${word//\'/\'\\\'\'}'"
     fi
-    words+=("$name$word")
+    word=$name$word
+    if [ -z "$line" ]; then
+      line=$word
+    elif [ $((2 + ${#line} + 1 + ${#word} + 2)) -gt 80 ]; then
+      printf '%s \\\n' "$line"
+      line="    $word"
+    else
+      line+=" $word"
+    fi
   done
-  printf '%s' "${words[*]}"
+  printf '%s' "$line"
 }
 
 # vault is the Vault that was found, under the name that people type.
@@ -129,7 +138,6 @@ register() {
 
 # A role and a policy, as a security team would write them.
 write_role() {
-  say "The security team says what a researcher's token may open, how often, and for how long."
   show vault write ati/roles/researcher \
     tools=web_search,arxiv:search skills=summarize \
     rate=tool:web_search=30/hour ttl=1h max_ttl=4h \

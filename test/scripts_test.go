@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func runScript(t testing.TB, env []string, script string, args ...string) string {
@@ -46,19 +48,21 @@ func TestDemo(t *testing.T) {
 	t.Parallel()
 	out := runScript(t, nil, "demo.sh")
 	for _, want := range []string{
-		"$ vault plugin register -sha256=",
+		"$ vault plugin register \\\n    -sha256=",
 		"$ vault secrets enable -path=ati vault-plugin-secrets-ati\nSuccess!",
 		"$ vault write ati/config proxy_url=https://ati.example.com\n",
 		"Vault generated the signing key",
-		"$ vault write ati/roles/researcher tools=web_search,arxiv:search skills=summarize rate=tool:web_search=30/hour ttl=1h max_ttl=4h description='reads the web and arXiv'\nSuccess!",
+		"$ vault write ati/roles/researcher tools=web_search,arxiv:search \\\n    skills=summarize rate=tool:web_search=30/hour ttl=1h max_ttl=4h \\\n    description='reads the web and arXiv'\nSuccess!",
 		"$ vault read ati/creds/researcher\nKey",
 		"scope          tool:web_search tool:arxiv:search skill:summarize\nsub            token-orchestrator\n",
+		"scope          tool:web_search\nsub            token-orchestrator\n",
+		"token_ttl      10m\n",
 		"$ vault read ati/creds/researcher tools=web_search ttl=10m format=env\nKey                  Value\n---                  -----\nATI_PROXY_URL        https://ati.example.com\nATI_SESSION_TOKEN    eyJ",
 		"* scope \"tool:github:delete_repo\" is not covered by what role \"researcher\" grants\n",
 		"* unknown parameter \"tool\"; this path takes ",
 		"$ vault read ati/creds/admin\nError reading ati/creds/admin: Error making API request.\n",
 		"$ vault read ati/config\nError reading ati/config: Error making API request.\n",
-		"rate           map[tool:web_search:30/hour]\nscope          tool:web_search\nsub            token-orchestrator\nvalid          true\n",
+		"rate           map[tool:web_search:30/hour]\nscope          tool:web_search tool:arxiv:search skill:summarize\nsub            token-orchestrator\nvalid          true\n",
 		"matched_scopes    [tool:arxiv:search]\n",
 		"allowed           false\nmatched_rates     map[]\nmatched_scopes    []\n",
 		"# Done. The server is stopped; make dev leaves one running.\n",
@@ -80,6 +84,22 @@ func TestDemo(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(out)
+	}
+
+	draw := exec.Command("go", "run", "../tools/picture")
+	draw.Stdin = strings.NewReader(out)
+	var stderr bytes.Buffer
+	draw.Stderr = &stderr
+	picture, err := draw.Output()
+	if err != nil {
+		t.Fatalf("make picture can't draw what make demo prints: %s", stderr.String())
+	}
+	drawn, err := os.ReadFile("../docs/demo.svg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(drawn), "\n"), strings.Split(string(picture), "\n")); diff != "" {
+		t.Errorf("docs/demo.svg doesn't show what make demo prints; make picture writes it anew (-drawn +printed):\n%s", diff)
 	}
 }
 
