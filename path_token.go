@@ -344,8 +344,8 @@ func (b *backend) credsResponse(key *signingKey, r *role, p *credsParams, claims
 		return &logical.Response{Data: data}, nil
 	}
 	// Vault starts the lease when it has the answer: so that it doesn't outlive
-	// the token, a second less than that has left now.
-	lease := time.Unix(claims.ExpiresAt, 0).Sub(b.now()) - time.Second
+	// the token, a second less than that has left now, in whole seconds.
+	lease := (time.Unix(claims.ExpiresAt, 0).Sub(b.now()) - time.Second).Truncate(time.Second)
 	if lease <= 0 { // which Vault would take for its default
 		return nil, fmt.Errorf("minting took so long that a token of %v has no time left for a lease", ttl)
 	}

@@ -641,7 +641,7 @@ func TestAShortOrLateTokenHasNoLongerLease(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"generate_lease": true, "ttl": "3s", "max_ttl": "1m"})
 	m.now = m.now.Add(999 * time.Millisecond)
-	if got := m.ok(logical.ReadOperation, "creds/r", nil).Secret.TTL; got != 1001*time.Millisecond {
+	if got := m.ok(logical.ReadOperation, "creds/r", nil).Secret.TTL; got != time.Second {
 		t.Errorf("a lease of %v for a token of 3s", got)
 	}
 	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease it must be at least 3s")
@@ -649,7 +649,7 @@ func TestAShortOrLateTokenHasNoLongerLease(t *testing.T) {
 
 	m.ok(logical.UpdateOperation, "roles/r", data{"subject": "{{identity.entity.name}}"})
 	m.entity(&logical.Entity{ID: testEntity, Name: "box"})
-	for _, c := range []struct{ took, lease time.Duration }{{1500 * time.Millisecond, 500 * time.Millisecond}, {2 * time.Second, 0}, {time.Minute, 0}} {
+	for _, c := range []struct{ took, lease time.Duration }{{900 * time.Millisecond, time.Second}, {1001 * time.Millisecond, 0}, {time.Minute, 0}} {
 		m.now = m.now.Truncate(time.Second)
 		m.system.onEntity = func() { m.now = m.now.Add(c.took) }
 		resp, err := m.request(logical.ReadOperation, "creds/r", nil)

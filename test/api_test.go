@@ -327,7 +327,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	if !ok || !example {
 		t.Fatalf("the help of %s has no description or no command:\n%s", path, help.Help)
 	}
-	section = fmt.Sprintf("%s\n\n%s\n\n```console\n$ %s\n```\n\n", plain(synopsis), plain(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
+	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```console\n$ %s\n```\n\n", plain(synopsis), plain(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
 
 	section += "| request | needs | |\n| --- | --- | --- |\n"
 	var requests apiSchema

@@ -3,8 +3,8 @@
 package test
 
 import (
+	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,11 +18,14 @@ import (
 var (
 	block   = regexp.MustCompile("(?ms)^ *```(\\S*)\n(.*?)^ *```$")
 	refused = regexp.MustCompile(`^(.*\S)\s+# refused: (.*)$`)
+
+	// What stands above a block of commands that isn't run as it stands.
+	notRun = regexp.MustCompile("(?m)^( *)<!-- (?:not run here: \\S.*|run by (Test\\w+)) -->\n *```(?:console|python|yaml)$")
 )
 
 // commands makes one script of the sh blocks of a document. A line that ends in
-// "# refused: text" must fail, and say the text. Blocks in other languages are
-// not meant to be run.
+// "# refused: text" must fail, and say the text. Blocks of console, python and
+// yaml are not run, and say why; text is nothing to run.
 func commands(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -30,19 +33,32 @@ func commands(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	var script strings.Builder
+	left := 0
 	for _, m := range block.FindAllStringSubmatch(string(b), -1) {
 		switch m[1] {
 		case "sh":
-		case "text", "console", "python":
+		case "console", "python", "yaml":
+			left++
+			continue
+		case "text":
 			continue
 		default:
-			t.Fatalf("%s: a block in %q; use sh, or text, console and python for what is not run", path, m[1])
+			t.Fatalf("%s: a block in %q; use sh, or console, python and yaml for what is not run, or text", path, m[1])
 		}
 		for _, line := range strings.Split(m[2], "\n") {
 			if r := refused.FindStringSubmatch(line); r != nil {
-				line = fmt.Sprintf("must_refuse %s %s", shellQuote(r[2]), r[1])
+				line = fmt.Sprintf("must_refuse %s %s", shellQuote(r[2]), shellQuote(r[1]))
 			}
 			fmt.Fprintln(&script, line)
+		}
+	}
+	marks := notRun.FindAllStringSubmatch(string(b), -1)
+	if len(marks) != left {
+		t.Errorf("%s has %d blocks that are not run, and for %d of them the line above says why", path, left, len(marks))
+	}
+	for _, mark := range marks {
+		if mark[2] != "" && !strings.Contains(testSources(t), "\nfunc "+mark[2]+"(") {
+			t.Errorf("%s names %s, which is not there", path, mark[2])
 		}
 	}
 	return script.String()
@@ -55,7 +71,7 @@ set -euo pipefail
 must_refuse() {
   local want=$1 out
   shift
-  if out=$("$@" 2>&1); then
+  if out=$(eval "$1" 2>&1); then
     echo "this should have been refused: $*" >&2
     exit 1
   fi
@@ -67,8 +83,7 @@ must_refuse() {
 set -x
 `
 
-// The README's commands, as they stand, and its table of what each policy
-// allows.
+// The README's commands, as they stand.
 func TestREADME(t *testing.T) {
 	s := startVault(t)
 	work := t.TempDir() // a stand-in for the clone
@@ -80,42 +95,56 @@ func TestREADME(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(buildPlugin(t, "v0.2.0"), filepath.Join(bin, "vault-plugin-secrets-ati-v0.2.0")); err != nil {
-		t.Fatal(err)
-	}
 	script := strings.ReplaceAll(commands(t, "../README.md"), "/etc/vault/plugins", s.pluginDir())
 	// make build writes into the clone's bin/: here into the stand-in's.
 	script = strings.ReplaceAll(script, "make build\n", root+"/scripts/build.sh "+bin+"/vault-plugin-secrets-ati\n")
 	out := s.runCommands(work, script)
-	// vault read and openssl print the same fingerprint, one after the other.
-	fingerprint := s.read(s.root, "ati/config").Data["key_fingerprint"].(string)
-	if got := strings.Count(out, fingerprint); got != 2 {
-		t.Errorf("the fingerprint %s was printed %d times, want 2", fingerprint, got)
+	if !strings.Contains(out, "ATI_SESSION_TOKEN") || !strings.Contains(out, `"sandbox:2": "eyJ`) {
+		t.Errorf("there is no token:\n%s", out)
 	}
-	if got := s.read(s.root, "sys/mounts/ati").Data["running_plugin_version"]; got != "v0.2.0" {
-		t.Errorf("after the upgrade the mount runs %v", got)
+	login := s.logins("ati-orchestrator")
+	for path, want := range map[string]int{"ati/creds/researcher": 200, "ati/creds/researcher?tools=x": 400, "ati/config": 403, "ati/proxy-env": 403} {
+		if got := s.request(login["ati-orchestrator"], "GET", path, nil); got != want {
+			t.Errorf("as the orchestrator, %s is a %d, want %d", path, got, want)
+		}
 	}
+}
 
-	s.vault(s.root, "auth", "enable", "userpass")
-	login := func(name, policy string) string {
-		s.write(s.root, "auth/userpass/users/"+name, data{"password": "x", "token_policies": policy, "token_no_default_policy": true})
-		return s.write("", "auth/userpass/login/"+name, data{"password": "x"}).Auth.ClientToken
+// logins are Vault tokens of users of these policies, each with an entity of its
+// policy's name.
+func (s *server) logins(policies ...string) map[string]string {
+	s.t.Helper()
+	s.vault(s.root, "auth", "enable", "-path=people", "userpass")
+	tokens := map[string]string{}
+	for _, name := range policies {
+		s.write(s.root, "auth/people/users/"+name, data{"password": "x", "token_policies": name, "token_no_default_policy": true})
+		tokens[name] = s.write("", "auth/people/login/"+name, data{"password": "x"}).Auth.ClientToken
 	}
-	team, orchestrator, sandbox, host := login("team", "ati-security-team"), login("orchestrator", "ati-orchestrator"), login("box1", "ati-sandbox"), login("host", "ati-proxy-host")
 	s.nameEntities()
-	// The table's rows, and the requests that each of them stands for.
+	return tokens
+}
+
+// The table of docs/policies.md, for the five policies of examples/policies.
+func (s *server) checkPolicies(t *testing.T) {
 	requests := map[string][]request{
-		"read or write `ati/config`":                  {{"GET", "ati/config", nil}, {"PUT", "ati/config", data{"issuer": "ati-orchestrator"}}},
-		"list, read or write `ati/roles`":             {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}, {"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
-		"mint for `researcher`":                       {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}, {"PUT", "ati/batch/researcher", data{"agent_ids": "sandbox:1,sandbox:2"}}},
-		"mint for `researcher` more than it grants":   {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
-		"read or write `ati/config/rotate` and below": {{"GET", "ati/config/rotate", nil}, {"PUT", "ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}}, {"DELETE", "ati/config/rotate/stage", nil}},
-		"read `ati/proxy-env`, or a version of it":    {{"GET", "ati/proxy-env", nil}, {"GET", "ati/proxy-env/1", nil}},
-		"mint for `sandbox`":                          {{"GET", "ati/creds/sandbox", nil}},
-		"mint for `sandbox` as another agent":         {{"GET", "ati/creds/sandbox?agent_id=sandbox:2", nil}},
-		"`ati/check`, `ati/validate`, `ati/inspect`":  {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
+		"read `ati/config`, `ati/config/rotate`":                  {{"GET", "ati/config", nil}, {"GET", "ati/config/rotate", nil}},
+		"write `ati/config`, or a step below `ati/config/rotate`": {{"PUT", "ati/config", data{"issuer": "ati-orchestrator"}}, {"PUT", "ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}}, {"DELETE", "ati/config/rotate/stage", nil}},
+		"list or read `ati/roles`":                                {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}},
+		"write or delete `ati/roles`":                             {{"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
+		"mint for `researcher`, one or many":                      {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}, {"PUT", "ati/batch/researcher", data{"agent_ids": "sandbox:1,sandbox:2"}}},
+		"mint for `researcher` more than it grants":               {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
+		"mint for `sandbox`":                                      {{"GET", "ati/creds/sandbox", nil}},
+		"mint for `sandbox` as another agent":                     {{"GET", "ati/creds/sandbox?agent_id=sandbox:2", nil}},
+		"`ati/check`, `ati/validate`, `ati/inspect`":              {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
+		"read `ati/proxy-env`, or a version of it":                {{"GET", "ati/proxy-env", nil}, {"GET", "ati/proxy-env/1", nil}},
 	}
-	rows := tableRows(t, "../README.md", "| | security team | orchestrator | sandbox | proxy's host |")
+	names := []string{"admin", "security-auditor", "orchestrator", "sandbox", "proxy-host"}
+	var policies []string
+	for _, name := range names {
+		policies = append(policies, "ati-"+name)
+	}
+	tokens := s.logins(policies...)
+	rows := tableRows(t, "../docs/policies.md", "| | "+strings.Join(names, " | ")+" |")
 	if len(rows) != len(requests) {
 		t.Errorf("the table has %d rows, and this test knows %d", len(rows), len(requests))
 	}
@@ -124,21 +153,17 @@ func TestREADME(t *testing.T) {
 		if !ok {
 			t.Errorf("this test doesn't know the row %q", row[0])
 		}
-		for i, token := range []string{team, orchestrator, sandbox, host} {
+		for i, policy := range policies {
 			for _, r := range known {
-				got := s.request(token, r.method, r.path, r.data)
+				got := s.request(tokens[policy], r.method, r.path, r.data)
 				if want := row[i+1]; want != strconv.Itoa(got) && (want != "yes" || got != 200 && got != 204) {
-					t.Errorf("%s, column %d: %s %s is a %d, and the table says %s", row[0], i+1, r.method, r.path, got, want)
+					t.Errorf("%s, %s: %s %s is a %d, and the table says %s", row[0], policy, r.method, r.path, got, want)
 				}
 			}
 		}
 	}
-	if got := claims(t, oldSecret, s.read(sandbox, "ati/creds/sandbox")).Subject; got != "sandbox:box1" {
+	if got := claims(t, oldSecret, s.read(tokens["ati-sandbox"], "ati/creds/sandbox")).Subject; got != "sandbox:ati-sandbox" {
 		t.Errorf("the sandbox is %q", got)
-	}
-	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
-	if got := s.request(hasty, http.MethodPut, "ati/config", data{"proxy_url": "https://evil.example.com"}); got != http.StatusForbidden {
-		t.Errorf("an ati/* rule without sudo writes config: %d", got)
 	}
 }
 
@@ -166,8 +191,61 @@ func (s *server) runCommands(dir, script string) string {
 // Each page of docs/: its commands, as they stand, on the mount that the README
 // leaves, and what has come of them.
 func TestDocs(t *testing.T) {
-	checks := map[string]func(t *testing.T, out string, status data){
-		"rotate.md": func(t *testing.T, out string, status data) {
+	checks := map[string]func(t *testing.T, s *server, out string, status data){
+		"configure.md": func(t *testing.T, _ *server, _ string, status data) {
+			if status != nil {
+				t.Errorf("after the deletion there are %v", status)
+			}
+		},
+		"roles.md": func(t *testing.T, s *server, _ string, _ data) {
+			// The ten, researcher of the fixture, and nothing else.
+			if got := len(s.list("ati/roles")); got != 11 {
+				t.Errorf("there are %d roles", got)
+			}
+			if got := s.read(s.root, "ati/roles/reader").Data; len(got["skills"].([]any)) != 0 || got["ttl"] != json.Number("1800") {
+				t.Errorf("the reader is %v", got)
+			}
+		},
+		"policies.md": func(t *testing.T, s *server, _ string, _ data) { s.checkPolicies(t) },
+		"rates.md": func(t *testing.T, s *server, out string, _ data) {
+			if !strings.Contains(out, "map[*:500/day tool:web_search:30/hour]") {
+				t.Errorf("the rates are not shown:\n%s", out)
+			}
+		},
+		"agent.md": func(t *testing.T, s *server, out string, _ data) {
+			if !regexp.MustCompile(`sub +sandbox:abc123\n`).MatchString(out) {
+				t.Errorf("Agent's token is not the sandbox's:\n%s", out)
+			}
+		},
+		"proxy-host.md": func(t *testing.T, _ *server, out string, status data) {
+			// vault read and openssl print the same one.
+			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 2 {
+				t.Errorf("the fingerprint was printed %d times, want 2", got)
+			}
+		},
+		"kubernetes.md": func(t *testing.T, s *server, _ string, _ data) {
+			if got := s.read(s.root, "ati/roles/sandbox").Data["subject"]; got != "{{identity.entity.id}}" {
+				t.Errorf("the subject is %v", got)
+			}
+		},
+		"terraform.md": func(t *testing.T, s *server, _ string, status data) {
+			if got := versionsOf(t, status); got != (versions{Current: 1}) {
+				t.Errorf("writing config again has made %+v", got)
+			}
+		},
+		"audit.md": func(t *testing.T, s *server, out string, _ data) {
+			for _, want := range []string{`"display_name":"people-alice"`, `"path":"ati/creds/researcher"`, `"remote_address":"127.0.0.1"`, "name                   alice"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("the trail has no %s:\n%s", want, out)
+				}
+			}
+			creds := s.read(s.root, "ati/creds/researcher").Data
+			b, err := os.ReadFile(s.audit)
+			if err != nil || !strings.Contains(string(b), `"scope":"`+creds["scope"].(string)+`"`) || strings.Contains(string(b), creds["token"].(string)) {
+				t.Errorf("the audit log doesn't have the scope in clear, or has the token (%v)", err)
+			}
+		},
+		"rotate.md": func(t *testing.T, _ *server, out string, status data) {
 			// The one request for a token of version 1 is counted.
 			if !strings.Contains(out, "\n1\n") {
 				t.Errorf("the audit log's requests for blue were not counted:\n%s", out)
@@ -176,24 +254,24 @@ func TestDocs(t *testing.T) {
 				t.Errorf("there are %+v", got)
 			}
 		},
-		"revoke.md": func(t *testing.T, _ string, status data) {
+		"revoke.md": func(t *testing.T, _ *server, _ string, status data) {
 			if got := versionsOf(t, status); got != (versions{Current: 2}) {
 				t.Errorf("there are %+v", got)
 			}
 		},
-		"move-secret.md": func(t *testing.T, out string, status data) {
+		"move-secret.md": func(t *testing.T, _ *server, out string, status data) {
 			// vault read and openssl print the same one.
 			if got := strings.Count(out, "be930db828cd35cc"); got != 2 || status["current_fingerprint"] == "be930db828cd35cc" {
 				t.Errorf("the old fingerprint was printed %d times, want 2, and the new one is %v", got, status["current_fingerprint"])
 			}
 		},
-		"performance.md": func(t *testing.T, out string, _ data) {
+		"performance.md": func(t *testing.T, _ *server, out string, _ data) {
 			size := regexp.MustCompile(`(?m)^(3[34]\d\d)$`).FindString(out)
 			if got := strings.Count(out, `"sandbox:`); got != 3 || size == "" {
 				t.Errorf("a batch of %d, and a token whose size isn't about 3,400:\n%s", got, out)
 			}
 		},
-		"es256.md": func(t *testing.T, out string, status data) {
+		"es256.md": func(t *testing.T, _ *server, out string, status data) {
 			// Once each by rotate, vault read and openssl, and as the kid.
 			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 4 || status["current_algorithm"] != "ES256" {
 				t.Errorf("the fingerprint was printed %d times, want 4: %v", got, status)
@@ -201,7 +279,9 @@ func TestDocs(t *testing.T) {
 		},
 	}
 	pages, err := filepath.Glob("../docs/*.md")
-	pages = slices.DeleteFunc(pages, func(page string) bool { return commands(t, page) == "" })
+	pages = slices.DeleteFunc(pages, func(page string) bool {
+		return commands(t, page) == "" || filepath.Base(page) == "install.md" // TestDocsInstall
+	})
 	if err != nil || len(pages) != len(checks) {
 		t.Fatalf("there are the pages %v (%v), and this test knows %d", pages, err, len(checks))
 	}
@@ -218,10 +298,70 @@ func TestDocs(t *testing.T) {
 			s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
 			s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+oldSecret)
 			s.vault(s.root, "write", "ati/roles/researcher", "tools=web_search,arxiv:search", "allowed_agent_ids=sandbox:*")
-			out := s.runCommands(t.TempDir(), strings.ReplaceAll(commands(t, page), "/var/log/vault-audit.log", s.audit))
-			check(t, out, s.read(s.root, "ati/config/rotate").Data)
+			work, replace := t.TempDir(), []string{"/var/log/vault-audit.log", s.audit}
+			for _, dir := range []string{"/etc/vault-agent", "/run/ati"} {
+				replace = append(replace, dir, filepath.Join(work, dir))
+				if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if filepath.Base(page) == "audit.md" {
+				replace = append(replace, "9c8db6f7-8149-308d-a4f2-df7361e9e336", s.mintAsAlice())
+			}
+			replacer := strings.NewReplacer(replace...)
+			copyExamples(t, filepath.Join(work, "examples"), replacer)
+			out := s.runCommands(work, replacer.Replace(commands(t, page)))
+			var status data
+			if secret, err := s.client(s.root).Logical().Read("ati/config/rotate"); err != nil {
+				t.Error(err)
+			} else if secret != nil {
+				status = secret.Data
+			}
+			check(t, s, out, status)
 		})
 	}
+}
+
+// copyExamples copies the examples, with paths of this test's own.
+func copyExamples(t *testing.T, to string, replacer *strings.Replacer) {
+	t.Helper()
+	err := filepath.WalkDir("../examples", func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, strings.TrimPrefix(path, "../examples"))
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return err
+		}
+		return os.WriteFile(target, []byte(replacer.Replace(string(b))), 0o755)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mintAsAlice is the id of a request that somebody made who has an entity.
+func (s *server) mintAsAlice() string {
+	s.t.Helper()
+	s.write(s.root, "ati/roles/researcher", data{"job_id": "{{jti}}"})
+	if err := s.client(s.root).Sys().PutPolicy("alice", `path "ati/creds/researcher" { capabilities = ["read"] }`); err != nil {
+		s.t.Fatal(err)
+	}
+	return s.read(s.logins("alice")["alice"], "ati/creds/researcher").Data["jti"].(string)
+}
+
+// list are the keys of a LIST.
+func (s *server) list(path string) []any {
+	s.t.Helper()
+	secret, err := s.client(s.root).Logical().List(path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return secret.Data["keys"].([]any)
 }
 
 // The commands in the help of each path, as they stand.

@@ -98,20 +98,7 @@ func TestEachPromiseNamesATestThatExists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source := ""
-	for _, pattern := range []string{"../*_test.go", "../ati/*_test.go", "*_test.go"} {
-		files, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			b, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			source += string(b)
-		}
-	}
+	source := testSources(t)
 	_, table, _ := strings.Cut(string(page), "| --- | --- |\n| No secret")
 	rows := strings.Split(strings.TrimSpace("| No secret"+table), "\n")
 	for _, row := range rows {
@@ -128,4 +115,24 @@ func TestEachPromiseNamesATestThatExists(t *testing.T) {
 	if len(rows) < 20 {
 		t.Errorf("the page has %d promises", len(rows))
 	}
+}
+
+// testSources are all tests of the plugin, of any tag.
+func testSources(t testing.TB) string {
+	t.Helper()
+	source := ""
+	for _, pattern := range []string{"../*_test.go", "../ati/*_test.go", "*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			source += string(b)
+		}
+	}
+	return source
 }
