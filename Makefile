@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo picture dev dev-stop test soak race fuzz interop rotation docs-test api bench lint licences fmt clean
+.PHONY: help build demo picture dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licences fmt clean
 
 ROTATION_CALLS ?= 10000
 SOAK_KILLS ?= 10
@@ -54,6 +54,10 @@ api: ## Write docs/api.md, from the paths' own schemas and a real server's answe
 
 bench: ## Run the benchmarks, on a real Vault too, and write docs/performance.md (about 10 minutes)
 	@scripts/bench.sh
+
+check: lint ## Before each commit, in under a minute: lint, unit tests, and what the documents say of the source
+	@go test -count=1 . ./ati ./tools/...
+	@go test -count=1 -tags docs -run '^Test(EachPromise|EveryExample|TheLicences|Troubleshooting|Links|Imports)' ./test
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh

@@ -385,6 +385,59 @@ func TestDocsPathHelp(t *testing.T) {
 	}
 }
 
+// Links between the pages lead somewhere, and the pages that no test runs mark
+// their commands as well.
+func TestLinksLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	pages, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := filepath.Glob("../*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(path string) string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	heading := regexp.MustCompile("(?m)^#+ (.*)$")
+	// As GitHub makes them.
+	anchors := func(page string) map[string]bool {
+		all := map[string]bool{}
+		for _, m := range heading.FindAllStringSubmatch(block.ReplaceAllString(read(page), ""), -1) {
+			all[regexp.MustCompile("[^a-z0-9 _-]").ReplaceAllString(strings.ToLower(m[1]), "")] = true
+		}
+		return all
+	}
+	links := 0
+	for _, page := range append(top, pages...) {
+		commands(t, page)
+		for _, m := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(block.ReplaceAllString(read(page), ""), -1) {
+			links++
+			path, anchor, _ := strings.Cut(m[1], "#")
+			if strings.HasPrefix(path, "https://") {
+				continue
+			}
+			target := page
+			if path != "" {
+				target = filepath.Join(filepath.Dir(page), path)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s, which is not there", page, m[1])
+			} else if anchor != "" && !anchors(target)[strings.ReplaceAll(anchor, "-", " ")] && !anchors(target)[anchor] {
+				t.Errorf("%s links to %s, where no heading is so", page, m[1])
+			}
+		}
+	}
+	if links < 100 {
+		t.Errorf("%d links are too few to tell", links)
+	}
+}
+
 type request struct {
 	method, path string
 	data         data
