@@ -271,6 +271,23 @@ func TestDocs(t *testing.T) {
 				t.Errorf("a batch of %d, and a token whose size isn't about 3,400:\n%s", got, out)
 			}
 		},
+		"troubleshooting.md": func(t *testing.T, _ *server, out string, _ data) {
+			// config twice, config/rotate and openssl print the same fingerprint.
+			if got := strings.Count(out, "be930db828cd35cc"); got != 4 {
+				t.Errorf("the fingerprint was printed %d times, want 4", got)
+			}
+			// What validate says of the token, and check of the roles.
+			verdicts := ""
+			for _, v := range regexp.MustCompile(`(?m)^allowed +(true|false)$`).FindAllStringSubmatch(out, -1) {
+				verdicts += " " + v[1]
+			}
+			if want := " true true false false true false true"; verdicts != want {
+				t.Errorf("the verdicts are%s, want%s", verdicts, want)
+			}
+			if !strings.Contains(out, `"display_name":"root"`+"\n") || !strings.Contains(out, `"path":"ati/creds/researcher"`+"\n") {
+				t.Error("the audit log doesn't tell who asked for the token")
+			}
+		},
 		"es256.md": func(t *testing.T, _ *server, out string, status data) {
 			// Once each by rotate, vault read and openssl, and as the kid.
 			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 4 || status["current_algorithm"] != "ES256" {
