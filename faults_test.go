@@ -251,7 +251,7 @@ func TestAWriteWhoseRequestIsGivenUpLeavesNoStaleCache(t *testing.T) {
 			m.same("version", any(2), m.ok(logical.ReadOperation, "creds/r", nil).Data["key_version"])
 		}},
 		"a role": {logical.UpdateOperation, "roles/r", data{"disabled": true}, func(m *mount) {
-			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
+			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled; disabled=false enables it`)
 		}},
 		"a deletion": {logical.DeleteOperation, "roles/r", nil, func(m *mount) {
 			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)

@@ -28,6 +28,7 @@ var (
 const (
 	maxNameBytes   = 128 // of a role
 	maxItems       = 500
+	maxDuration    = math.MaxInt64 * time.Nanosecond // 292 years
 	maxDescription = 1024
 	// The HTTP servers between a sandbox and the proxy usually take headers of
 	// 8 KB in all.
@@ -117,7 +118,7 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 		for _, item := range f.items {
 			switch {
 			case item == "":
-				return nil, fmt.Errorf(`%s "": an item must not be empty`, f.field)
+				return nil, fmt.Errorf(`%s "": an item must not be empty; is there a comma too many?`, f.field)
 			case f.field == "skills" && strings.TrimPrefix(item, f.prefix) == "*":
 				return nil, fmt.Errorf("%s %q: the proxy knows no such wildcard; scopes=* opens every skill and every tool", f.field, item)
 			}
@@ -277,11 +278,11 @@ func durationField(d *framework.FieldData, name string) (time.Duration, bool, er
 	if !ok {
 		return 0, false, nil
 	}
-	const want = `must be whole seconds, as in "90s", "1h" or 3600, and not negative`
+	const want = `must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`
 	switch v := raw.(type) {
 	case string, json.Number, int, int64:
 	case float64: // what a JSON number is once it came from Vault to the plugin
-		if v != math.Trunc(v) || math.Abs(v) > math.MaxInt32 {
+		if v != math.Trunc(v) || math.Abs(v) >= maxDuration.Seconds() {
 			return 0, false, fmt.Errorf("%s %v: %s", name, v, want)
 		}
 	default:

@@ -215,8 +215,11 @@ func (k *keyEntry) generate(random io.Reader) (generated bool, err error) {
 func parseSecret(raw string) (hiddenText, error) {
 	secret := strings.ToLower(strings.Trim(raw, asciiBlanks))
 	b, err := hex.DecodeString(secret)
-	if len(secret) != 2*secretBytes || err != nil {
+	switch {
+	case len(secret) != 2*secretBytes:
 		return hiddenText{}, fmt.Errorf("secret must be %d hex characters; it has %d characters. One is made by: openssl rand -hex %d", 2*secretBytes, len(secret), secretBytes)
+	case err != nil:
+		return hiddenText{}, fmt.Errorf("secret must be %d hex characters; it has others than 0-9 and a-f. One is made by: openssl rand -hex %d", 2*secretBytes, secretBytes)
 	}
 	if different := len(slices.Compact(slices.Sorted(slices.Values(b)))); different < minDifferentBytes {
 		return hiddenText{}, fmt.Errorf("secret has %d different bytes; a random one has at least %d. One is made by: openssl rand -hex %d", different, minDifferentBytes, secretBytes)

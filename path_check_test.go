@@ -74,7 +74,7 @@ func TestCheckSaysWhenNoTokenCanBeMinted(t *testing.T) {
 	m := configured(t, data{"accepted_audiences": "mcp"}, data{"scopes": "help", "disabled": true, "audience": "mcp"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "help", "accepted_audiences": ""})
 	m.warnings(m.ok(logical.ReadOperation, "check/r", data{"scope": "help"}),
-		`no token can be minted for the whole role now: role "r" is disabled`,
+		`no token can be minted for the whole role now: role "r" is disabled; disabled=false enables it`,
 		`no token can be minted for the whole role now: scope "tool:web_search" is beyond config's allowed_scopes (help)`,
-		`no token can be minted for the whole role now: audience "mcp" is none of config's (ati-proxy)`)
+		`no token can be minted for the whole role now: audience "mcp" is none of config's (ati-proxy); accepted_audiences of config takes further ones`)
 }

@@ -396,9 +396,9 @@ func parseProxyURL(raw string) (string, error) {
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", fmt.Errorf("proxy_url %q: the scheme must be http or https", raw)
 	case !validHost(u.Hostname()) || !validPort(u):
-		return "", fmt.Errorf("proxy_url %q: must have a host, and a port from 1 to 65535 or none", raw)
+		return "", fmt.Errorf("proxy_url %q: the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none", raw)
 	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
-		return "", fmt.Errorf(`proxy_url %q: must be at most %d letters, digits and ._~:/%%+=,;!()-`, raw, maxProxyURLBytes)
+		return "", fmt.Errorf(`proxy_url %q: must be at most %d letters, digits and ._~:/%%+=,;!()[]-`, raw, maxProxyURLBytes)
 	}
 	// One address has one spelling, since tokens are asked for by it.
 	at := strings.TrimRight(u.Path, "/")
@@ -529,7 +529,7 @@ func (c *config) keyFor(proxyURL string) (*signingKey, error) {
 	case c.pending != nil && c.pending.ProxyURL == proxyURL:
 		hint = fmt.Sprintf(" (version %d, whose it is, is not active yet)", c.pending.Version)
 	}
-	return nil, fmt.Errorf("proxy_url %q: this mount has no key for it%s; its proxy is at %q", proxyURL, hint, c.current.ProxyURL)
+	return nil, fmt.Errorf("proxy_url %q: this mount has no key for it%s; the current proxy is at %q", proxyURL, hint, c.current.ProxyURL)
 }
 
 // readConfigEntry returns the stored entry, or an empty one.

@@ -138,7 +138,7 @@ func TestConfigTakesTheLongestLegalForms(t *testing.T) {
 	for _, u := range []string{"https://[::1]:8443/a~b/%20c+d=e,f;g!(h)", "http://localhost", "HTTPS://h:65535"} {
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": u})
 	}
-	const text = `: must be at most 2048 letters, digits and ._~:/%+=,;!()-`
+	const text = `: must be at most 2048 letters, digits and ._~:/%+=,;!()[]-`
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": url + "a"}, fmt.Sprintf("proxy_url %q%s", url+"a", text))
 	for _, c := range "$&'\"`<>|\\^{}*" {
 		u := "https://h/a" + string(c)
@@ -162,10 +162,10 @@ func TestConfigRefuses(t *testing.T) {
 		"an empty secret":               {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hint},
 		"a short secret":                {data{"secret": testSecret[:63]}, "secret must be 64 hex characters; it has 63 characters" + hint},
 		"a long secret":                 {data{"secret": testSecret + "00"}, "secret must be 64 hex characters; it has 66 characters" + hint},
-		"a secret that is not hex":      {data{"secret": "x" + testSecret[1:]}, "secret must be 64 hex characters; it has 64 characters" + hint},
+		"a secret that is not hex":      {data{"secret": "x" + testSecret[1:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
 		"a secret in quotes":            {data{"secret": `"` + testSecret + `"`}, "secret must be 64 hex characters; it has 66 characters" + hint},
 		"no value from a template":      {data{"secret": "<no value>"}, "secret must be 64 hex characters; it has 10 characters" + hint},
-		"a secret with a blank inside":  {data{"secret": testSecret[:31] + " " + testSecret[32:]}, "secret must be 64 hex characters; it has 64 characters" + hint},
+		"a secret with a blank inside":  {data{"secret": testSecret[:31] + " " + testSecret[32:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
 		"a secret of zeros":             {data{"secret": strings.Repeat("0", 64)}, "secret has 1 different bytes; a random one has at least 8" + hint},
 		"a secret of 7 different bytes": {data{"secret": strings.Repeat("01020304050607", 5)[:64]}, "secret has 7 different bytes; a random one has at least 8" + hint},
 		"another secret":                {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret is not the present one, and " + rotateHint},
@@ -181,14 +181,14 @@ func TestConfigRefuses(t *testing.T) {
 		"a URL with a query":           {data{"proxy_url": "https://ati.example.com?x=1"}, `proxy_url "https://ati.example.com?x=1": must not have a query or fragment`},
 		"a URL with an empty query":    {data{"proxy_url": "https://ati.example.com?"}, `proxy_url "https://ati.example.com?": must not have a query or fragment`},
 		"a URL with a fragment":        {data{"proxy_url": "https://ati.example.com#"}, `proxy_url "https://ati.example.com#": must not have a query or fragment`},
-		"a URL without a host":         {data{"proxy_url": "https:///x"}, `proxy_url "https:///x": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with port 0":            {data{"proxy_url": "https://h:0"}, `proxy_url "https://h:0": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with too high a port":   {data{"proxy_url": "https://h:65536"}, `proxy_url "https://h:65536": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with an empty port":     {data{"proxy_url": "https://h:/x"}, `proxy_url "https://h:/x": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with two ports":         {data{"proxy_url": "https://h:80:80"}, `proxy_url "https://h:80:80": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with a dash for a host": {data{"proxy_url": "https://-"}, `proxy_url "https://-": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with an empty label":    {data{"proxy_url": "https://a..b"}, `proxy_url "https://a..b": must have a host, and a port from 1 to 65535 or none`},
-		"a URL with a list of hosts":   {data{"proxy_url": "https://a,b"}, `proxy_url "https://a,b": must have a host, and a port from 1 to 65535 or none`},
+		"a URL without a host":         {data{"proxy_url": "https:///x"}, `proxy_url "https:///x": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
+		"a URL with port 0":            {data{"proxy_url": "https://h:0"}, `proxy_url "https://h:0": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
+		"a URL with too high a port":   {data{"proxy_url": "https://h:65536"}, `proxy_url "https://h:65536": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
+		"a URL with an empty port":     {data{"proxy_url": "https://h:/x"}, `proxy_url "https://h:/x": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
+		"a URL with two ports":         {data{"proxy_url": "https://h:80:80"}, `proxy_url "https://h:80:80": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
+		"a URL with a dash for a host": {data{"proxy_url": "https://-"}, `proxy_url "https://-": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
+		"a URL with an empty label":    {data{"proxy_url": "https://a..b"}, `proxy_url "https://a..b": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
+		"a URL with a list of hosts":   {data{"proxy_url": "https://a,b"}, `proxy_url "https://a,b": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
 		"a URL that goes up":           {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": the path must be without "//", ".", ".." and needless %-encoding`},
 		"a URL that stays":             {data{"proxy_url": "https://h/a/./b"}, `proxy_url "https://h/a/./b": the path must be without "//", ".", ".." and needless %-encoding`},
 		"a URL with two slashes":       {data{"proxy_url": "https://h//a"}, `proxy_url "https://h//a": the path must be without "//", ".", ".." and needless %-encoding`},
@@ -198,10 +198,10 @@ func TestConfigRefuses(t *testing.T) {
 		"a URL in a map":               {data{"proxy_url": data{"secret": testSecret}}, "proxy_url holds what looks like a key or a token, and is for neither"},
 		"a secret in a duration":       {data{"max_ttl": data{"secret": testSecret}}, "max_ttl holds what looks like a key or a token, and is for neither"},
 		"a secret in a list":           {data{"accepted_audiences": data{"secret": testSecret}}, "accepted_audiences holds what looks like a key or a token, and is for neither"},
-		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be at most 2048 letters, digits and ._~:/%+=,;!()-`},
+		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be at most 2048 letters, digits and ._~:/%+=,;!()[]-`},
 		"a URL with a line break":      {data{"proxy_url": "https://h\n"}, "proxy_url must be an http or https URL such as https://ati.example.com"},
-		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be at most 2048 letters, digits and ._~:/%+=,;!()-`},
-		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": must have a host, and a port from 1 to 65535 or none`},
+		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be at most 2048 letters, digits and ._~:/%+=,;!()[]-`},
+		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none`},
 
 		"an empty audience":           {data{"audience": ""}, `audience "": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
 		"an audience with a comma":    {data{"audience": "a,b"}, `audience "a,b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
@@ -216,11 +216,11 @@ func TestConfigRefuses(t *testing.T) {
 		"an allowed scope t*":         {data{"allowed_scopes": "t*"}, `allowed_scopes "t*": a "*" needs a colon before it, as in "tool:github:*", or stands alone`},
 		"an allowed scope with NBSP":  {data{"allowed_scopes": []any{"tool:x\u00a0"}}, `allowed_scopes "tool:x\u00a0": ` + form},
 
-		"a negative max_ttl":          {data{"max_ttl": "-1s"}, `max_ttl "-1s": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"a max_ttl of half a second":  {data{"max_ttl": "500ms"}, `max_ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"an empty max_ttl":            {data{"max_ttl": ""}, `max_ttl "": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"a max_ttl that is a word":    {data{"max_ttl": "long"}, `max_ttl "long": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"a max_ttl beyond all bounds": {data{"max_ttl": "99999999999999999"}, `max_ttl "99999999999999999": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a negative max_ttl":          {data{"max_ttl": "-1s"}, `max_ttl "-1s": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a max_ttl of half a second":  {data{"max_ttl": "500ms"}, `max_ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"an empty max_ttl":            {data{"max_ttl": ""}, `max_ttl "": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a max_ttl that is a word":    {data{"max_ttl": "long"}, `max_ttl "long": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a max_ttl beyond all bounds": {data{"max_ttl": "99999999999999999"}, `max_ttl "99999999999999999": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -94,7 +94,7 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 	// empty value, whatever storage holds.
 	for name, value := range env {
 		if value == "" {
-			return nil, fmt.Errorf("%s would be empty", name)
+			return nil, fmt.Errorf("%s would be empty: storage is damaged", name)
 		}
 	}
 	b.Logger().Info("the proxy's environment was read", "key_version", key.Version)

@@ -470,7 +470,7 @@ func (r *role) judge(cfg *config, mountMax time.Duration) error {
 	case cfg.MaxTTL > 0 && longest > cfg.MaxTTL:
 		return fmt.Errorf("%s %v is longer than config's max_ttl %v", field, longest, cfg.MaxTTL)
 	case longest > mountMax:
-		return fmt.Errorf("%s %v is longer than the mount's maximum %v; to raise that: vault secrets tune -max-lease-ttl", field, longest, mountMax)
+		return fmt.Errorf("%s %v is longer than the mount's maximum %v; to raise that: vault secrets tune -max-lease-ttl=… <mount>", field, longest, mountMax)
 	}
 	if err := r.checkLease(r.TTL); err != nil {
 		return err
@@ -485,12 +485,12 @@ func (r *role) checkAudience(cfg *config) error {
 	if r.Audience == "" || cfg.knowsAudience(r.Audience) {
 		return nil
 	}
-	return fmt.Errorf("audience %q is none of config's (%s)", r.Audience, strings.Join(cfg.audiences(), ", "))
+	return fmt.Errorf("audience %q is none of config's (%s); accepted_audiences of config takes further ones", r.Audience, strings.Join(cfg.audiences(), ", "))
 }
 
 func (r *role) checkEnabled() error {
 	if r.Disabled {
-		return fmt.Errorf("role %q is disabled", r.name)
+		return fmt.Errorf("role %q is disabled; disabled=false enables it", r.name)
 	}
 	return nil
 }

@@ -200,7 +200,7 @@ func TestARoleRefuses(t *testing.T) {
 	}
 	cases := map[string]c{
 		"nothing granted":                      {data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes"},
-		"an empty name":                        {data{"tools": "a,,b"}, `tools "": an item must not be empty`},
+		"an empty name":                        {data{"tools": "a,,b"}, `tools "": an item must not be empty; is there a comma too many?`},
 		"a name that is only a prefix":         {data{"tools": "tool:"}, `tools "tool:": names no tool`},
 		"a number for a name":                  {data{"tools": []any{7}}, "tools: item 1 is not a string"},
 		"a list in a list":                     {data{"tools": []any{[]any{"a"}}}, "tools: item 1 is not a string"},
@@ -239,9 +239,9 @@ func TestARoleRefuses(t *testing.T) {
 		"rates in one string":         {data{"rate": "tool:web_search=5/hour, tool:arxiv:search=3/hour"}, `rate "tool:web_search=5/hour, tool:arxiv:search=3/hour": holds several rates; give each by itself, as in rate=tool:a=1/s rate=tool:b=2/s, or all as a JSON object`},
 		"a rate that is a number":     {data{"rate": 5}, `rate must be a map, or items such as "tool:github:*=10/hour"`},
 		"a subject that is a number":  {data{"subject": 5}, "subject must be a string"},
-		"a ttl that is true":          {data{"ttl": true}, `ttl must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"a ttl of a fraction":         {data{"ttl": 3600.5}, `ttl 3600.5: must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"a ttl beyond all bounds":     {data{"ttl": 1e10}, `ttl 1e+10: must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a ttl that is true":          {data{"ttl": true}, `ttl must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a ttl of a fraction":         {data{"ttl": 3600.5}, `ttl 3600.5: must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a ttl beyond all bounds":     {data{"ttl": 1e10}, `ttl 1e+10: must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
 		"a boolean that is a number":  {data{"disabled": 7}, "disabled must be true or false"},
 		"a rate given twice":          {data{"rate": []any{"*=1/s", "*=2/s"}}, `rate "*": is given twice`},
 		"a key that can't match":      {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": the key must be "*", or "tool:" and a pattern; no other limits a call`},
@@ -251,16 +251,16 @@ func TestARoleRefuses(t *testing.T) {
 		"a key with a no-break space": {data{"rate": data{"tool:a\u00a0": "1/s"}}, `rate "tool:a\u00a0": ` + patternForm},
 
 		"a ttl of zero":              {data{"ttl": 0}, "ttl must be at least 1s"},
-		"a negative ttl":             {data{"ttl": -1}, `ttl "-1": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"a ttl that rounds to zero":  {data{"ttl": "900ms"}, `ttl "900ms": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
-		"an empty ttl":               {data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, and not negative`},
+		"a negative ttl":             {data{"ttl": -1}, `ttl "-1": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a ttl that rounds to zero":  {data{"ttl": "900ms"}, `ttl "900ms": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"an empty ttl":               {data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
 		"a ttl over its max_ttl":     {data{"ttl": "3h", "max_ttl": "2h"}, "ttl 3h0m0s is longer than the role's max_ttl 2h0m0s"},
 		"a ttl over the ceiling":     {data{"ttl": "11h"}, "ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
 		"a max_ttl over the ceiling": {data{"max_ttl": "11h"}, "max_ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
 		"a scope over the ceiling":   {data{"scopes": "tool:*"}, `scope "tool:*" is beyond config's allowed_scopes (tool:web_search, tool:a:*, skill:s, help)`},
 		"a skill over the ceiling":   {data{"skills": "s2"}, `scope "skill:s2" is beyond config's allowed_scopes (tool:web_search, tool:a:*, skill:s, help)`},
 
-		"an audience that config doesn't know": {data{"audience": "other"}, `audience "other" is none of config's (ati-proxy, mcp)`},
+		"an audience that config doesn't know": {data{"audience": "other"}, `audience "other" is none of config's (ati-proxy, mcp); accepted_audiences of config takes further ones`},
 		"an empty boolean":                     {data{"disabled": ""}, `disabled "": must be true or false`},
 		"a boolean that is a word":             {data{"disabled": "maybe"}, `disabled "maybe": must be true or false`},
 		"a long description":                   {data{"description": strings.Repeat("x", 1025)}, "description has 1025 bytes; at most 1024 are allowed"},
@@ -318,7 +318,7 @@ func TestARoleRefuses(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
 		m.system.MaxLeaseTTLVal = 2 * time.Hour
-		m.refused(logical.UpdateOperation, "roles/r", data{"max_ttl": "3h"}, "max_ttl 3h0m0s is longer than the mount's maximum 2h0m0s; to raise that: vault secrets tune -max-lease-ttl")
+		m.refused(logical.UpdateOperation, "roles/r", data{"max_ttl": "3h"}, "max_ttl 3h0m0s is longer than the mount's maximum 2h0m0s; to raise that: vault secrets tune -max-lease-ttl=… <mount>")
 	})
 	t.Run("a partial update is judged as the whole that it makes", func(t *testing.T) {
 		t.Parallel()

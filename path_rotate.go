@@ -312,7 +312,7 @@ func (b *backend) nextKey(entry *configEntry, d *framework.FieldData, now time.T
 	}
 	for _, k := range cfg.known(now) {
 		if k.fingerprint == parsed.fingerprint {
-			return nil, logical.ErrorResponse("this is the key of version %d; a new version needs another one", k.Version), nil
+			return nil, logical.ErrorResponse("this is the key of version %d; a new version needs another one: leave it out, and Vault generates one", k.Version), nil
 		}
 	}
 	resp := new(logical.Response)

@@ -153,7 +153,7 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 		m.b = m.newBackend()
 	}
 	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1; it has version 2")
-	m.refused(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it; its proxy is at "https://green.example.com"`)
+	m.refused(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it; the current proxy is at "https://green.example.com"`)
 	if strings.Contains(m.storage.dump(t)["config"], testSecret) {
 		t.Error("storage still has the old secret")
 	}
@@ -208,7 +208,7 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 	green["fingerprint"] = got["pending_fingerprint"]
 	m.same("staged", status(map[string]data{"current": blue, "pending": green}), got)
 	secrets(map[string]string{"": testSecret, "/1": testSecret, "/2": greenSecret})
-	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com": this mount has no key for it (version 2, whose it is, is not active yet); its proxy is at "https://ati.example.com"`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com": this mount has no key for it (version 2, whose it is, is not active yet); the current proxy is at "https://ati.example.com"`)
 	m.same("config", any(1), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
 
 	m.now = m.now.Add(time.Minute)
@@ -230,7 +230,7 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 	last := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy, "ttl": "2h"}).Data["token"].(string)
 	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:01Z" // 2h, a minute and a second later
 	m.same("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil, broughtWarning))
-	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); its proxy is at "https://green.example.com"`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); the current proxy is at "https://green.example.com"`)
 	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may start again
 	// A role that is written now, with a longer TTL, changes nothing about it.
 	m.ok(logical.UpdateOperation, "roles/r", data{"max_ttl": "100h"})
@@ -486,7 +486,7 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		data data
 		want string
 	}{
-		"the present secret":              {data{"secret": testSecret}, "this is the key of version 1; a new version needs another one"},
+		"the present secret":              {data{"secret": testSecret}, "this is the key of version 1; a new version needs another one: leave it out, and Vault generates one"},
 		"a short secret":                  {data{"secret": testSecret[:62]}, "secret must be 64 hex characters; it has 62 characters" + hex},
 		"an empty secret":                 {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hex},
 		"an unknown algorithm":            {data{"algorithm": "RS256"}, `algorithm "RS256": must be "HS256" or "ES256"`},
@@ -530,11 +530,11 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
 		m.step("/stage", data{"proxy_url": greenProxy, "algorithm": "ES256", "private_key": pair.sec1}, stageWarning)
-		const staged = "this is the key of version 2; a new version needs another one"
+		const staged = "this is the key of version 2; a new version needs another one: leave it out, and Vault generates one"
 		m.refused(logical.UpdateOperation, "config/rotate", data{"algorithm": "ES256", "private_key": pair.pkcs8}, staged)
 		m.step("/activate", nil)
 		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"private_key": pair.pkcs8}, staged)
-		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256", "secret": testSecret}, "this is the key of version 1; a new version needs another one")
+		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256", "secret": testSecret}, "this is the key of version 1; a new version needs another one: leave it out, and Vault generates one")
 		m.refused(logical.UpdateOperation, "config/rotate", data{"secret": greenSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
 	})
 	t.Run("in config", func(t *testing.T) {
@@ -1122,7 +1122,7 @@ func TestAMintWithoutABoundIsAnError(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.damage(fmt.Sprintf(`"longest_ttl":%d`, time.Hour), `"longest_ttl":0`)
-	m.failed(logical.ReadOperation, "creds/r", nil, "storage has no bound on the life of tokens, which every role's write sets")
+	m.failed(logical.ReadOperation, "creds/r", nil, "storage has no bound on the life of tokens, which every role's write sets: write the roles again")
 }
 
 // A role's own maximum holds, where another role's is longer.
@@ -1286,7 +1286,7 @@ func TestNoVersionMintsForAStrangersProxy(t *testing.T) {
 	m := configured(t, nil, nil)
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
 	m.step("/activate", nil)
-	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": "https://third.example.com"}, `proxy_url "https://third.example.com": this mount has no key for it; its proxy is at "https://green.example.com"`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": "https://third.example.com"}, `proxy_url "https://third.example.com": this mount has no key for it; the current proxy is at "https://green.example.com"`)
 }
 
 // Vault mints nothing under a pending version, but whoever brought its key may.

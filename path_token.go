@@ -271,7 +271,7 @@ func (b *backend) beginMint(ctx context.Context, req *logical.Request, d *framew
 		return nil, logical.ErrorResponse(err.Error()), nil
 	}
 	if m.cfg.LongestTTL <= 0 {
-		return nil, nil, errors.New("storage has no bound on the life of tokens, which every role's write sets")
+		return nil, nil, errors.New("storage has no bound on the life of tokens, which every role's write sets: write the roles again")
 	}
 	if m.caller, err = b.lookUpCaller(req, m.role.identityAsked(m.params)); err != nil {
 		return nil, nil, err
@@ -365,7 +365,7 @@ func parseCredsParams(d *framework.FieldData) (*credsParams, error) {
 		{"proxy_url", &p.proxyURL, func(_, value string) (err error) { p.proxyURL, err = parseProxyURL(value); return err }},
 		{"format", &p.format, func(field, value string) error {
 			if value != formatEnv {
-				return fmt.Errorf("%s %q: must be %q, or left out", field, value, formatEnv)
+				return fmt.Errorf("%s %q: must be %q, or left out (-format=json, before the path, is the CLI's own)", field, value, formatEnv)
 			}
 			return nil
 		}},
@@ -428,7 +428,7 @@ func parseAgentIDs(d *framework.FieldData) ([]string, error) {
 	case err != nil:
 		return nil, err
 	case !ok:
-		return nil, errors.New("agent_ids is required: the subjects of the tokens")
+		return nil, errors.New("agent_ids is required: the subjects of the tokens, as in agent_ids=sandbox:1,sandbox:2")
 	case len(ids) == 0:
 		return nil, emptyParameter(agentIDsField)
 	}
@@ -571,7 +571,7 @@ func (r *role) identify(t *tokenRequest, p *credsParams, who caller, agentID, jt
 				return err
 			}
 		case !strutil.StrListContainsGlob(id.allowed, id.chosen):
-			return fmt.Errorf("%s %q is not one that role %q allows", id.name, id.chosen, r.name)
+			return fmt.Errorf("%s %q is not one that role %q allows; its allowed_%ss say which", id.name, id.chosen, r.name, id.name)
 		default:
 			*id.out = id.chosen
 		}
@@ -604,7 +604,7 @@ func renderOptional(t *idTemplate, who caller, jti string) (string, error) {
 func (r *role) checkGranted(requested []string) error {
 	for _, scope := range requested {
 		if !coveredBy(r.granted, scope) {
-			return fmt.Errorf("scope %q is not covered by what role %q grants", scope, r.name)
+			return fmt.Errorf("scope %q is not covered by what role %q grants; check/%s tells what it opens", scope, r.name, r.name)
 		}
 	}
 	return nil

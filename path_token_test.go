@@ -166,8 +166,8 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 		want     string
 	}{
 		"no entity":                      {"{{identity.entity.name}}", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity"},
-		"no metadata":                    {"x:{{identity.entity.metadata.k}}", new(logical.Entity), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity},
-		"empty metadata":                 {"x:{{identity.entity.metadata.k}}", meta(""), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity},
+		"no metadata":                    {"x:{{identity.entity.metadata.k}}", new(logical.Entity), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
+		"empty metadata":                 {"x:{{identity.entity.metadata.k}}", meta(""), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
 		"a colon in a value":             {"x:{{identity.entity.metadata.k}}", meta("a:b"), `subject: {{identity.entity.metadata.k}} is "a:b" for entity ` + testEntity + joined},
 		"a slash in a value":             {"x:{{identity.entity.metadata.k}}", meta("a/b"), `subject: {{identity.entity.metadata.k}} is "a/b" for entity ` + testEntity + joined},
 		"an equals sign in a value":      {"x:{{identity.entity.metadata.k}}", meta("a=b"), `subject: {{identity.entity.metadata.k}} is "a=b" for entity ` + testEntity + joined},
@@ -178,8 +178,8 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 		"a directive as a value":         {"{{identity.entity.metadata.k}}", meta("{{identity.entity.id}}"), `subject "{{identity.entity.id}}": ` + idFormText},
 		"too long a whole":               {"{{identity.entity.metadata.k}}", meta(strings.Repeat("a", 129)), fmt.Sprintf("subject %q: %s", strings.Repeat("a", 129), idFormText)},
 		"two dots across value and text": {"a.{{identity.entity.metadata.k}}", meta("x.."), `subject "a.x..": ` + idFormText},
-		"another group":                  {"{{identity.groups.names.ops.id}}", new(logical.Entity), "subject: {{identity.groups.names.ops.id}} has no value for entity " + testEntity},
-		"another alias":                  {"{{identity.entity.aliases.acc.id}}", new(logical.Entity), "subject: {{identity.entity.aliases.acc.id}} has no value for entity " + testEntity},
+		"another group":                  {"{{identity.groups.names.ops.id}}", new(logical.Entity), "subject: {{identity.groups.names.ops.id}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
+		"another alias":                  {"{{identity.entity.aliases.acc.id}}", new(logical.Entity), "subject: {{identity.entity.aliases.acc.id}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -285,9 +285,9 @@ func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 		data data
 		want string
 	}{
-		"an agent_id that no glob has":   {data{"agent_id": "other"}, `agent_id "other" is not one that role "r" allows`},
-		"an agent_id of another case":    {data{"agent_id": "EXACT"}, `agent_id "EXACT" is not one that role "r" allows`},
-		"a job_id that no glob has":      {data{"job_id": "other"}, `job_id "other" is not one that role "r" allows`},
+		"an agent_id that no glob has":   {data{"agent_id": "other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"an agent_id of another case":    {data{"agent_id": "EXACT"}, `agent_id "EXACT" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"a job_id that no glob has":      {data{"job_id": "other"}, `job_id "other" is not one that role "r" allows; its allowed_job_ids say which`},
 		"an agent_id with a blank":       {data{"agent_id": "sandbox:a b"}, `agent_id "sandbox:a b": ` + idFormText},
 		"an agent_id that is a variable": {data{"agent_id": "sandbox:${JWT_SUB}"}, `agent_id "sandbox:${JWT_SUB}": ` + idFormText},
 		"an agent_id that is a template": {data{"agent_id": "sandbox:{{jti}}"}, `agent_id "sandbox:{{jti}}": ` + idFormText},
@@ -299,16 +299,16 @@ func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 		"an agent_id that is a number":   {data{"agent_id": 9007199254740993.0}, "agent_id must be a string"},
 		"an agent_id that is true":       {data{"agent_id": true}, "agent_id must be a string"},
 		"a job_id that is a number":      {data{"job_id": json.Number("7")}, "job_id must be a string"},
-		"a proxy_url of somebody else":   {data{"proxy_url": "https://evil.example.com"}, `proxy_url "https://evil.example.com": this mount has no key for it; its proxy is at "https://ati.example.com"`},
+		"a proxy_url of somebody else":   {data{"proxy_url": "https://evil.example.com"}, `proxy_url "https://evil.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
 		"a proxy_url that is none":       {data{"proxy_url": "blue"}, `proxy_url "blue": the scheme must be http or https`},
-		"another format":                 {data{"format": "json"}, `format "json": must be "env", or left out`},
+		"another format":                 {data{"format": "json"}, `format "json": must be "env", or left out (-format=json, before the path, is the CLI's own)`},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "creds/r", c.data, c.want) })
 	}
 
 	m.ok(logical.UpdateOperation, "roles/r", data{"allowed_agent_ids": "", "allowed_job_ids": "", "allowed_sandbox_ids": ""})
 	for _, field := range []string{"agent_id", "job_id", "sandbox_id"} {
-		m.refused(logical.ReadOperation, "creds/r", data{field: "x"}, fmt.Sprintf(`%s "x" is not one that role "r" allows`, field))
+		m.refused(logical.ReadOperation, "creds/r", data{field: "x"}, fmt.Sprintf(`%s "x" is not one that role "r" allows; its allowed_%ss say which`, field, field))
 	}
 	// The proxy at this address, with the slashes that config cuts too.
 	m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy + "/"})
@@ -352,7 +352,7 @@ func TestNarrowing(t *testing.T) {
 			}
 		})
 	}
-	const beyond = ` is not covered by what role "r" grants`
+	const beyond = ` is not covered by what role "r" grants; check/r tells what it opens`
 	for name, c := range map[string]struct {
 		data data
 		want string
@@ -369,7 +369,7 @@ func TestNarrowing(t *testing.T) {
 		"a skill of a wildcard that opens nothing": {data{"skills": "research-a"}, `scope "skill:research-a"` + beyond},
 		"another scope":            {data{"scopes": "provider:y"}, `scope "provider:y"` + beyond},
 		"a tool that adds a scope": {data{"tools": []any{"web_search shell"}}, `tools "tool:web_search shell": ` + patternForm},
-		"an empty tool":            {data{"tools": []any{"web_search", ""}}, `tools "": an item must not be empty`},
+		"an empty tool":            {data{"tools": []any{"web_search", ""}}, `tools "": an item must not be empty; is there a comma too many?`},
 		"501 tools":                {data{"tools": strings.Repeat("a,", 500) + "a"}, "tools has 501 items; at most 500 are allowed"},
 		"a higher rate":            {data{"rate": data{"*": "101/hour"}}, `rate "*": 101/hour is more than the role's 100/hour`},
 		"another window":           {data{"rate": data{"*": "1/s"}}, `rate "*": 1/s is over another window than the role's 100/hour`},
@@ -398,7 +398,7 @@ func TestEmptyParametersAreRefused(t *testing.T) {
 			m.refused(logical.UpdateOperation, "creds/r", data{field: value}, fmt.Sprintf("parameter %q is empty; leave it out, or give it a value", field))
 		}
 	}
-	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, and not negative`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`)
 }
 
 func TestTTLs(t *testing.T) {
@@ -460,10 +460,10 @@ func TestTTLs(t *testing.T) {
 	for ttl, want := range map[any]string{
 		0:       "ttl must be at least 1s",
 		"0s":    "ttl must be at least 1s",
-		"500ms": `ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
-		"1.5s":  `ttl "1.5s": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
-		"-5m":   `ttl "-5m": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
-		"1 h":   `ttl "1 h": must be whole seconds, as in "90s", "1h" or 3600, and not negative`,
+		"500ms": `ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
+		"1.5s":  `ttl "1.5s": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
+		"-5m":   `ttl "-5m": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
+		"1 h":   `ttl "1 h": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
 	} {
 		m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ttl}, want)
 	}
@@ -510,13 +510,13 @@ func TestTheCeilingIsJudgedAgainAtEachMint(t *testing.T) {
 	m.refused(logical.ReadOperation, "creds/r", nil, `scope "tool:github:*" is beyond config's allowed_scopes (tool:web_search, tool:github:read_*)`)
 	m.ok(logical.ReadOperation, "creds/r", data{"tools": "web_search,github:read_file"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "", "accepted_audiences": ""})
-	m.refused(logical.ReadOperation, "creds/r", nil, `role "r": audience "mcp" is none of config's (ati-proxy)`)
+	m.refused(logical.ReadOperation, "creds/r", nil, `role "r": audience "mcp" is none of config's (ati-proxy); accepted_audiences of config takes further ones`)
 }
 
 func TestADisabledRoleMintsNothingAndStays(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"disabled": true})
-	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
+	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled; disabled=false enables it`)
 	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false})
 	m.ok(logical.ReadOperation, "creds/r", nil)
 }

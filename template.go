@@ -192,7 +192,7 @@ func (t *idTemplate) render(jti string, entity *logical.Entity, groups []*logica
 		default:
 			value, err := renderDirective(p.text, entity, groups)
 			if err != nil || value == "" {
-				return "", fmt.Errorf("%s: {{%s}} has no value for entity %s", t.field, p.text, entity.ID)
+				return "", fmt.Errorf("%s: {{%s}} has no value for entity %s; vault read identity/entity/id/%s shows what it has", t.field, p.text, entity.ID, entity.ID)
 			}
 			if len(t.pieces) > 1 && !joinedForm.MatchString(value) {
 				return "", fmt.Errorf("%s: {{%s}} is %q for entity %s; beside other text a value is letters, digits and ._@+- beginning with a letter or digit", t.field, p.text, value, entity.ID)
