@@ -119,7 +119,7 @@ func TestABatchIsRefusedAsAWhole(t *testing.T) {
 		"an id beyond the role":     {nil, data{"agent_ids": "sandbox:1,other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
 		"1001 ids":                  {nil, data{"agent_ids": agentIDs(1001)}, "agent_ids has 1001 items; at most 1000 are allowed"},
 		"a role without ids":        {data{"allowed_agent_ids": ""}, data{"agent_ids": "sandbox:1"}, `agent_id "sandbox:1" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"a scope beyond the role":   {nil, data{"agent_ids": "sandbox:1", "tools": "shell"}, `scope "tool:shell" is not covered by what role "r" grants; check/r tells what it opens`},
+		"a scope beyond the role":   {nil, data{"agent_ids": "sandbox:1", "tools": "shell"}, `scope "tool:shell" is not covered by what role "r" grants`},
 		"another proxy":             {nil, data{"agent_ids": "sandbox:1", "proxy_url": "https://x.example.com"}, `proxy_url "https://x.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
 		"a role with leases":        {data{"generate_lease": true}, data{"agent_ids": "sandbox:1"}, `role "r" gives its tokens leases, which a batch can't; mint them one by one, or set generate_lease=false`},
 		"a disabled role":           {data{"disabled": true}, data{"agent_ids": "sandbox:1"}, `role "r" is disabled; disabled=false enables it`},

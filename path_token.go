@@ -604,7 +604,7 @@ func renderOptional(t *idTemplate, who caller, jti string) (string, error) {
 func (r *role) checkGranted(requested []string) error {
 	for _, scope := range requested {
 		if !coveredBy(r.granted, scope) {
-			return fmt.Errorf("scope %q is not covered by what role %q grants; check/%s tells what it opens", scope, r.name, r.name)
+			return fmt.Errorf("scope %q is not covered by what role %q grants", scope, r.name)
 		}
 	}
 	return nil

@@ -352,7 +352,7 @@ func TestNarrowing(t *testing.T) {
 			}
 		})
 	}
-	const beyond = ` is not covered by what role "r" grants; check/r tells what it opens`
+	const beyond = ` is not covered by what role "r" grants`
 	for name, c := range map[string]struct {
 		data data
 		want string
