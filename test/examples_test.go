@@ -301,9 +301,9 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 func TestInteropGuard(t *testing.T) {
 	t.Parallel()
 	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
-	_, public := ecKey(t, elliptic.P256())
-	_, other := ecKey(t, elliptic.P384())
-	private, _ := ecKey(t, elliptic.P256())
+	_, _, public := ecKey(t, elliptic.P256())
+	_, _, other := ecKey(t, elliptic.P384())
+	_, private, _ := ecKey(t, elliptic.P256())
 	file := func(text string) string {
 		path := filepath.Join(t.TempDir(), "public.pem")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"crypto/elliptic"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -138,7 +139,11 @@ func TestTheSearchForLeaksFindsThem(t *testing.T) {
 	token := s.read(s.root, "ati/creds/r").Data["token"].(string)
 	printed := strings.TrimSpace(s.vault(s.root, "read", "-field=token", "ati/creds/r"))
 	batch := s.write(s.root, "ati/batch/r", data{"agent_ids": "a,b"}).Data["tokens"].(map[string]any)["b"].(string)
-	private, _, d := newPrivateKey(t)
+	key, private, _ := ecKey(t, elliptic.P256())
+	scalar, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.write(s.root, "ati/config/rotate", data{"algorithm": ati.ES256, "private_key": private})
 	signed := s.read(s.root, "ati/creds/r").Data["token"].(string)
 	s.write(s.root, "ati/config/rotate", data{"algorithm": ati.HS256})
@@ -162,7 +167,7 @@ func TestTheSearchForLeaksFindsThem(t *testing.T) {
 			t.Errorf("%s was found in %v (%v)", name, got, err)
 		}
 	}
-	if text := fmt.Sprintf("%x", d); s.leaks.in([]byte(text)) || s.leaks.in([]byte(s.root)) {
+	if text := fmt.Sprintf("%x", scalar); s.leaks.in([]byte(text)) || s.leaks.in([]byte(s.root)) {
 		t.Error("what the test never sent was found")
 	}
 }
@@ -176,7 +181,7 @@ func TestAMisplacedKeyIsInNoLog(t *testing.T) {
 	s, _ := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x", "allowed_agent_ids": "sandbox:*"})
 	token := s.read(s.root, "ati/creds/r").Data["token"].(string)
-	private, _, _ := newPrivateKey(t)
+	_, private, _ := ecKey(t, elliptic.P256())
 	hex := strings.Repeat("0f1e2d3c4b5a6978", 4)
 	s.leaks.remember([]byte(`secret=` + hex))
 	s.leaks.remember([]byte(private))

@@ -1,13 +1,8 @@
 package test
 
 import (
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	cryptorand "crypto/rand"
-	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -225,7 +220,11 @@ func TestPoliciesOfRotation(t *testing.T) {
 func TestRotationTellsNoKey(t *testing.T) {
 	t.Parallel()
 	s, first := startEngine(t)
-	private, der, _ := newPrivateKey(t)
+	key, private, _ := ecKey(t, elliptic.P256())
+	scalar, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
 	lines := strings.Split(private, "\n")
 	line := lines[1]
 	second := strings.Repeat("0f1e2d3c4b5a6978", 4)
@@ -267,7 +266,7 @@ func TestRotationTellsNoKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, secret := range []string{first, second, line, hex.EncodeToString(der)} {
+	for _, secret := range []string{first, second, line, fmt.Sprintf("%x", scalar)} {
 		generated[secret] = true
 	}
 	for name, text := range map[string]string{"a response or an error": told.String(), "the audit log": string(audit), "the server's log": s.log()} {
@@ -283,22 +282,6 @@ func TestRotationTellsNoKey(t *testing.T) {
 	if len(generated) < 4 {
 		t.Errorf("only %d keys were looked for", len(generated))
 	}
-}
-
-// newPrivateKey is an ES256 key in PEM, in DER, and as the number that it is.
-func newPrivateKey(t testing.TB) (text string, der, d []byte) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if der, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
-		t.Fatal(err)
-	}
-	if d, err = key.Bytes(); err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), der, d
 }
 
 // Two people do the same step at once: one does it, the other is told so.

@@ -3,13 +3,9 @@
 package test
 
 import (
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	cryptorand "crypto/rand"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -29,27 +25,6 @@ import (
 
 	"vault-plugin-secrets-ati/ati"
 )
-
-// ecKey is a new key, private and public, in PEM.
-func ecKey(t testing.TB, curve elliptic.Curve) (private, public string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(curve, cryptorand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	privateDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	publicDER, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	encode := func(kind string, der []byte) string {
-		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-	}
-	return encode("PRIVATE KEY", privateDER), encode("PUBLIC KEY", publicDER)
-}
 
 // rotate makes a step, and returns the versions of the key.
 func (s *server) rotate(step string, d data) data {
@@ -112,7 +87,7 @@ func TestInteropRotateAtOnce(t *testing.T) {
 	}
 	// With ES256, and a public key that another start left behind: no proxy.
 	s.rotate("", data{"algorithm": "ES256"})
-	_, stale := ecKey(t, elliptic.P256())
+	_, _, stale := ecKey(t, elliptic.P256())
 	file := filepath.Join(t.TempDir(), "stale.pem")
 	if err := os.WriteFile(file, []byte(stale), 0o600); err != nil {
 		t.Fatal(err)
@@ -132,7 +107,7 @@ func TestInteropES256Verdicts(t *testing.T) {
 	t.Parallel()
 	s := startVault(t)
 	s.mountEngine()
-	private, public := ecKey(t, elliptic.P256())
+	_, private, public := ecKey(t, elliptic.P256())
 	s.rotate("", data{"algorithm": "ES256", "private_key": private})
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
 	env := s.proxyEnv()
