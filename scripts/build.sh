@@ -8,4 +8,6 @@ flags='-s -w'
 if [ -n "${2:-}" ]; then
   flags="$flags -X main.version=$2"
 fi
-CGO_ENABLED=0 go build -trimpath -ldflags "$flags" -o "$1" ./cmd/vault-plugin-secrets-ati
+# Without what Git knows of the tree: an unpacked source gives the same binary as
+# a clone of it.
+CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$1" ./cmd/vault-plugin-secrets-ati
