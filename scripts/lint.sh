@@ -15,12 +15,15 @@ go vet -tags docs,interop ./...
 go tool -modfile=tools/lint/go.mod staticcheck -tags docs,interop ./...
 go mod verify >/dev/null
 go mod tidy -diff
-(
-  cd bench
-  go vet ./...
-  go tool -modfile=../tools/lint/go.mod staticcheck ./...
-  go mod tidy -diff
-)
+tools=$PWD/tools/lint/go.mod
+for module in bench tools/release; do
+  (
+    cd "$module"
+    go vet ./...
+    go tool -modfile="$tools" staticcheck ./...
+    go mod tidy -diff
+  )
+done
 
 if out=$(go tool -modfile=tools/lint/go.mod govulncheck ./... 2>&1); then
   echo "govulncheck: no known vulnerabilities in what is called"

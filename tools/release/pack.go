@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"debug/buildinfo"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+)
+
+// pack writes an archive and an SBOM of each binary; BINARY_SHA256SUMS over the
+// binaries, by their names in the archives; and SHA256SUMS over all these.
+func pack(root, version string, date time.Time, out string, binaries []string) error {
+	if len(binaries) == 0 {
+		return errors.New("no binary to pack")
+	}
+	shared, err := sharedFiles(root, version)
+	if err != nil {
+		return err
+	}
+	written := map[string][]byte{}
+	var sums []string
+	for _, path := range binaries {
+		binary, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		info, err := buildinfo.Read(bytes.NewReader(binary))
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if setting(info, "CGO_ENABLED") != "0" || setting(info, "-trimpath") != "true" {
+			return fmt.Errorf("%s was not built by scripts/build.sh", path)
+		}
+		goos, goarch := setting(info, "GOOS"), setting(info, "GOARCH")
+		modules, err := linked(root, goos, goarch)
+		if err != nil {
+			return err
+		}
+		if err := sameModules(info, modules); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+
+		top := fmt.Sprintf("%s_%s_%s_%s", name, version, goos, goarch)
+		program, archive, write := name, top+".tar.gz", tarGz
+		if goos == "windows" {
+			program, archive, write = name+".exe", top+".zip", zipped
+		}
+		files := slices.Concat(shared, licenceFiles(modules), []file{
+			{program, 0o755, binary},
+			{"docs/licences.md", 0o644, []byte(page(modules))},
+		})
+		for i := range files {
+			files[i].name = top + "/" + files[i].name
+		}
+		if written[archive], err = write(files, date); err != nil {
+			return err
+		}
+		sum := sha256.Sum256(binary)
+		if written[top+".cdx.json"], err = sbom(info, modules, version, date, sum); err != nil {
+			return err
+		}
+		sums = append(sums, fmt.Sprintf("%x  %s/%s\n", sum, top, program))
+		fmt.Printf("%s: %.1f MB, the binary %.1f MB, %d modules\n", archive, float64(len(written[archive]))/1e6, float64(len(binary))/1e6, len(modules))
+	}
+	// By the names, which all begin at the same column.
+	slices.SortFunc(sums, func(a, b string) int { return strings.Compare(a[2*sha256.Size:], b[2*sha256.Size:]) })
+	written["BINARY_SHA256SUMS"] = []byte(strings.Join(sums, ""))
+
+	var all bytes.Buffer
+	for _, name := range slices.Sorted(maps.Keys(written)) {
+		fmt.Fprintf(&all, "%x  %s\n", sha256.Sum256(written[name]), name)
+	}
+	written["SHA256SUMS"] = all.Bytes()
+	for name, text := range written {
+		if err := os.WriteFile(filepath.Join(out, name), text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sharedFiles are those that are the same in each archive.
+func sharedFiles(root, version string) (files []file, err error) {
+	for _, name := range []string{"README.md", "CHANGELOG.md"} {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, file{name, 0o644, text})
+	}
+	register, err := os.ReadFile(filepath.Join(root, "scripts", "register.sh"))
+	if err != nil {
+		return nil, err
+	}
+	before, after, found := strings.Cut(string(register), "\nversion=\n")
+	if !found {
+		return nil, errors.New("scripts/register.sh has no line \"version=\" to write the version into")
+	}
+	return append(files, file{"register.sh", 0o755, []byte(before + "\nversion=" + version + "\n" + after)}), nil
+}
+
+func licenceFiles(modules []module) (files []file) {
+	for _, m := range modules {
+		for _, f := range m.texts {
+			files = append(files, file{"licences/" + m.path + "@" + m.version + "/" + f.name, 0o644, f.text})
+		}
+	}
+	return files
+}
+
+func setting(info *debug.BuildInfo, key string) string {
+	for _, s := range info.Settings {
+		if s.Key == key {
+			return s.Value
+		}
+	}
+	return ""
+}
+
+// sameModules makes sure that what the licences were collected of is what the
+// binary says it is linked from.
+func sameModules(info *debug.BuildInfo, modules []module) error {
+	in := []string{std + " " + info.GoVersion}
+	for _, d := range info.Deps {
+		in = append(in, d.Path+" "+d.Version)
+	}
+	var have []string
+	for _, m := range modules {
+		have = append(have, m.path+" "+m.version)
+	}
+	slices.Sort(in)
+	slices.Sort(have)
+	if !slices.Equal(in, have) {
+		return fmt.Errorf("the binary is linked from %q, and there are licences of %q", in, have)
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"archive/tar"
+	"archive/zip"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// date is odd: a ZIP's own dates have only even seconds.
+var date = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+
+// in reads an archive: name, mode and date of each file, in its order, and its text.
+type in func(archive []byte) ([]string, error)
+
+func inTarGz(archive []byte) (got []string, err error) {
+	z, err := gzip.NewReader(bytes.NewReader(archive))
+	if err != nil {
+		return nil, err
+	}
+	if !z.ModTime.IsZero() || z.Name != "" {
+		return nil, fmt.Errorf("the gzip header has the name %q and the date %v", z.Name, z.ModTime)
+	}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return got, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if h.Uid != 0 || h.Gid != 0 || h.Uname != "" || h.Gname != "" {
+			return nil, fmt.Errorf("%s has the owner %d/%d %q/%q", h.Name, h.Uid, h.Gid, h.Uname, h.Gname)
+		}
+		text, err := io.ReadAll(r)
+		if err != nil {
+			return nil, err
+		}
+		got = append(got, fmt.Sprint(h.Name, " ", h.FileInfo().Mode(), " ", h.ModTime.UTC().Format(time.RFC3339), " ", string(text)))
+	}
+}
+
+func inZip(archive []byte) (got []string, err error) {
+	r, err := zip.NewReader(bytes.NewReader(archive), int64(len(archive)))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range r.File {
+		part, err := f.Open()
+		if err != nil {
+			return nil, err
+		}
+		text, err := io.ReadAll(part)
+		if err != nil {
+			return nil, err
+		}
+		got = append(got, fmt.Sprint(f.Name, " ", f.Mode(), " ", f.Modified.UTC().Format(time.RFC3339), " ", string(text)))
+	}
+	return got, nil
+}
+
+func TestArchives(t *testing.T) {
+	long := "top/" + strings.Repeat("a-long-name/", 12) + "LICENSE"
+	files := []file{{"top/z", 0o755, []byte("program")}, {long, 0o644, []byte("text")}, {"top/a", 0o644, nil}}
+	want := []string{
+		"top/a -rw-r--r-- 2026-03-04T05:06:07Z ",
+		long + " -rw-r--r-- 2026-03-04T05:06:07Z text",
+		"top/z -rwxr-xr-x 2026-03-04T05:06:07Z program",
+	}
+	tokyo := time.FixedZone("", 9*60*60)
+	for name, archive := range map[string]struct {
+		write func([]file, time.Time) ([]byte, error)
+		read  in
+	}{
+		"tar.gz": {tarGz, inTarGz},
+		"zip":    {zipped, inZip},
+	} {
+		t.Run(name, func(t *testing.T) {
+			one, err := archive.write(files, date)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := archive.read(one)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("it has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+			slices.Reverse(files)
+			if another, err := archive.write(files, date.In(tokyo)); err != nil || !bytes.Equal(one, another) {
+				t.Errorf("of the same files in another order, and elsewhere, it is another (%v)", err)
+			}
+		})
+	}
+}
+
+func TestClassify(t *testing.T) {
+	for want, text := range map[string]string{
+		"MIT":                     "Permission is hereby granted,\n  free of charge, to any person",
+		"MPL-2.0":                 "Mozilla Public License, version 2.0",
+		"Apache-2.0":              "Apache License\n\tVersion 2.0, January 2004",
+		"ISC":                     "Permission to use, copy, modify, and/or distribute this software",
+		"BSD-2-Clause":            "Redistribution and use in source and binary forms, with or without",
+		"BSD-3-Clause":            "Redistribution and use in source and binary forms … The names of its contributors may not be used to endorse or promote\nproducts",
+		"Apache-2.0 BSD-3-Clause": "Apache License Version 2.0 … Redistribution and use in source and binary forms … to endorse or promote products",
+		"":                        "All rights reserved.",
+	} {
+		if got := strings.Join(classify([]byte(text)), " "); got != want {
+			t.Errorf("%q is taken for %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestRead(t *testing.T) {
+	const mit, bsd = "Permission is hereby granted, free of charge", "Redistribution and use in source and binary forms"
+	for name, test := range map[string]struct {
+		files    map[string]string
+		licences []string
+		texts    []string
+		err      string
+	}{
+		"a licence, a notice, and a package of its own": {
+			files:    map[string]string{"LICENSE": mit, "NOTICE.txt": "Thanks.", "README": bsd, "licences.go": bsd, "p/LICENSE-lib": bsd, "q/LICENSE": "of a package that is not linked"},
+			licences: []string{"BSD-2-Clause", "MIT"},
+			texts:    []string{"LICENSE", "NOTICE.txt", "p/LICENSE-lib"},
+		},
+		"the same licence twice":  {files: map[string]string{"licence.md": mit, "COPYING": mit, "p/x": ""}, licences: []string{"MIT"}, texts: []string{"COPYING", "licence.md"}},
+		"one of two is not known": {files: map[string]string{"LICENSE": mit, "p/LICENSE": "All rights reserved."}, err: "example.com/m v1.0.0: the licence in p/LICENSE is not known"},
+		"none":                    {files: map[string]string{"README": mit, "NOTICE": mit, "p/x": ""}, err: "example.com/m v1.0.0: no licence was found"},
+		"one of documents":        {files: map[string]string{"LICENSE.docs": mit, "p/x": ""}, err: "example.com/m v1.0.0: no licence was found"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for file, text := range test.files {
+				path := filepath.Join(root, file)
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m, err := read("example.com/m", "v1.0.0", root, []string{root, filepath.Join(root, "p")})
+			if fmt.Sprint(err) != cmp.Or(test.err, "<nil>") {
+				t.Fatalf("%v, want %q", err, test.err)
+			}
+			if err != nil {
+				return
+			}
+			var texts []string
+			for _, f := range m.texts {
+				texts = append(texts, f.name)
+				if string(f.text) != test.files[f.name] {
+					t.Errorf("the text of %s is %q", f.name, f.text)
+				}
+			}
+			if !slices.Equal(m.licences, test.licences) || !slices.Equal(texts, test.texts) {
+				t.Errorf("licences %q in %q, want %q in %q", m.licences, texts, test.licences, test.texts)
+			}
+		})
+	}
+}
+
+func TestSameModules(t *testing.T) {
+	info := &debug.BuildInfo{GoVersion: "go1.26.8", Deps: []*debug.Module{{Path: "example.com/a", Version: "v1.0.0"}}}
+	all := []module{{path: std, version: "go1.26.8"}, {path: "example.com/a", version: "v1.0.0"}}
+	if err := sameModules(info, all); err != nil {
+		t.Error(err)
+	}
+	for name, modules := range map[string][]module{
+		"one less":            all[:1],
+		"one more":            append(slices.Clone(all), module{path: "example.com/b", version: "v1.0.0"}),
+		"another version":     {all[0], {path: "example.com/a", version: "v1.0.1"}},
+		"another toolchain":   {{path: std, version: "go1.26.9"}, all[1]},
+		"no standard library": all[1:],
+	} {
+		if sameModules(info, modules) == nil {
+			t.Errorf("with %s, the modules are taken for the binary's", name)
+		}
+	}
+}
