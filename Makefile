@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo picture dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licences fmt clean
+.PHONY: help build demo picture dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licences release fmt clean
 
 ROTATION_CALLS ?= 10000
 SOAK_KILLS ?= 10
@@ -28,6 +28,7 @@ dev-stop: ## Stop the server of make dev
 test: ## Run all tests that need Go only, some of them against a real Vault
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -count=1 ./...
 	@cd bench && go test -count=1 ./...
+	@cd tools/release && go test -count=1 ./...
 
 soak: ## Run the tests of faults, load and hostile input in their long form, and print counts
 	@SOAK_KILLS=$(SOAK_KILLS) FUZZ_TIME=$(SOAK_FUZZ_TIME) scripts/soak.sh
@@ -65,8 +66,11 @@ lint: ## Run gofmt, go vet, staticcheck and govulncheck
 licences: ## Write docs/licences.md, of what the plugin is linked from
 	@scripts/licences.sh >docs/licences.new && mv docs/licences.new docs/licences.md || { rm -f docs/licences.new; exit 1; }
 
+release: ## Build what is released into dist/: VERSION=v1.2.3, PLATFORMS="linux/amd64 …" or host, RELEASE_SIGN=command
+	@scripts/release.sh
+
 fmt: ## Format the Go files
 	@gofmt -w $$(git ls-files '*.go')
 
 clean: dev-stop ## Remove what was built
-	@rm -rf bin
+	@rm -rf bin dist

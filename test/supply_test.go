@@ -45,10 +45,11 @@ func TestTwoBuildsAreTheSame(t *testing.T) {
 	}
 }
 
-// copyTree copies what the plugin is built from, as Git has it or is to get it.
+// copyTree copies what the plugin and its release are built from, as Git has it
+// or is to get it.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
-	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "go.mod", "go.sum", "scripts")
+	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "*go.mod", "*go.sum", "scripts", "README.md", "CHANGELOG.md", "docs/licences.md")
 	list.Dir = from
 	names, err := list.Output()
 	if err != nil {

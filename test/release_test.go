@@ -1,0 +1,683 @@
+package test
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"debug/buildinfo"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// releaseDate is that of the releases that the tests make: 2026-03-04 05:06:07 UTC.
+const releaseDate = 1772600767
+
+// releaseTree is a copy of the source, that is of no Git repository.
+func releaseTree(t testing.TB) string {
+	t.Helper()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := filepath.Join(t.TempDir(), "tree")
+	copyTree(t, root, tree)
+	return tree
+}
+
+// gitless is the environment without what a hook of Git sets: it names another
+// repository than the one in the working directory.
+func gitless() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GIT_") })
+}
+
+// makeRelease releases for this platform. The last of equal variables counts.
+func makeRelease(t testing.TB, tree, dist string, env ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `umask "${UMASK:-022}" && exec scripts/release.sh`)
+	cmd.Dir = tree
+	cmd.Env = append(gitless(), "PLATFORMS=host", "VERSION=", "SOURCE_DATE_EPOCH=", "RELEASE_SIGN=", "DIST="+dist)
+	cmd.Env = append(cmd.Env, env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+var releases sync.Map // version → *sync.Once
+
+// released makes the release of a version, once, and returns its directory.
+func released(t testing.TB, version string) (dist string) {
+	t.Helper()
+	dist = filepath.Join(pluginDirs, "release-"+version)
+	once, _ := releases.LoadOrStore(version, new(sync.Once))
+	once.(*sync.Once).Do(func() {
+		out, err := makeRelease(t, releaseTree(t), dist, "VERSION="+version, fmt.Sprint("SOURCE_DATE_EPOCH=", releaseDate))
+		if err != nil {
+			t.Errorf("release %s: %v\n%s", version, err, out)
+		}
+		if !strings.Contains(out, "NOT SIGNED") {
+			t.Errorf("the release doesn't say that it isn't signed:\n%s", out)
+		}
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return dist
+}
+
+// top is the directory in the archive for this platform.
+func top(version string) string {
+	return fmt.Sprintf("%s_%s_%s_%s", pluginName, version, runtime.GOOS, runtime.GOARCH)
+}
+
+// unpack writes an archive's files below a directory, and returns their headers
+// and contents by their names.
+func unpack(t testing.TB, archive, to string) (map[string]*tar.Header, map[string][]byte) {
+	t.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	headers, texts := map[string]*tar.Header{}, map[string][]byte{}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return headers, texts
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !filepath.IsLocal(h.Name) || headers[h.Name] != nil {
+			t.Fatalf("%s has the name %q, or has it twice", archive, h.Name)
+		}
+		headers[h.Name] = h
+		if texts[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(to, h.Name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, texts[h.Name], fs.FileMode(h.Mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func files(t testing.TB, dir string) map[string][]byte {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string][]byte{}
+	for _, entry := range entries {
+		if texts[entry.Name()], err = os.ReadFile(filepath.Join(dir, entry.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return texts
+}
+
+func sumOf(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
+
+func commit(t testing.TB, tree string) {
+	t.Helper()
+	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"commit", "-q", "-m", "all"}} {
+		cmd := exec.Command("git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"}, args...)...)
+		cmd.Dir = tree
+		cmd.Env = append(gitless(), fmt.Sprintf("GIT_COMMITTER_DATE=@%d +0900", releaseDate))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %s: %v\n%s", args[0], err, out)
+		}
+	}
+}
+
+// signer is a command that writes a "signature" of its file beside it.
+func signer(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "a signer")
+	script := "#!/bin/sh\n[ \"$#\" = 2 ] && [ \"$1\" = --key=mine ] && sed 's/^/signed: /' \"$2\" >\"$2.sig\"\n"
+	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return shellWord(path) + " --key=mine"
+}
+
+func shellWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// A release follows from the source: made elsewhere, from a clone, by somebody
+// with other settings, and signed, it is the same.
+func TestTwoReleasesAreTheSame(t *testing.T) {
+	t.Parallel()
+	one := files(t, released(t, "v0.1.0"))
+
+	tree, dist := releaseTree(t), t.TempDir()
+	commit(t, tree)
+	former := filepath.Join(dist, top("v0.0.1")+".tar.gz")
+	if err := os.WriteFile(former, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// VERSION is that in main.go, and the date the commit's.
+	out, err := makeRelease(t, tree, dist, "UMASK=077", "TZ=Asia/Tokyo", "GOOS=windows", "GOARCH=386", "GOAMD64=v3",
+		"GOFLAGS=-buildvcs=true -tags=mine", "RELEASE_SIGN="+signer(t))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	another := files(t, dist)
+
+	if want := "signed: " + strings.ReplaceAll(strings.TrimSpace(string(another["SHA256SUMS"])), "\n", "\nsigned: ") + "\n"; string(another["SHA256SUMS.sig"]) != want {
+		t.Errorf("the signature is\n%s\nwant\n%s", another["SHA256SUMS.sig"], want)
+	}
+	if !strings.Contains(out, "SHA256SUMS is signed") {
+		t.Errorf("the release doesn't say that it is signed:\n%s", out)
+	}
+	delete(another, "SHA256SUMS.sig")
+	sums := func(files map[string][]byte) map[string]string {
+		sums := map[string]string{}
+		for name, text := range files {
+			sums[name] = sumOf(text)
+		}
+		return sums
+	}
+	if diff := cmp.Diff(sums(one), sums(another)); diff != "" {
+		t.Errorf("two releases (-one +another):\n%s", diff)
+	}
+	_, texts := unpack(t, filepath.Join(dist, top("v0.1.0")+".tar.gz"), t.TempDir())
+	for name, text := range texts {
+		if bytes.Contains(text, []byte(tree)) {
+			t.Errorf("%s names the directory %s", name, tree)
+		}
+	}
+}
+
+// dependency is a module as a binary, an SBOM or a page of licences has it.
+type dependency struct{ Path, Version string }
+
+// The archive of v0.1.0, and what its binary says it is linked from.
+func releasedArchive(t testing.TB) (headers map[string]*tar.Header, texts map[string][]byte, linked []dependency) {
+	t.Helper()
+	headers, texts = unpack(t, filepath.Join(released(t, "v0.1.0"), top("v0.1.0")+".tar.gz"), t.TempDir())
+	info, err := buildinfo.Read(bytes.NewReader(texts[top("v0.1.0")+"/"+pluginName]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	linked = []dependency{{"std", info.GoVersion}}
+	for _, d := range info.Deps {
+		linked = append(linked, dependency{d.Path, d.Version})
+	}
+	if len(linked) < 20 {
+		t.Fatalf("the binary is linked from %v", linked)
+	}
+	return headers, texts, linked
+}
+
+func TestWhatIsInTheArchive(t *testing.T) {
+	t.Parallel()
+	headers, texts, linked := releasedArchive(t)
+
+	modes := map[string]fs.FileMode{}
+	for name, h := range headers {
+		if h.Typeflag != tar.TypeReg || h.Uid != 0 || h.Gid != 0 || h.Uname != "" || h.Gname != "" || h.ModTime.Unix() != releaseDate {
+			t.Errorf("%s has the header %+v", name, h)
+		}
+		within, found := strings.CutPrefix(name, top("v0.1.0")+"/")
+		if !found {
+			t.Errorf("%s is not in the one directory at the top", name)
+		}
+		if !strings.HasPrefix(within, "licences/") {
+			modes[within] = fs.FileMode(h.Mode)
+		} else if h.Mode != 0o644 {
+			t.Errorf("%s has the mode %o", name, h.Mode)
+		}
+	}
+	if diff := cmp.Diff(map[string]fs.FileMode{
+		pluginName: 0o755, "register.sh": 0o755, "README.md": 0o644, "CHANGELOG.md": 0o644, "docs/licences.md": 0o644,
+	}, modes); diff != "" {
+		t.Errorf("files and modes (-want +got):\n%s", diff)
+	}
+	for _, name := range []string{"README.md", "CHANGELOG.md"} {
+		want, err := os.ReadFile(filepath.Join("..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(texts[top("v0.1.0")+"/"+name], want) {
+			t.Errorf("%s is another", name)
+		}
+	}
+
+	// The licences are those of the modules, as they are in the modules.
+	dirs := moduleDirs(t, linked)
+	of := map[string]map[string][]byte{} // directory in licences/ → file → text
+	for name, text := range texts {
+		within, found := strings.CutPrefix(name, top("v0.1.0")+"/licences/")
+		if !found {
+			continue
+		}
+		// The longest: one module's path may begin with that of another.
+		dir := ""
+		for d := range dirs {
+			if strings.HasPrefix(within, d+"/") && len(d) > len(dir) {
+				dir = d
+			}
+		}
+		if dir == "" {
+			t.Errorf("%s is of no module that the binary is linked from", name)
+			continue
+		}
+		if of[dir] == nil {
+			of[dir] = map[string][]byte{}
+		}
+		of[dir][strings.TrimPrefix(within, dir+"/")] = text
+	}
+	for dir, source := range dirs {
+		if len(of[dir]) == 0 {
+			t.Errorf("there is no licence of %s", dir)
+		}
+		for name, text := range of[dir] {
+			want, err := os.ReadFile(filepath.Join(source, name))
+			if err != nil || !bytes.Equal(text, want) || len(text) == 0 {
+				t.Errorf("the text of %s of %s is another (%v)", name, dir, err)
+			}
+		}
+		// Each licence and notice at the module's top is there.
+		entries, err := os.ReadDir(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, entry := range entries {
+			name := strings.ToLower(entry.Name())
+			is := strings.HasPrefix(name, "licen") || strings.HasPrefix(name, "notice") || strings.HasPrefix(name, "copying")
+			if is && entry.Type().IsRegular() && !strings.HasSuffix(name, ".docs") && of[dir][entry.Name()] == nil {
+				t.Errorf("%s of %s is missing", entry.Name(), dir)
+			}
+		}
+	}
+	// Of packages with a licence of their own.
+	for dir, name := range map[string]string{"github.com/go-jose/go-jose/v4@": "json/LICENSE", "github.com/hashicorp/golang-lru/v2@": "simplelru/LICENSE_list"} {
+		found := false
+		for d, texts := range of {
+			found = found || strings.HasPrefix(d, dir) && texts[name] != nil
+		}
+		if !found {
+			t.Errorf("%s of %s is missing", name, dir)
+		}
+	}
+}
+
+// moduleDirs are the directories of modules, by their names in licences/.
+func moduleDirs(t testing.TB, modules []dependency) map[string]string {
+	t.Helper()
+	dirs := map[string]string{}
+	args := []string{"list", "-mod=readonly", "-m", "-f", "{{.Path}}@{{.Version}} {{.Dir}}"}
+	for _, m := range modules {
+		if m.Path == "std" {
+			out, err := exec.Command("go", "env", "GOROOT").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dirs["std@"+m.Version] = strings.TrimSpace(string(out))
+			continue
+		}
+		args = append(args, m.Path)
+	}
+	list := exec.Command("go", args...)
+	list.Dir = ".."
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		name, dir, _ := strings.Cut(strings.TrimSpace(line), " ")
+		dirs[name] = dir
+	}
+	for _, m := range modules {
+		if dirs[m.Path+"@"+m.Version] == "" {
+			t.Fatalf("%s %s is not in the module cache", m.Path, m.Version)
+		}
+	}
+	return dirs
+}
+
+// As sha256sum -c would read them.
+func TestTheSumsOfARelease(t *testing.T) {
+	t.Parallel()
+	dist := files(t, released(t, "v0.1.0"))
+	_, texts, _ := releasedArchive(t)
+	listed := func(list string, of map[string][]byte) (names []string) {
+		for line := range strings.Lines(string(dist[list])) {
+			m := regexp.MustCompile(`^([0-9a-f]{64})  (\S+)\n$`).FindStringSubmatch(line)
+			if m == nil {
+				t.Fatalf("%s has the line %q", list, line)
+			}
+			if text, found := of[m[2]]; !found || sumOf(text) != m[1] {
+				t.Errorf("%s: the sum of %s is not %s", list, m[2], m[1])
+			}
+			names = append(names, m[2])
+		}
+		return names
+	}
+	archive := top("v0.1.0") + ".tar.gz"
+	if diff := cmp.Diff([]string{"BINARY_SHA256SUMS", top("v0.1.0") + ".cdx.json", archive}, listed("SHA256SUMS", dist)); diff != "" {
+		t.Errorf("SHA256SUMS lists (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{top("v0.1.0") + "/" + pluginName}, listed("BINARY_SHA256SUMS", texts)); diff != "" {
+		t.Errorf("BINARY_SHA256SUMS lists (-want +got):\n%s", diff)
+	}
+	if len(dist) != 4 {
+		t.Errorf("the release has %d files", len(dist))
+	}
+}
+
+func TestTheSBOMListsWhatTheBinaryIsLinkedFrom(t *testing.T) {
+	t.Parallel()
+	_, texts, linked := releasedArchive(t)
+	type component struct {
+		Name, Version, PURL string
+		Hashes              []struct{ Alg, Content string }
+		Evidence            struct {
+			Licenses []struct{ License struct{ ID string } }
+		}
+	}
+	var bom struct {
+		BOMFormat, SpecVersion, SerialNumber string
+		Metadata                             struct {
+			Timestamp time.Time
+			Component component
+		}
+		Components   []component
+		Dependencies []struct {
+			Ref       string
+			DependsOn []string
+		}
+	}
+	if err := json.Unmarshal(files(t, released(t, "v0.1.0"))[top("v0.1.0")+".cdx.json"], &bom); err != nil {
+		t.Fatal(err)
+	}
+	if bom.BOMFormat != "CycloneDX" || bom.SpecVersion != "1.6" || bom.SerialNumber != "" || bom.Metadata.Timestamp.Unix() != releaseDate {
+		t.Errorf("the document is %s %s of %v, with the serial number %q", bom.BOMFormat, bom.SpecVersion, bom.Metadata.Timestamp, bom.SerialNumber)
+	}
+	self := bom.Metadata.Component
+	if self.Name != pluginName || self.Version != "v0.1.0" || len(self.Hashes) != 1 || self.Hashes[0].Content != sumOf(texts[top("v0.1.0")+"/"+pluginName]) {
+		t.Errorf("it is of %+v", self)
+	}
+	var listed []dependency
+	var purls []string
+	licences := map[string]string{}
+	for _, c := range bom.Components {
+		listed = append(listed, dependency{c.Name, c.Version})
+		purls = append(purls, c.PURL)
+		if want := "pkg:golang/" + c.Name + "@" + strings.ReplaceAll(c.Version, "+", "%2B"); c.PURL != want {
+			t.Errorf("%s has the purl %s, want %s", c.Name, c.PURL, want)
+		}
+		var ids []string
+		for _, l := range c.Evidence.Licenses {
+			ids = append(ids, l.License.ID)
+		}
+		licences[c.Name] = strings.Join(ids, ", ")
+	}
+	if diff := cmp.Diff(linked, listed); diff != "" {
+		t.Errorf("modules (-binary +SBOM):\n%s", diff)
+	}
+	if len(bom.Dependencies) != 1 || !slices.Equal(bom.Dependencies[0].DependsOn, purls) {
+		t.Errorf("dependencies: %v", bom.Dependencies)
+	}
+
+	// So does the page of licences, and it names the same.
+	listed = nil
+	for _, m := range regexp.MustCompile(`(?m)^\| (\S+|Go's standard library) \| (.*) \| (.*) \|$`).FindAllStringSubmatch(string(texts[top("v0.1.0")+"/docs/licences.md"]), -1)[1:] {
+		d := dependency{m[1], m[2]}
+		switch d.Path {
+		case "---":
+			continue
+		case "Go's standard library":
+			d = linked[0]
+		}
+		listed = append(listed, d)
+		if m[3] != licences[d.Path] || m[3] == "" {
+			t.Errorf("%s is under %q by the page, and under %q by the SBOM", d.Path, m[3], licences[d.Path])
+		}
+	}
+	if diff := cmp.Diff(linked, listed); diff != "" {
+		t.Errorf("modules (-binary +docs/licences.md):\n%s", diff)
+	}
+}
+
+// runRegister runs a release's register.sh, and then what it prints, as an operator
+// would who pastes it into a shell.
+func (s *server) runRegister(version string, args ...string) string {
+	s.t.Helper()
+	// A directory whose name needs quotes.
+	dir := filepath.Join(s.t.TempDir(), "it's here")
+	unpack(s.t, filepath.Join(released(s.t, version), top(version)+".tar.gz"), dir)
+	script := exec.Command("./register.sh", append([]string{"-d", s.pluginDir()}, args...)...)
+	script.Dir = filepath.Join(dir, top(version))
+	printed, err := script.CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("register.sh: %v\n%s", err, printed)
+	}
+	before := files(s.t, s.pluginDir())
+	if before[pluginName+"-"+version] != nil {
+		s.t.Errorf("register.sh itself has copied the plugin")
+	}
+	bin := s.t.TempDir()
+	if err := os.Symlink(vaultBin, filepath.Join(bin, "vault")); err != nil {
+		s.t.Fatal(err)
+	}
+	run := exec.CommandContext(s.t.Context(), "/bin/sh", "-eu", "-c", string(printed))
+	run.Dir = s.t.TempDir()
+	run.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "HOME="+s.dir)
+	out, err := run.CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("%v\n%s\nof\n%s", err, out, printed)
+	}
+	return string(out)
+}
+
+// The lines that register.sh prints, run as they are: they mount the plugin, and
+// with the next release's the mount goes over to that, with all that it has.
+func TestAReleaseIsRegisteredAndUpgradedByItsScript(t *testing.T) {
+	t.Parallel()
+	s := startVault(t)
+	running := func() any { return s.read(s.root, "sys/mounts/team/ati").Data["running_plugin_version"] }
+	s.runRegister("v0.0.9", "-p", "team/ati")
+	if running() != "v0.0.9" {
+		t.Errorf("running version %v", running())
+	}
+	s.write(s.root, "team/ati/config", data{"proxy_url": "https://ati.example.com"})
+	secret := s.read(s.root, "team/ati/proxy-env").Data["ATI_JWT_SECRET"].(string)
+	s.write(s.root, "team/ati/roles/r", data{"tools": "web_search", "rate": "*=100/hour"})
+	claims(t, secret, s.read(s.root, "team/ati/creds/r"))
+	state := func() []data {
+		return []data{s.read(s.root, "team/ati/config").Data, s.read(s.root, "team/ati/roles/r").Data, s.read(s.root, "team/ati/proxy-env").Data}
+	}
+	before := state()
+
+	out := s.runRegister("v0.1.0", "-p", "team/ati", "upgrade")
+	if running() != "v0.1.0" || !strings.HasSuffix(strings.TrimSpace(out), "\nv0.1.0") {
+		t.Errorf("running version %v; the last command said:\n%s", running(), out)
+	}
+	if diff := cmp.Diff(before, state()); diff != "" {
+		t.Errorf("after the upgrade (-before +after):\n%s", diff)
+	}
+	claims(t, secret, s.read(s.root, "team/ati/creds/r"))
+	list := s.vault(s.root, "plugin", "list", "-detailed", "secret")
+	for _, version := range []string{"v0.0.9", "v0.1.0"} {
+		if !regexp.MustCompile(`(?m)^` + pluginName + `\s.*\s` + regexp.QuoteMeta(version) + `\s`).MatchString(list) {
+			t.Errorf("plugin list has no %s:\n%s", version, list)
+		}
+	}
+	// Side by side, so that there is a way back.
+	in := files(t, s.pluginDir())
+	if len(in) != 2 || in[pluginName+"-v0.0.9"] == nil || in[pluginName+"-v0.1.0"] == nil {
+		t.Errorf("the plugin directory has %d files", len(in))
+	}
+}
+
+func TestWhatRegisterPrints(t *testing.T) {
+	t.Parallel()
+	_, texts, _ := releasedArchive(t)
+	script := texts[top("v0.1.0")+"/register.sh"]
+	tool := func(dir, name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sums := map[string]func(path string){
+		"sha256sum": func(path string) { tool(path, "sha256sum", `cat >/dev/null; echo "$A_SUM  -"`) },
+		"shasum":    func(path string) { tool(path, "shasum", `[ "$*" = "-a 256" ] && cat >/dev/null && echo "$A_SUM  -"`) },
+		"sha256":    func(path string) { tool(path, "sha256", `[ "$1" = -q ] && [ -s "$2" ] && echo "$A_SUM"`) },
+		"none":      func(string) {},
+	}
+	const sum = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	for name, test := range map[string]struct {
+		sum, binary, output string
+		script              []byte
+		args                []string
+		want                string
+		fails               bool
+	}{
+		"by sha256sum": {sum: "sha256sum", want: `# On each node of the cluster: the binary, under a name of its own.
+cp DIR/vault-plugin-secrets-ati /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0
+# Once:
+vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0 -version=v0.1.0 secret vault-plugin-secrets-ati
+vault secrets enable -path=ati vault-plugin-secrets-ati
+# Where a former version is mounted already: DIR/register.sh upgrade
+`},
+		"an upgrade, by shasum": {sum: "shasum", args: []string{"-d", "/a b/", "-p", "it's", "upgrade"}, want: `# On each node of the cluster: the binary, under a name of its own.
+cp DIR/vault-plugin-secrets-ati '/a b/vault-plugin-secrets-ati-v0.1.0'
+# Once:
+vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0 -version=v0.1.0 secret vault-plugin-secrets-ati
+vault secrets tune -plugin-version=v0.1.0 'it'\''s'
+vault plugin reload -plugin=vault-plugin-secrets-ati
+# Says v0.1.0:
+vault read -field=running_plugin_version sys/mounts/'it'\''s'
+`},
+		"for Windows, by FreeBSD's sha256": {sum: "sha256", binary: pluginName + ".exe", want: `# On each node of the cluster: the binary, under a name of its own.
+cp DIR/vault-plugin-secrets-ati.exe /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0.exe
+# Once:
+vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0.exe -version=v0.1.0 secret vault-plugin-secrets-ati
+vault secrets enable -path=ati vault-plugin-secrets-ati
+# Where a former version is mounted already: DIR/register.sh upgrade
+`},
+		"with nothing that computes a sum": {sum: "none", fails: true, want: "there is no sha256sum, shasum or sha256\n"},
+		"with a sum that fails":            {sum: "sha256sum", output: "none", fails: true, want: "the SHA-256 of DIR/vault-plugin-secrets-ati could not be computed\n"},
+		"without a binary":                 {sum: "sha256sum", binary: "another", fails: true, want: "there is no vault-plugin-secrets-ati beside this script, in DIR\n"},
+		"with an unknown word":             {sum: "sha256sum", args: []string{"upgarde"}, fails: true, want: "usage: register.sh [-d plugin directory] [-p path of the mount] [upgrade]\n"},
+		"from no release": {sum: "sha256sum", script: bytes.Replace(script, []byte("version=v0.1.0\n"), []byte("version=\n"), 1), fails: true,
+			want: "this script is to be run from an unpacked release: make release puts it there\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, err := filepath.EvalSymlinks(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Of the PATH, only what every Unix has.
+			bin := t.TempDir()
+			for _, program := range []string{"cat", "cut", "dirname", "sed"} {
+				path, err := exec.LookPath(program)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(path, filepath.Join(bin, program)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sums[test.sum](bin)
+			if test.script == nil {
+				test.script = script
+			}
+			if test.binary == "" {
+				test.binary = pluginName
+			}
+			for name, text := range map[string][]byte{"register.sh": test.script, test.binary: []byte("a binary")} {
+				if err := os.WriteFile(filepath.Join(dir, name), text, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			output := sum
+			if test.output == "none" {
+				output = ""
+			}
+			cmd := exec.Command(filepath.Join(dir, "register.sh"), test.args...)
+			cmd.Dir = t.TempDir()
+			cmd.Env = []string{"PATH=" + bin, "A_SUM=" + output}
+			out, err := cmd.CombinedOutput()
+			if want := strings.ReplaceAll(test.want, "DIR", dir); string(out) != want || (err != nil) != test.fails {
+				t.Errorf("%v\n%s\nwant\n%s", err, out, want)
+			}
+		})
+	}
+}
+
+// What would be no release that others could check, or that somebody wanted.
+func TestRefusedReleases(t *testing.T) {
+	t.Parallel()
+	date := fmt.Sprint("SOURCE_DATE_EPOCH=", releaseDate)
+	for name, test := range map[string]struct {
+		repository, dirty bool
+		env               []string
+		want              string
+	}{
+		"changes that are in no commit": {repository: true, dirty: true,
+			want: "These changes are in no commit, so nobody could build this release again:\n M README.md\n?? new.go\nCommit them, or make a pre-release: make release VERSION=v0.1.0-dev\n"},
+		"such changes, as a version that is no pre-release": {repository: true, dirty: true, env: []string{"VERSION=v0.2.0"},
+			want: "make a pre-release: make release VERSION=v0.2.0-dev\n"},
+		"such changes as a pre-release, and a signer that fails": {repository: true, dirty: true, env: []string{"VERSION=v0.2.0-rc1", "RELEASE_SIGN=echo no key for >&2; false"},
+			want: "RELEASE_SIGN failed, and so there is no release\n"},
+		"a signer that writes no file": {env: []string{date, "RELEASE_SIGN=echo a signature of"},
+			want: "a signature of SHA256SUMS\nRELEASE_SIGN wrote no file beside SHA256SUMS, and so there is no release\n"},
+		"a source without a date":   {want: "SOURCE_DATE_EPOCH: is not set, and this is no clone of the repository whose commit has a date\n"},
+		"a date that is none":       {env: []string{"SOURCE_DATE_EPOCH=today"}, want: "SOURCE_DATE_EPOCH=today: must be a number of seconds since 1970\n"},
+		"a version without its v":   {env: []string{date, "VERSION=0.1.0"}, want: "VERSION=0.1.0: must be a semantic version with a leading v, as in v1.2.3 or v1.2.3-rc1\n"},
+		"a version that is a path":  {env: []string{date, "VERSION=v0.1.0-../x"}, want: "VERSION=v0.1.0-../x: must be a semantic version"},
+		"a platform that isn't one": {env: []string{date, "PLATFORMS=linux/pdp11"}, want: "linux/pdp11"},
+		"no platform":               {env: []string{date, "PLATFORMS= "}, want: "PLATFORMS names no platform\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tree, dist := releaseTree(t), t.TempDir()
+			if test.repository {
+				commit(t, tree)
+			}
+			if test.dirty {
+				for name, text := range map[string]string{"README.md": "changed", "new.go": "package atisecrets\n"} {
+					if err := os.WriteFile(filepath.Join(tree, name), []byte(text), 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			former := top("v0.0.1") + ".tar.gz"
+			if err := os.WriteFile(filepath.Join(dist, former), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out, err := makeRelease(t, tree, dist, test.env...)
+			if err == nil || !strings.Contains(out, test.want) {
+				t.Errorf("%v\n%s\nwant an error that has\n%s", err, out, test.want)
+			}
+			if left := files(t, dist); len(left) != 1 || left[former] == nil {
+				t.Errorf("the directory of the former release has %d files", len(left))
+			}
+		})
+	}
+}
