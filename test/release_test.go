@@ -630,6 +630,40 @@ vault secrets enable -path=ati vault-plugin-secrets-ati
 	}
 }
 
+// The Dockerfile takes from the archive what is in it, and puts the binary where
+// Vault and OpenBao look for it. No image is built here.
+func TestTheDockerfileFitsTheArchive(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := strings.NewReplacer("${VERSION}", "v0.1.0", "linux_${TARGETARCH}", runtime.GOOS+"_"+runtime.GOARCH).Replace(string(b))
+	archive := top("v0.1.0") + ".tar.gz"
+	if !strings.Contains(file, "\nADD "+archive+" /\n") || files(t, released(t, "v0.1.0"))[archive] == nil {
+		t.Errorf("it doesn't add %s:\n%s", archive, file)
+	}
+	_, texts, _ := releasedArchive(t)
+	copies := regexp.MustCompile(`(?m)^COPY --from=archive /(\S+) (\S+)$`).FindAllStringSubmatch(file, -1)
+	to := map[string]string{}
+	for _, m := range copies {
+		to[m[2]] = m[1]
+		found := false
+		for name := range texts {
+			found = found || name == m[1] || strings.HasPrefix(name, m[1]+"/")
+		}
+		if !found {
+			t.Errorf("the archive has no %s", m[1])
+		}
+	}
+	if diff := cmp.Diff(map[string]string{"/": top("v0.1.0") + "/" + pluginName, "/licences": top("v0.1.0") + "/licences"}, to); diff != "" {
+		t.Errorf("what it copies, and where to (-want +got):\n%s", diff)
+	}
+	if !strings.Contains(file, "\nENTRYPOINT [\"/"+pluginName+"\"]\n") {
+		t.Errorf("the image doesn't run the plugin:\n%s", file)
+	}
+}
+
 // What would be no release that others could check, or that somebody wanted.
 func TestRefusedReleases(t *testing.T) {
 	t.Parallel()
