@@ -5,4 +5,4 @@ set -euo pipefail
 unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-go -C tools/release run . licences -root "$PWD"
+go -C tools/release run -buildvcs=false . licences -root "$PWD"

@@ -56,7 +56,7 @@ for platform in $platforms; do
   echo "$platform: built in $((SECONDS - start)) s"
   binaries+=("$binary")
 done
-go -C tools/release run . pack -root "$PWD" -version "$version" -epoch "$date" -out "$work/new" "${binaries[@]}"
+go -C tools/release run -buildvcs=false . pack -root "$PWD" -version "$version" -epoch "$date" -out "$work/new" "${binaries[@]}"
 
 if [ -n "${RELEASE_SIGN:-}" ]; then
   before=$(ls "$work/new")
