@@ -23,7 +23,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: release licences -root DIR, or release pack -root DIR -version V -epoch SECONDS -out DIR BINARY...")
+		return errors.New("usage: release licences -root DIR, or release pack -root DIR -version V -epoch SECONDS -out DIR BINARY [BINARY …]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	root := flags.String("root", "", "the project's directory")
