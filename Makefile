@@ -58,7 +58,7 @@ bench: ## Run the benchmarks, on a real Vault too, and write docs/performance.md
 
 check: lint ## Before each commit, in under a minute: lint, unit tests, and what the documents say of the source
 	@go test -count=1 . ./ati ./tools/...
-	@go test -count=1 -tags docs -run '^Test(EachPromise|EveryExample|TheLicences|Troubleshooting|Links|Imports)' ./test
+	@go test -count=1 -tags docs -run '^Test(EachPromise|EveryExample|TheLicences|EachMessage|DocsLinks|Imports)' ./test
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh

@@ -404,7 +404,7 @@ func TestDocsPathHelp(t *testing.T) {
 
 // Links between the pages lead somewhere, and the pages that no test runs mark
 // their commands as well.
-func TestLinksLeadSomewhere(t *testing.T) {
+func TestDocsLinks(t *testing.T) {
 	t.Parallel()
 	pages, err := filepath.Glob("../docs/*.md")
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"debug/buildinfo"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"time"
 )
+
+const licencesPage = "docs/licences.md"
 
 // pack writes an archive and an SBOM of each binary; BINARY_SHA256SUMS over the
 // binaries, by their names in the archives; and SHA256SUMS over all these.
@@ -55,7 +58,7 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 		}
 		files := slices.Concat(shared, licenceFiles(modules), []file{
 			{program, 0o755, binary},
-			{"docs/licences.md", 0o644, []byte(page(modules))},
+			{licencesPage, 0o644, []byte(page(modules))},
 		})
 		for i := range files {
 			files[i].name = top + "/" + files[i].name
@@ -87,14 +90,33 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 	return nil
 }
 
-// sharedFiles are those that are the same in each archive.
+// sharedFiles are those that are the same in each archive: the documents, the
+// examples, and register.sh.
 func sharedFiles(root, version string) (files []file, err error) {
-	for _, name := range []string{"README.md", "CHANGELOG.md"} {
-		text, err := os.ReadFile(filepath.Join(root, name))
+	for _, top := range []string{"README.md", "CHANGELOG.md", "SECURITY.md", "docs", "examples"} {
+		err := filepath.WalkDir(filepath.Join(root, top), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() {
+				return err
+			}
+			name, err := filepath.Rel(root, path)
+			if err != nil {
+				return err
+			}
+			name = filepath.ToSlash(name)
+			if name == licencesPage || strings.HasPrefix(entry.Name(), ".") {
+				return nil // the former is the platform's own
+			}
+			text, err := os.ReadFile(path)
+			mode := fs.FileMode(0o644)
+			if bytes.HasPrefix(text, []byte("#!")) {
+				mode = 0o755
+			}
+			files = append(files, file{name, mode, text})
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, file{name, 0o644, text})
 	}
 	register, err := os.ReadFile(filepath.Join(root, "scripts", "register.sh"))
 	if err != nil {

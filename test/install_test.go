@@ -1,0 +1,59 @@
+//go:build docs
+
+package test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// docs/install.md as it stands: from an archive to a Vault with TLS, raft, an audit
+// log and policies, and from there to the next version, back and away.
+func TestDocsInstall(t *testing.T) {
+	t.Parallel()
+	work := t.TempDir()
+	for _, version := range []string{"v0.2.0", "v0.1.0"} {
+		for name, text := range files(t, released(t, version)) {
+			if err := os.WriteFile(filepath.Join(work, name), text, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	port := freePort(t)
+	next, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := strings.NewReplacer(
+		"/etc/vault", filepath.Join(work, "etc"), "/opt/vault", filepath.Join(work, "opt"), "/var/log/vault", filepath.Join(work, "log"),
+		"127.0.0.1:8200", "127.0.0.1:"+port, "127.0.0.1:8201", fmt.Sprintf("127.0.0.1:%d", next+1),
+		"linux_amd64", runtime.GOOS+"_"+runtime.GOARCH,
+	).Replace(commands(t, "../docs/install.md"))
+	// The page has its own server, and its own token for it.
+	s := &server{t: t, dir: work}
+	out := s.runCommands(work, "trap 'kill $(jobs -p); wait' EXIT\n"+script)
+	for _, want := range []string{
+		"vault-plugin-secrets-ati_v0.1.0_" + runtime.GOOS + "_" + runtime.GOARCH + ".tar.gz: OK",
+		"vault plugin register -sha256=", // by register.sh
+		"Success! Enabled the file audit device at: file/",
+		"scope          tool:web_search tool:arxiv:search skill:summarize",
+		"\nv0.1.0+ ", "\nv0.2.0+ ", // running_plugin_version, without a line break
+		"Success! Disabled the secrets engine (if it existed) at: ati/",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the page's commands don't print %q", want)
+		}
+	}
+	log, err := os.ReadFile(filepath.Join(work, "log", "audit.log"))
+	if err != nil || !strings.Contains(string(log), `"path":"ati/creds/researcher"`) {
+		t.Errorf("the audit log has no mint (%v)", err)
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
