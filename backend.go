@@ -181,8 +181,8 @@ func (b *backend) checkRequest(req *logical.Request) error {
 
 // checkName refuses a role's name that is too long for storage, or a key.
 func (b *backend) checkName(path string) error {
-	if len(path) < secretBytes {
-		return nil
+	if len(path) < 2*secretBytes {
+		return nil // as most are: too short for either
 	}
 	if route := b.Route(path); route == nil || route.Fields[nameField] == nil {
 		return nil

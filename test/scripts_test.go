@@ -203,6 +203,28 @@ func TestThePluginTellsItsVersion(t *testing.T) {
 	}
 }
 
+// What the Vault CLI's completion shows for a mount: the lists that it has.
+func TestTheCLICompletesTheNamesOfRoles(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	for _, name := range []string{"researcher", "ci"} {
+		s.write(s.root, "ati/roles/"+name, data{"tools": "x"})
+	}
+	for line, want := range map[string]string{
+		"vault read at":                   "ati/\n",
+		"vault read ati/roles/":           "ati/roles/ci\nati/roles/researcher\n",
+		"vault delete ati/roles/":         "ati/roles/ci\nati/roles/researcher\n",
+		"vault read ati/roles/researcher": "ati/roles/researcher\n",
+	} {
+		cmd := exec.Command(vaultBin)
+		cmd.Env = append(os.Environ(), "COMP_LINE="+line, "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root)
+		out, err := cmd.Output()
+		if err != nil || string(out) != want {
+			t.Errorf("%q is completed by %q (%v), want %q", line, out, err, want)
+		}
+	}
+}
+
 // Every file of examples/ names, in its first lines, a test of this package
 // that runs or checks it, or says that none does.
 func TestEveryExampleIsRunOrSaysThatItIsNot(t *testing.T) {
