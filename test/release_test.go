@@ -40,18 +40,20 @@ func releaseTree(t testing.TB) string {
 	return tree
 }
 
-// gitless is the environment without what a hook of Git sets: it names another
-// repository than the one in the working directory.
-func gitless() []string {
-	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GIT_") })
+// ownEnv is the environment without what a hook of Git sets, which names another
+// repository than that in the working directory, and without another make's.
+func ownEnv() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "GIT_") || strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=")
+	})
 }
 
 // makeRelease releases for this platform. The last of equal variables counts.
 func makeRelease(t testing.TB, tree, dist string, env ...string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `umask "${UMASK:-022}" && exec scripts/release.sh`)
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `umask "${UMASK:-022}" && exec make --no-print-directory release`)
 	cmd.Dir = tree
-	cmd.Env = append(gitless(), "PLATFORMS=host", "VERSION=", "SOURCE_DATE_EPOCH=", "RELEASE_SIGN=", "DIST="+dist)
+	cmd.Env = append(ownEnv(), "PLATFORMS=host", "VERSION=", "SOURCE_DATE_EPOCH=", "RELEASE_SIGN=", "DIST="+dist)
 	cmd.Env = append(cmd.Env, env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -145,7 +147,7 @@ func commit(t testing.TB, tree string) {
 	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"commit", "-q", "-m", "all"}} {
 		cmd := exec.Command("git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"}, args...)...)
 		cmd.Dir = tree
-		cmd.Env = append(gitless(), fmt.Sprintf("GIT_COMMITTER_DATE=@%d +0900", releaseDate))
+		cmd.Env = append(ownEnv(), fmt.Sprintf("GIT_COMMITTER_DATE=@%d +0900", releaseDate))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("git %s: %v\n%s", args[0], err, out)
 		}
@@ -252,7 +254,7 @@ func TestWhatIsInTheArchive(t *testing.T) {
 	}
 	wanted := map[string]fs.FileMode{pluginName: 0o755, "register.sh": 0o755, "docs/licences.md": 0o644}
 	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "CHANGELOG.md", "SECURITY.md", "docs", "examples")
-	list.Dir, list.Env = "..", gitless()
+	list.Dir, list.Env = "..", ownEnv()
 	names, err := list.Output()
 	if err != nil {
 		t.Fatal(err)

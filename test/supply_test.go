@@ -49,7 +49,7 @@ func TestTwoBuildsAreTheSame(t *testing.T) {
 // or is to get it.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
-	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "*go.mod", "*go.sum", "*.md", "scripts", "docs", "examples")
+	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "*go.mod", "*go.sum", "*.md", "Makefile", "scripts", "docs", "examples")
 	list.Dir = from
 	names, err := list.Output()
 	if err != nil {
