@@ -409,7 +409,7 @@ func TestLeases(t *testing.T) {
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x", "generate_lease": true, "ttl": "10m"})
 	creds := s.read(s.root, "ati/creds/r")
-	if creds.LeaseDuration != 599 || creds.Renewable || !strings.HasPrefix(creds.LeaseID, "ati/creds/r/") {
+	if creds.LeaseDuration != 598 || creds.Renewable || !strings.HasPrefix(creds.LeaseID, "ati/creds/r/") {
 		t.Errorf("lease %q of %d s, renewable %v", creds.LeaseID, creds.LeaseDuration, creds.Renewable)
 	}
 	if _, err := s.client(s.root).Sys().Renew(creds.LeaseID, 3600); status(t, err) != http.StatusBadRequest {

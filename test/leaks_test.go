@@ -192,7 +192,7 @@ func TestAMisplacedKeyIsInNoLog(t *testing.T) {
 		"config":              {"proxy_url", "algorithm", "secret", "private_key", "audience", "accepted_audiences", "issuer", "allowed_scopes", "max_ttl", "unknown"},
 		"config/rotate":       {"proxy_url", "algorithm", "secret", "private_key"},
 		"config/rotate/stage": {"proxy_url", "algorithm", "secret", "private_key"},
-		"roles/r":             {"tools", "skills", "scopes", "rate", "ttl", "max_ttl", "audience", "subject", "allowed_agent_ids", "job_id", "generate_lease", "disabled", "description", "name"},
+		"roles/other":         {"tools", "skills", "scopes", "rate", "ttl", "max_ttl", "audience", "subject", "allowed_agent_ids", "job_id", "generate_lease", "disabled", "description", "name"},
 		"roles/new":           {"rate", "ttl", "disabled"},
 		"creds/r":             append([]string{"agent_id", "job_id", "sandbox_id", "format"}, mint...),
 		"batch/r":             append([]string{"agent_ids"}, mint...),
