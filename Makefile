@@ -51,13 +51,14 @@ docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs.*)$$' -count=1 ./test
 
 api: ## Write docs/api.md, from the paths' own schemas and a real server's answers
-	@vault=$$(scripts/vault-bin.sh) && UPDATE=1 VAULT_BIN=$$vault go test -tags docs -run '^TestDocsAPI$$' -count=1 ./test >/dev/null
+	@vault=$$(scripts/vault-bin.sh) && UPDATE=1 VAULT_BIN=$$vault go test -tags docs -run '^TestDocsAPI$$' -count=1 ./test
 
 bench: ## Run the benchmarks, on a real Vault too, and write docs/performance.md (about 10 minutes)
 	@scripts/bench.sh
 
 check: lint ## Before each commit, in under a minute: lint, unit tests, and what the documents say of the source
 	@go test -count=1 . ./ati ./tools/...
+	@cd tools/release && go test -count=1 ./...
 	@go test -count=1 -tags docs -run '^Test(EachPromise|EveryExample|TheLicences|EachMessage|DocsLinks|Imports)' ./test
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck

@@ -110,13 +110,12 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 	return b, nil
 }
 
-// HandleRequest checks the role's name, and the types of all parameters, before
-// the framework does. That takes a number for an id, after it went through a
-// float on its way from Vault, so that two ids become one; and its errors quote
-// values, which puts a secret that is given as a list, or inside another field,
-// into the audit log.
+// HandleRequest checks all parameters before the framework does. That takes a
+// number for an id, after it went through a float on its way from Vault, so that
+// two ids become one; and its errors quote values, which puts a secret that is
+// given as a list, or inside another field, into the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
-	if err := b.checkRequest(req); err != nil {
+	if err := b.checkParameters(req); err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	return b.Backend.HandleRequest(ctx, req)
@@ -126,17 +125,16 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 // the audit log as it stands, and asks before it knows whether the caller may do
 // anything here: so what is wrong with a request is HandleRequest's to say.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
-	if b.checkName(req.Path) != nil {
-		return false, false, nil
-	}
 	bare := *req
 	bare.Data = nil
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-func (b *backend) checkRequest(req *logical.Request) error {
-	if err := b.checkName(req.Path); err != nil {
-		return err
+func (b *backend) checkParameters(req *logical.Request) error {
+	switch req.Operation {
+	case logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation, logical.ListOperation:
+	default:
+		return nil // the data of a revocation is the answer that began the lease
 	}
 	if len(req.Data) == 0 {
 		return nil
@@ -151,7 +149,7 @@ func (b *backend) checkRequest(req *logical.Request) error {
 		if field == nil || req.Data[name] == nil {
 			continue // onlyKnownParameters refuses it
 		}
-		if !field.DisplayAttrs.Sensitive && holdsKey(req.Data[name], !idFields[name]) {
+		if sensitive := field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive; !sensitive && holdsKey(req.Data[name], !hexFields[name]) {
 			return fmt.Errorf("%s holds what looks like a key or a token, and is for neither", name)
 		}
 		var err error
@@ -175,24 +173,6 @@ func (b *backend) checkRequest(req *logical.Request) error {
 		if err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// checkName refuses a role's name that is too long for storage, or a key.
-func (b *backend) checkName(path string) error {
-	if len(path) < 2*secretBytes {
-		return nil // as most are: too short for either
-	}
-	if route := b.Route(path); route == nil || route.Fields[nameField] == nil {
-		return nil
-	}
-	_, name, _ := strings.Cut(path, "/")
-	switch {
-	case holdsKey(name, true):
-		return errors.New("the role's name looks like a key or a token, and is for neither")
-	case len(name) > maxNameBytes:
-		return fmt.Errorf("the role's name has %d bytes; at most %d are allowed", len(name), maxNameBytes)
 	}
 	return nil
 }
@@ -271,6 +251,8 @@ func onlyKnownParameters(callback framework.OperationFunc) framework.OperationFu
 		slices.Sort(names) // so that of several mistakes the same one is told
 		for _, name := range names {
 			switch {
+			case d.Schema[name] == nil && holdsKey(name, true):
+				return logical.ErrorResponse("a parameter's name looks like a key or a token; this path takes %s", parameterNames(d)), nil
 			case d.Schema[name] == nil:
 				return logical.ErrorResponse("unknown parameter %q; this path takes %s", name, parameterNames(d)), nil
 			case name == nameField || name == versionField:

@@ -521,7 +521,7 @@ func TestAKeyInTheWrongPlaceIsNotQuoted(t *testing.T) {
 					if resp != nil {
 						said += fmt.Sprint(resp.Warnings, resp.Error())
 					}
-					ids := strings.Contains(field, "_id") || field == "subject" // a container's id has 64 hex digits
+					ids := strings.Contains(field, "_id") || field == "subject" || field == "description" // a container's id has 64 hex digits
 					for _, part := range []string{testSecret[:20], strings.ToUpper(testSecret[:20]), token[len(token)-20:]} {
 						if strings.Contains(said, part) && !(ids && !strings.Contains(key, "-----") && key != token) {
 							t.Errorf("%s %s, given %.40v, says: %.200s", path, field, value, said)
@@ -543,13 +543,73 @@ func TestAKeyInTheWrongPlaceIsNotQuoted(t *testing.T) {
 			m.refused(logical.UpdateOperation, path, data{field: value}, field+" must be a string")
 		}
 	}
-	for _, path := range []string{"roles/", "creds/", "batch/", "check/"} {
-		for _, name := range []string{testSecret, token, "x." + testSecret} {
-			m.refused(logical.UpdateOperation, path+name, data{"tools": "x"}, "the role's name looks like a key or a token, and is for neither")
+	m.refused(logical.UpdateOperation, "creds/r", data{testSecret: "x"}, "a parameter's name looks like a key or a token; this path takes agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl")
+}
+
+func TestARolesNameIsNoKeyAndNotTooLong(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
+	for _, name := range []string{testSecret, token, "x." + testSecret} {
+		m.refused(logical.CreateOperation, "roles/"+name, data{"tools": "x"}, "the role's name looks like a key or a token, and is for neither")
+		m.ok(logical.DeleteOperation, "roles/"+name, nil)
+		if strings.Contains(m.log.String(), name) {
+			t.Errorf("the log has it: %s", m.log)
 		}
-		m.refused(logical.UpdateOperation, path+strings.Repeat("x", 129), data{"tools": "x"}, "the role's name has 129 bytes; at most 128 are allowed")
 	}
+	m.refused(logical.CreateOperation, "roles/"+strings.Repeat("x", 129), data{"tools": "x"}, "the role's name has 129 bytes; at most 128 are allowed")
 	m.ok(logical.CreateOperation, "roles/"+strings.Repeat("x", 128), data{"tools": "x"})
+
+	// One that is there, by whatever version, can be used and got rid of.
+	name := "sandbox-" + testSecret
+	entry, err := m.storage.Storage.Get(t.Context(), "role/r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry.Key = "role/" + name
+	if err := m.storage.Storage.Put(t.Context(), entry); err != nil {
+		t.Fatal(err)
+	}
+	m.ok(logical.ReadOperation, "roles/"+name, nil)
+	m.ok(logical.ReadOperation, "creds/"+name, nil)
+	m.ok(logical.UpdateOperation, "roles/"+name, data{"description": "x"})
+	lease := &logical.Request{Operation: logical.RevokeOperation, Path: "creds/" + name, Data: data{"proxy_url": "https://" + testSecret}, Secret: &logical.Secret{InternalData: data{"secret_type": "ati_token"}}, Storage: m.storage}
+	if resp, err := m.b.HandleRequest(t.Context(), lease); err != nil || resp.IsError() {
+		t.Errorf("revocation: %v %v", resp, err)
+	}
+	m.ok(logical.DeleteOperation, "roles/"+name, nil)
+	if strings.Contains(m.log.String(), testSecret) {
+		t.Errorf("the log has it: %s", m.log)
+	}
+}
+
+// What only looks a little like a key passes.
+func TestWhatIsNoKeyIsTaken(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{"allowed_agent_ids": testSecret + ",box-*", "allowed_job_ids": testSecret, "allowed_sandbox_ids": "*", "subject": testSecret})
+	m.ok(logical.UpdateOperation, "creds/r", data{"agent_id": testSecret, "job_id": testSecret, "sandbox_id": testSecret})
+	m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": []any{testSecret, "box-" + testSecret}})
+	for name, d := range map[string]data{
+		"a sum":         {"tools": "img:x@sha256:" + testSecret},
+		"a description": {"description": testSecret + " -----BEGIN CERTIFICATE-----"},
+		"fewer digits":  {"tools": testSecret[:59]},
+		"more digits":   {"tools": testSecret + testSecret[:5]},
+		"a word":        {"tools": "x" + testSecret[1:]},
+		"half a token":  {"tools": "eyJhbGciOiJIUzI1NiJ9.eyJ"},
+	} {
+		if resp, err := m.request(logical.UpdateOperation, "roles/r", d); err != nil || resp.IsError() {
+			t.Errorf("%s: %v %v", name, resp, err)
+		}
+	}
+	for name, d := range map[string]data{
+		"a digit less":      {"tools": testSecret[1:]},
+		"a digit more":      {"tools": testSecret + "0"},
+		"a key as of SEC 1": {"description": "-----BEGIN EC PRIVATE KEY-----"},
+	} {
+		if resp, err := m.request(logical.UpdateOperation, "roles/r", d); err != nil || !strings.Contains(resp.Error().Error(), "looks like a key") {
+			t.Errorf("%s: %v %v", name, resp, err)
+		}
+	}
 }
 
 // Whether a role or config exists goes by the path alone, so that a wrong parameter
@@ -557,7 +617,7 @@ func TestAKeyInTheWrongPlaceIsNotQuoted(t *testing.T) {
 func TestTheCheckOfExistenceKnowsNoParameters(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	for path, want := range map[string][2]bool{"config": {true, true}, "roles/r": {true, true}, "roles/new": {true, false}, "roles/" + testSecret: {false, false}, "config/rotate": {false, false}, "validate": {false, false}} {
+	for path, want := range map[string][2]bool{"config": {true, true}, "roles/r": {true, true}, "roles/new": {true, false}, "roles/" + testSecret: {true, false}, "config/rotate": {false, false}, "validate": {false, false}} {
 		found, exists, err := m.b.HandleExistenceCheck(t.Context(), &logical.Request{Operation: logical.CreateOperation, Path: path, Data: data{"ttl": []any{"x"}, "tools": 5, "name": "r"}, Storage: m.storage})
 		if got := [2]bool{found, exists}; err != nil || got != want {
 			t.Errorf("%s: %v (%v), want %v", path, got, err, want)

@@ -36,40 +36,65 @@ const (
 	maxTokenBytes  = 8 << 10
 )
 
-// What a key or a token looks like. Errors and warnings quote values, for the
-// user's eyes and, some of them, into the audit log: a value of this form that
-// stands in the wrong field is refused before.
-var (
-	tokenForm  = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.`)
-	secretForm = regexp.MustCompile(`(?:^|[^0-9A-Za-z])[0-9A-Fa-f]{64}(?:$|[^0-9A-Za-z])`)
-)
+// tokenForm is what a token looks like, after the check for its second dot.
+var tokenForm = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.`)
 
-// idFields are those whose values may have 64 hex digits in them: the id of a
-// container does.
-var idFields = map[string]bool{
+// hexFields are those whose values may have 64 hex digits in them: the id of a
+// container does, and a text may have any sum.
+var hexFields = map[string]bool{
 	"agent_id": true, agentIDsField: true, "job_id": true, "sandbox_id": true, "subject": true,
-	"allowed_agent_ids": true, "allowed_job_ids": true, "allowed_sandbox_ids": true,
+	"allowed_agent_ids": true, "allowed_job_ids": true, "allowed_sandbox_ids": true, "description": true,
 }
 
-// holdsKey reports whether a parameter has a token, a key in PEM or, where that
-// is asked for, 64 hex digits in it.
-func holdsKey(value any, orHex bool) bool {
-	holds := func(item any) bool { return holdsKey(item, orHex) }
+// holdsKey reports whether a parameter has a token, a private key in PEM or, where
+// that is asked for, a secret in it. Errors and warnings quote values, for the
+// user's eyes and, some of them, into the audit log: what doesn't belong into any
+// of them is refused before.
+func holdsKey(value any, orSecret bool) bool {
 	switch v := value.(type) {
 	case string:
-		return tokenForm.MatchString(v) || strings.Contains(v, "-----BEGIN ") || orHex && len(v) >= 2*secretBytes && secretForm.MatchString(v)
-	case []string:
-		return slices.ContainsFunc(v, func(item string) bool { return holds(item) })
+		return strings.Contains(v, ".eyJ") && tokenForm.MatchString(v) || strings.Contains(v, "PRIVATE KEY-----") || orSecret && holdsSecret(v)
 	case []any:
-		return slices.ContainsFunc(v, holds)
+		return slices.ContainsFunc(v, func(item any) bool { return holdsKey(item, orSecret) })
 	case map[string]any:
 		for key, item := range v {
-			if holds(key) || holds(item) {
+			if holdsKey(key, orSecret) || holdsKey(item, orSecret) {
 				return true
 			}
 		}
+	case []string:
+		return slices.ContainsFunc(v, func(item string) bool { return holdsKey(item, orSecret) })
 	}
 	return false
+}
+
+// holdsSecret reports whether a text has a word of hex digits in it that is about
+// as long as a secret, a digit more or less having been lost or added. A sum, with
+// its algorithm before it, is none.
+func holdsSecret(text string) bool {
+	begin, hex := 0, true
+	for i := 0; i <= len(text); i++ {
+		if i < len(text) {
+			c := text[i] | 0x20 // in lower case, where it is a letter
+			if digit := c >= '0' && c <= '9'; digit || c >= 'a' && c <= 'z' {
+				hex = hex && (digit || c <= 'f')
+				continue
+			}
+		}
+		if n := i - begin; hex && n >= 2*secretBytes-4 && n <= 2*secretBytes+4 && !strings.HasSuffix(text[:begin], "sha256:") {
+			return true
+		}
+		begin, hex = i+1, true
+	}
+	return false
+}
+
+// shown is a role's name for the log, where it is no key.
+func shown(name string) string {
+	if holdsKey(name, true) {
+		return "(hidden)"
+	}
+	return name
 }
 
 const idRule = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
@@ -106,7 +131,7 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 	}{{"tools", "skill:", tools}, {"skills", "tool:", skills}} {
 		for _, item := range f.items {
 			if strings.HasPrefix(item, f.other) {
-				return nil, fmt.Errorf("%s %q: belongs into %ss", f.field, item, strings.TrimSuffix(f.other, ":"))
+				return nil, fmt.Errorf("%s %q: belongs in %ss", f.field, item, strings.TrimSuffix(f.other, ":"))
 			}
 		}
 	}

@@ -125,7 +125,7 @@ func TestABatchIsRefusedAsAWhole(t *testing.T) {
 		"a disabled role":           {data{"disabled": true}, data{"agent_ids": "sandbox:1"}, `role "r" is disabled; disabled=false enables it`},
 		"agent_id":                  {nil, data{"agent_ids": "sandbox:1", "agent_id": "sandbox:1"}, `unknown parameter "agent_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
 		"job_id":                    {nil, data{"agent_ids": "sandbox:1", "job_id": "x"}, `unknown parameter "job_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
-		"an identity without value": {data{"job_id": "{{identity.entity.name}}"}, data{"agent_ids": "sandbox:1"}, "job_id: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity"},
+		"an identity without value": {data{"job_id": "{{identity.entity.name}}"}, data{"agent_ids": "sandbox:1"}, "job_id: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

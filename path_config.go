@@ -396,7 +396,7 @@ func parseProxyURL(raw string) (string, error) {
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", fmt.Errorf("proxy_url %q: the scheme must be http or https", raw)
 	case !validHost(u.Hostname()) || !validPort(u):
-		return "", fmt.Errorf("proxy_url %q: the host must be letters, digits, dots and inner hyphens, or an IP address; the port 1 to 65535, or none", raw)
+		return "", fmt.Errorf("proxy_url %q: the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none", raw)
 	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
 		return "", fmt.Errorf(`proxy_url %q: must be at most %d letters, digits and ._~:/%%+=,;!()[]-`, raw, maxProxyURLBytes)
 	}

@@ -267,6 +267,9 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	}
 	created := entry == nil
 	if created {
+		if err := checkName(name); err != nil {
+			return logical.ErrorResponse(err.Error()), nil
+		}
 		entry = newRoleEntry(cfg, mountMax)
 	}
 	if err := entry.apply(d); err != nil {
@@ -304,7 +307,7 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if err := b.putRole(ctx, req.Storage, r); err != nil {
 		return nil, err
 	}
-	b.Logger().Info("role written", "role", name, "created", created, "parameters", parameterList(req))
+	b.Logger().Info("role written", "role", shown(name), "created", created, "parameters", parameterList(req))
 	return orNoContent(&logical.Response{Warnings: r.warnings(size)}), nil
 }
 
@@ -316,7 +319,7 @@ func (b *backend) pathRolesDelete(ctx context.Context, req *logical.Request, d *
 	if err := remove(ctx, req.Storage, rolePrefix+name); err != nil {
 		return nil, fmt.Errorf("delete role %q: %w", name, err)
 	}
-	b.Logger().Info("role deleted", "role", name)
+	b.Logger().Info("role deleted", "role", shown(name))
 	return nil, nil
 }
 
@@ -343,6 +346,17 @@ func (b *backend) configAndRole(ctx context.Context, req *logical.Request, d *fr
 		return nil, nil, logical.ErrorResponse("role %q does not exist; vault list %sroles shows those that do", name, req.MountPoint), nil
 	}
 	return cfg, r, nil, nil
+}
+
+// checkName refuses the name of a new role that is too long for storage, or a key.
+func checkName(name string) error {
+	switch {
+	case holdsKey(name, true):
+		return errors.New("the role's name looks like a key or a token, and is for neither")
+	case len(name) > maxNameBytes:
+		return fmt.Errorf("the role's name has %d bytes; at most %d are allowed", len(name), maxNameBytes)
+	}
+	return nil
 }
 
 // newRoleEntry has the defaults of a role that is created.

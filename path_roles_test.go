@@ -179,7 +179,7 @@ const (
 	globFormText = "a glob is 1 to 128 letters, digits and ._:@/+=-*"
 	starMiddle   = `a "*" is a wildcard only at the end of a pattern`
 	starColon    = `a "*" needs a colon before it, as in "tool:github:*", or stands alone`
-	noValue      = "is no value of an entity; see the identity templates in Vault's documentation of policies"
+	noValue      = "an entity has no such value; see the identity templates in Vault's documentation of policies"
 	literalText  = "outside of {{…}} only letters, digits and ._:@/+=- are allowed"
 )
 
@@ -204,8 +204,8 @@ func TestARoleRefuses(t *testing.T) {
 		"a name that is only a prefix":         {data{"tools": "tool:"}, `tools "tool:": names no tool`},
 		"a number for a name":                  {data{"tools": []any{7}}, "tools: item 1 is not a string"},
 		"a list in a list":                     {data{"tools": []any{[]any{"a"}}}, "tools: item 1 is not a string"},
-		"a skill among the tools":              {data{"tools": "skill:x"}, `tools "skill:x": belongs into skills`},
-		"a tool among the skills":              {data{"skills": "tool:x"}, `skills "tool:x": belongs into tools`},
+		"a skill among the tools":              {data{"tools": "skill:x"}, `tools "skill:x": belongs in skills`},
+		"a tool among the skills":              {data{"skills": "tool:x"}, `skills "tool:x": belongs in tools`},
 		"a skill *":                            {data{"skills": "*"}, `skills "*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
 		"a skill skill:*":                      {data{"skills": "skill:*"}, `skills "skill:*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
 		"skill:* as a scope":                   {data{"scopes": "skill:*"}, `scopes "skill:*": opens nothing at the proxy; for every skill and every tool, use the scope "*"`},

@@ -25,7 +25,7 @@ func pathRotate(b *backend) []*framework.Path {
 			HelpDescription: desc,
 		}
 	}
-	rotate := step("", "Replace the key at once, and forget it.", "rotate", "key", pathRotateHelpSyn, pathRotateHelpDesc, b.pathRotateWrite)
+	rotate := step("", "Replace the key at once. The former one, and a previous one, are forgotten.", "rotate", "key", pathRotateHelpSyn, pathRotateHelpDesc, b.pathRotateWrite)
 	rotate.Pattern = "config/rotate"
 	rotate.Fields = keyFields()
 	rotate.Operations[logical.ReadOperation] = operation(b.pathRotateRead, "Read the versions of the key.", "read", "key-versions", status)
@@ -353,7 +353,7 @@ const pathRotateHelpSyn = `The versions of the key; or replace the key at once.`
 
 const pathRotateHelpDesc = `
 Reading tells the current, the pending and the previous version. Writing
-replaces the key at once, and forgets it, with a previous version: from here on
+replaces the key at once, and forgets the former one, with a previous version: from here on
 tokens carry the new one, and those out there die when the proxy has started
 again with what proxy-env says. This is how to revoke every token.
 

@@ -165,7 +165,7 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 		entity   *logical.Entity
 		want     string
 	}{
-		"no entity":                      {"{{identity.entity.name}}", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity"},
+		"no entity":                      {"{{identity.entity.name}}", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole"},
 		"no metadata":                    {"x:{{identity.entity.metadata.k}}", new(logical.Entity), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
 		"empty metadata":                 {"x:{{identity.entity.metadata.k}}", meta(""), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
 		"a colon in a value":             {"x:{{identity.entity.metadata.k}}", meta("a:b"), `subject: {{identity.entity.metadata.k}} is "a:b" for entity ` + testEntity + joined},
@@ -194,7 +194,7 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"subject": "{{identity.entity.name}}"})
 		m.entityID = testEntity
-		m.refused(logical.ReadOperation, "creds/r", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity")
+		m.refused(logical.ReadOperation, "creds/r", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole")
 	})
 	t.Run("a display name that is no id", func(t *testing.T) {
 		t.Parallel()

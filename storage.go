@@ -3,6 +3,7 @@ package atisecrets
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -23,13 +24,21 @@ func readEntry(ctx context.Context, s logical.Storage, path string, out any, ver
 	return nil
 }
 
+// writeTimeout bounds what a write to storage may take. Vault's own bound on a
+// request is 90 s.
+const writeTimeout = 2 * time.Minute
+
 // put and remove write to storage. They wait for a write that has begun, also when
 // its request is given up meanwhile: it may be carried out all the same, and a cache
 // that is filled in between would keep what was there before.
 func put(ctx context.Context, s logical.Storage, entry *logical.StorageEntry) error {
-	return s.Put(context.WithoutCancel(ctx), entry)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	return s.Put(ctx, entry)
 }
 
 func remove(ctx context.Context, s logical.Storage, path string) error {
-	return s.Delete(context.WithoutCancel(ctx), path)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	return s.Delete(ctx, path)
 }

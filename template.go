@@ -86,7 +86,7 @@ func tryDirective(directive string, jtiAllowed bool) error {
 	}
 	entity, groups := madeUpIdentity(directive)
 	if value, err := renderDirective(directive, entity, groups); err != nil || value == "" {
-		return errors.New("is no value of an entity; see the identity templates in Vault's documentation of policies")
+		return errors.New("an entity has no such value; see the identity templates in Vault's documentation of policies")
 	}
 	return nil
 }
@@ -188,7 +188,7 @@ func (t *idTemplate) render(jti string, entity *logical.Entity, groups []*logica
 		case p.text == jtiDirective:
 			b.WriteString(jti)
 		case entity == nil:
-			return "", fmt.Errorf("%s: {{%s}} has no value, since the caller's Vault token has no identity entity", t.field, p.text)
+			return "", fmt.Errorf("%s: {{%s}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole", t.field, p.text)
 		default:
 			value, err := renderDirective(p.text, entity, groups)
 			if err != nil || value == "" {

@@ -30,7 +30,7 @@ write_policy
 echo '$ export VAULT_TOKEN=$(vault token create -policy=researcher-orchestrator -display-name=orchestrator -field=token)'
 VAULT_TOKEN=$(vault token create -policy=researcher-orchestrator -display-name=orchestrator -field=token)
 
-say "The orchestrator gets a sandbox's token. The signing secret stays in Vault."
+say "The orchestrator gets a sandbox's token, and never the signing secret."
 show vault read ati/creds/researcher | tee "$dir/answer"
 token=$(awk '$1 == "token" { print $2 }' "$dir/answer")
 

@@ -51,6 +51,9 @@ while getopts d:p: option; do
   esac
 done
 shift $((OPTIND - 1))
+mount=${mount#/}
+mount=${mount%/}
+[ -n "$mount" ] || fail "-p must be where the engine is mounted, such as ati"
 case $#,${1:-} in
   0,) first=yes ;;
   1,upgrade) first= ;;

@@ -21,7 +21,8 @@ version=${VERSION:-$(sed -n 's/^var version = "\(.*\)"$/\1/p' cmd/$name/main.go)
   fail "VERSION=$version: must be a semantic version with a leading v, as in v1.2.3 or v1.2.3-rc1"
 
 if [ "$(git rev-parse --show-toplevel 2>/dev/null)" = "$(pwd -P)" ]; then
-  changes=$(git status --short)
+  # An ignored file would be packed too: say, the state of an example's Terraform.
+  changes=$(git status --short; git status --short --ignored docs examples | grep '^!!' || true)
   if [ -n "$changes" ] && [[ -z ${VERSION:-} || $version != *-* ]]; then
     fail "These changes are in no commit, so nobody could build this release again:
 $changes
@@ -34,8 +35,8 @@ fi
 [[ $date =~ ^[0-9]+$ ]] || fail "SOURCE_DATE_EPOCH=$date: must be a number of seconds since 1970"
 
 # Nothing of the environment is to change the binaries.
-unset GOOS GOARCH
-export GOFLAGS=-mod=readonly GOAMD64=v1 GOARM64=v8.0
+unset GOOS GOARCH GOEXPERIMENT
+export GOWORK=off GOFIPS140=off GOFLAGS=-mod=readonly GOAMD64=v1 GOARM64=v8.0
 platforms=${PLATFORMS:-linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 freebsd/amd64 freebsd/arm64 windows/amd64 windows/arm64}
 [[ $platforms == *[![:space:]]* ]] || fail "PLATFORMS names no platform"
 if [ "$platforms" = host ]; then platforms=$(go env GOHOSTOS)/$(go env GOHOSTARCH); fi

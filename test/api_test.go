@@ -122,7 +122,7 @@ func TestDocsAPI(t *testing.T) {
 		fmt.Fprintf(&sections, "\n## %s\n\n%s%s", heading, section, samples[path])
 	}
 	page := apiIntro + "\n" + contents.String() + sections.String()
-	if os.Getenv("UPDATE") != "" {
+	if os.Getenv("UPDATE") != "" && !t.Failed() {
 		if err := os.WriteFile(apiPage, []byte(page), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -232,6 +232,7 @@ var (
 	sampleHex  = regexp.MustCompile(`\b([0-9a-f]{8})[0-9a-f]{56}\b`)
 	sampleUUID = regexp.MustCompile(`\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b`)
 	leaseID    = regexp.MustCompile(`(creds/leased/)\w+`)
+	leaseTime  = regexp.MustCompile(`("lease_duration": )359\d`)
 	sampleTime = regexp.MustCompile(`\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ|\b1[789]\d{8}\b`)
 )
 
@@ -243,6 +244,7 @@ func settled(text string, start time.Time) string {
 	text = sampleHex.ReplaceAllString(text, "$1…")
 	text = sampleUUID.ReplaceAllString(text, "9c8db6f7-8149-308d-a4f2-df7361e9e336")
 	text = leaseID.ReplaceAllString(text, "${1}wVrzH4QJHVCBDLjRRh1hOJqY")
+	text = leaseTime.ReplaceAllString(text, "${1}3598") // a second less where the clock was just before the next
 	newYear := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	return sampleTime.ReplaceAllStringFunc(text, func(text string) string {
 		if unix, err := strconv.ParseInt(text, 10, 64); err == nil {

@@ -73,13 +73,19 @@ func TestThePluginIsNotDumpable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+	dir, err := os.MkdirTemp("/tmp", "ati-plugin")
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, pluginName)
-	if err := os.WriteFile(path, binary, 0o755); err != nil {
+	if err := os.WriteFile(path, binary, 0o700); err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range []string{dir, path} { // whatever the umask
+		if err := os.Chmod(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	cmd := exec.Command(path)
 	cmd.Env = []string{

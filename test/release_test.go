@@ -162,10 +162,8 @@ func signer(t testing.TB) string {
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return shellWord(path) + " --key=mine"
+	return shellQuote(path) + " --key=mine"
 }
-
-func shellWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // A release follows from the source: made elsewhere, from a clone, by somebody
 // with other settings, and signed, it is the same.

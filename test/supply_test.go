@@ -150,11 +150,15 @@ func TestImportsGoOneWay(t *testing.T) {
 		}
 		return strings.Fields(string(out))
 	}
-	const module = "vault-plugin-secrets-ati"
+	out, err := exec.Command("go", "list", "-m").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	module := strings.TrimSpace(string(out))
 	for of, forbidden := range map[string]*regexp.Regexp{
-		"../ati":           regexp.MustCompile("^(" + module + "|github.com/hashicorp/.*)$"),
-		"..":               regexp.MustCompile("^" + module + "/(cmd|test|tools|bench)"),
-		"../cmd/" + module: regexp.MustCompile("^(" + module + "/(test|tools|bench).*)$"),
+		"../ati":               regexp.MustCompile("^(" + module + "|github.com/hashicorp/.*)$"),
+		"..":                   regexp.MustCompile("^" + module + "/(cmd|test|tools|bench)"),
+		"../cmd/" + pluginName: regexp.MustCompile("^(" + module + "/(test|tools|bench).*)$"),
 	} {
 		all := imports(of)
 		if len(all) < 20 {

@@ -178,6 +178,8 @@ func (s *server) initialize() {
 	}
 }
 
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
 var nextPort atomic.Int32
 
 // freePort is a port that no other test of this run gets, and that was free a

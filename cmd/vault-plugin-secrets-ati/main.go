@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/api"
@@ -49,17 +48,4 @@ func run(args []string) error {
 		// For Vaults older than 1.12, which don't set up TLS by themselves.
 		TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig()),
 	})
-}
-
-// endWithParent ends the plugin after Vault has ended without ending it, as by
-// kill -9 or for want of memory: nobody would speak to it any more, and it would
-// keep the signing key in its memory for good. Another process is its parent then.
-// (The parent-death signal of Linux goes by the thread that forked, which in a Go
-// program such as Vault may end at any time.)
-func endWithParent() {
-	parent := os.Getppid()
-	for os.Getppid() == parent {
-		time.Sleep(time.Second)
-	}
-	os.Exit(1)
 }

@@ -14,15 +14,4 @@ vault write ati/roles/sandbox \
   job_id='{{jti}}' \
   ttl=1h
 
-vault policy write ati-sandbox - <<'HCL'
-# update, since Agent's template gives its parameter in the write form.
-path "ati/creds/sandbox" {
-  capabilities       = ["read", "update"]
-  allowed_parameters = { "proxy_url" = [], "ttl" = [], "format" = ["env"] }
-}
-
-# Agent renews its Vault token: the secret id that it logged in with works once.
-path "auth/token/renew-self" {
-  capabilities = ["update"]
-}
-HCL
+vault policy write ati-sandbox "$(dirname "$0")/../policies/sandbox.hcl"

@@ -41,6 +41,11 @@ path "ati/check/*" {
   capabilities = ["read", "update"]
 }
 
+# What a value is in the audit log, to search for it there.
+path "sys/audit-hash/file" {
+  capabilities = ["update"]
+}
+
 # What a token that turned up somewhere is, and whether it still passes.
 path "ati/validate" {
   capabilities = ["update"]

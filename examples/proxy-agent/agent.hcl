@@ -3,7 +3,9 @@
 #
 #   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
 #
-# The policy of this host is ../policies/proxy-host.hcl; a secret id that works once is enough.
+# The policy of this host is ../policies/proxy-host.hcl. Its secret id has to be one that
+# can be used again, or Agent could not be started again: bind it to this host's
+# address (secret_id_bound_cidrs).
 # Until Agent has noticed a new key, up to static_secret_render_interval, the
 # proxy has the old one.
 # With ATI_PROXY_ENV=ati/proxy-env/<version> the proxy keeps the key of that
@@ -18,7 +20,7 @@ auto_auth {
     config = {
       role_id_file_path                   = "/etc/vault-agent/role_id"
       secret_id_file_path                 = "/etc/vault-agent/secret_id"
-      remove_secret_id_file_after_reading = true
+      remove_secret_id_file_after_reading = false
     }
   }
 }

@@ -3,6 +3,8 @@
 #
 #   VAULT_ADDR=https://vault.example.com ATI_PROXY_URL=https://ati.example.com \
 #     vault agent -config=agent.hcl
+# Its secret id is used up by the start, and its file removed: each start needs a new
+# one (../approle/add-sandbox.sh says how it is made).
 #
 # Run by TestInteropSandboxAgent.
 

@@ -45,6 +45,7 @@ resource "vault_generic_endpoint" "config" {
   })
 }
 
+# A role keeps what data_json no longer names: to take something away, give it empty.
 resource "vault_generic_endpoint" "researcher" {
   path                 = "${vault_mount.ati.path}/roles/researcher"
   ignore_absent_fields = true
@@ -64,6 +65,7 @@ resource "vault_policy" "orchestrator" {
   name   = "ati-orchestrator"
   policy = <<-HCL
     path "${vault_mount.ati.path}/creds/researcher" { capabilities = ["read", "update"] }
+    path "${vault_mount.ati.path}/batch/researcher" { capabilities = ["update"] }
   HCL
 }
 

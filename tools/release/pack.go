@@ -95,8 +95,14 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 func sharedFiles(root, version string) (files []file, err error) {
 	for _, top := range []string{"README.md", "CHANGELOG.md", "SECURITY.md", "docs", "examples"} {
 		err := filepath.WalkDir(filepath.Join(root, top), func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() {
+			if err != nil {
 				return err
+			}
+			if entry.IsDir() {
+				if strings.HasPrefix(entry.Name(), ".") && path != root {
+					return fs.SkipDir
+				}
+				return nil
 			}
 			name, err := filepath.Rel(root, path)
 			if err != nil {
