@@ -166,9 +166,9 @@ func TestInteropAppRole(t *testing.T) {
 			t.Errorf("%s is %q, job %q", name, c.Subject, c.JobID)
 		}
 		for try, want := range map[string]int{
-			"PUT ati/creds/sandbox agent_id=sandbox:box2": 403,
-			"PUT ati/creds/sandbox job_id=x":              403,
-			"PUT ati/creds/sandbox sub=x":                 403,
+			"PUT ati/creds/sandbox agent_id=sandbox:box2": 400,
+			"PUT ati/creds/sandbox job_id=x":              400,
+			"PUT ati/creds/sandbox sub=x":                 400,
 			"GET ati/creds/other":                         403,
 			"PUT identity/entity name=box2":               403,
 			"PUT auth/approle/role/sandbox-box2 x=y":      403,
