@@ -251,7 +251,7 @@ func TestWhatIsInTheArchive(t *testing.T) {
 		}
 	}
 	wanted := map[string]fs.FileMode{pluginName: 0o755, "register.sh": 0o755, "docs/licences.md": 0o644}
-	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "CHANGELOG.md", "SECURITY.md", "docs", "examples")
+	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples")
 	list.Dir, list.Env = "..", ownEnv()
 	names, err := list.Output()
 	if err != nil {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"net/http"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"vault-plugin-secrets-ati/ati"
 )
 
 func runScript(t testing.TB, env []string, script string, args ...string) string {
@@ -222,6 +225,64 @@ func TestTheCLICompletesTheNamesOfRoles(t *testing.T) {
 		if err != nil || string(out) != want {
 			t.Errorf("%q is completed by %q (%v), want %q", line, out, err, want)
 		}
+	}
+}
+
+// Agent's configuration in examples/kubernetes/vault-agent.yaml, with a login that
+// needs no cluster.
+func TestTheAgentOfThePod(t *testing.T) {
+	t.Parallel()
+	manifest, err := os.ReadFile("../examples/kubernetes/vault-agent.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, ok := strings.Cut(string(manifest), "\n  agent.hcl: |\n")
+	text, _, more := strings.Cut(text, "\n---\n")
+	if !ok || !more {
+		t.Fatal("the manifest has no agent.hcl")
+	}
+	s, secret := startEngine(t)
+	s.write(s.root, "ati/roles/sandbox", data{"tools": "web_search", "subject": "pod"})
+	rules, err := os.ReadFile("../examples/policies/sandbox.hcl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	login, rendered := filepath.Join(dir, "login"), filepath.Join(dir, "session_token")
+	if err := os.WriteFile(login, []byte(s.policy("ati-sandbox", string(rules)+`
+path "auth/token/lookup-self" { capabilities = ["read"] }`)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	replaced := 0
+	for old, replacement := range map[string]string{`method "kubernetes"`: `method "token_file"`, `role = "ati-sandbox"`: fmt.Sprintf("token_file_path = %q", login), "/run/ati/session_token": rendered} {
+		replaced += strings.Count(text, old)
+		text = strings.ReplaceAll(text, old, replacement)
+	}
+	if replaced != 3 {
+		t.Fatalf("%d of 3 were replaced in\n%s", replaced, text)
+	}
+	config := filepath.Join(dir, "agent.hcl")
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	agent := exec.CommandContext(ctx, vaultBin, "agent", "-exit-after-auth", "-config="+config)
+	agent.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "ATI_PROXY_URL=https://ati.example.com", "HOME="+dir)
+	if out, err := agent.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	token, err := os.ReadFile(rendered)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.leaks.remember(token)
+	key, err := ati.ParseSecret(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := ati.ValidateToken(string(token), key); err != nil || c.Subject != "pod" {
+		t.Errorf("Agent renders a token of %+v (%v)", c, err)
 	}
 }
 

@@ -93,7 +93,7 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 // sharedFiles are those that are the same in each archive: the documents, the
 // examples, and register.sh.
 func sharedFiles(root, version string) (files []file, err error) {
-	for _, top := range []string{"README.md", "CHANGELOG.md", "SECURITY.md", "docs", "examples"} {
+	for _, top := range []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples"} {
 		err := filepath.WalkDir(filepath.Join(root, top), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil {
 				return err
