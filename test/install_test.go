@@ -18,7 +18,7 @@ func TestDocsInstall(t *testing.T) {
 	t.Parallel()
 	work := t.TempDir()
 	for _, version := range []string{"v0.2.0", "v0.1.0"} {
-		for name, text := range files(t, released(t, version)) {
+		for name, text := range filesIn(t, released(t, version)) {
 			if err := os.WriteFile(filepath.Join(work, name), text, 0o644); err != nil {
 				t.Fatal(err)
 			}

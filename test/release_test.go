@@ -81,8 +81,8 @@ func released(t testing.TB, version string) (dist string) {
 	return dist
 }
 
-// top is the directory in the archive for this platform.
-func top(version string) string {
+// archiveTop is the directory in the archive for this platform.
+func archiveTop(version string) string {
 	return fmt.Sprintf("%s_%s_%s_%s", pluginName, version, runtime.GOOS, runtime.GOARCH)
 }
 
@@ -125,7 +125,7 @@ func unpack(t testing.TB, archive, to string) (map[string]*tar.Header, map[strin
 	}
 }
 
-func files(t testing.TB, dir string) map[string][]byte {
+func filesIn(t testing.TB, dir string) map[string][]byte {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -142,7 +142,7 @@ func files(t testing.TB, dir string) map[string][]byte {
 
 func sumOf(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
 
-func commit(t testing.TB, tree string) {
+func commitAll(t testing.TB, tree string) {
 	t.Helper()
 	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"commit", "-q", "-m", "all"}} {
 		cmd := exec.Command("git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"}, args...)...)
@@ -154,8 +154,8 @@ func commit(t testing.TB, tree string) {
 	}
 }
 
-// signer is a command that writes a "signature" of its file beside it.
-func signer(t testing.TB) string {
+// fakeSigner is a command that writes a "signature" of its file beside it.
+func fakeSigner(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "a signer")
 	script := "#!/bin/sh\n[ \"$#\" = 2 ] && [ \"$1\" = --key=mine ] && sed 's/^/signed: /' \"$2\" >\"$2.sig\"\n"
@@ -169,21 +169,21 @@ func signer(t testing.TB) string {
 // with other settings, and signed, it is the same.
 func TestTwoReleasesAreTheSame(t *testing.T) {
 	t.Parallel()
-	one := files(t, released(t, "v0.1.0"))
+	one := filesIn(t, released(t, "v0.1.0"))
 
 	tree, dist := releaseTree(t), t.TempDir()
-	commit(t, tree)
-	former := filepath.Join(dist, top("v0.0.1")+".tar.gz")
+	commitAll(t, tree)
+	former := filepath.Join(dist, archiveTop("v0.0.1")+".tar.gz")
 	if err := os.WriteFile(former, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	// VERSION is that in main.go, and the date the commit's.
 	out, err := makeRelease(t, tree, dist, "UMASK=077", "TZ=Asia/Tokyo", "GOOS=windows", "GOARCH=386", "GOAMD64=v3",
-		"GOFLAGS=-buildvcs=true -tags=mine", "RELEASE_SIGN="+signer(t))
+		"GOFLAGS=-buildvcs=true -tags=mine", "RELEASE_SIGN="+fakeSigner(t))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	another := files(t, dist)
+	another := filesIn(t, dist)
 
 	if want := "signed: " + strings.ReplaceAll(strings.TrimSpace(string(another["SHA256SUMS"])), "\n", "\nsigned: ") + "\n"; string(another["SHA256SUMS.sig"]) != want {
 		t.Errorf("the signature is\n%s\nwant\n%s", another["SHA256SUMS.sig"], want)
@@ -202,7 +202,7 @@ func TestTwoReleasesAreTheSame(t *testing.T) {
 	if diff := cmp.Diff(sums(one), sums(another)); diff != "" {
 		t.Errorf("two releases (-one +another):\n%s", diff)
 	}
-	_, texts := unpack(t, filepath.Join(dist, top("v0.1.0")+".tar.gz"), t.TempDir())
+	_, texts := unpack(t, filepath.Join(dist, archiveTop("v0.1.0")+".tar.gz"), t.TempDir())
 	for name, text := range texts {
 		if bytes.Contains(text, []byte(tree)) {
 			t.Errorf("%s names the directory %s", name, tree)
@@ -216,8 +216,8 @@ type dependency struct{ Path, Version string }
 // The archive of v0.1.0, and what its binary says it is linked from.
 func releasedArchive(t testing.TB) (headers map[string]*tar.Header, texts map[string][]byte, linked []dependency) {
 	t.Helper()
-	headers, texts = unpack(t, filepath.Join(released(t, "v0.1.0"), top("v0.1.0")+".tar.gz"), t.TempDir())
-	info, err := buildinfo.Read(bytes.NewReader(texts[top("v0.1.0")+"/"+pluginName]))
+	headers, texts = unpack(t, filepath.Join(released(t, "v0.1.0"), archiveTop("v0.1.0")+".tar.gz"), t.TempDir())
+	info, err := buildinfo.Read(bytes.NewReader(texts[archiveTop("v0.1.0")+"/"+pluginName]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestWhatIsInTheArchive(t *testing.T) {
 		if h.Typeflag != tar.TypeReg || h.Uid != 0 || h.Gid != 0 || h.Uname != "" || h.Gname != "" || h.ModTime.Unix() != releaseDate {
 			t.Errorf("%s has the header %+v", name, h)
 		}
-		within, found := strings.CutPrefix(name, top("v0.1.0")+"/")
+		within, found := strings.CutPrefix(name, archiveTop("v0.1.0")+"/")
 		if !found {
 			t.Errorf("%s is not in the one directory at the top", name)
 		}
@@ -268,7 +268,7 @@ func TestWhatIsInTheArchive(t *testing.T) {
 		if wanted[name] = 0o644; bytes.HasPrefix(want, []byte("#!")) {
 			wanted[name] = 0o755
 		}
-		if !bytes.Equal(texts[top("v0.1.0")+"/"+name], want) {
+		if !bytes.Equal(texts[archiveTop("v0.1.0")+"/"+name], want) {
 			t.Errorf("%s is another", name)
 		}
 	}
@@ -280,7 +280,7 @@ func TestWhatIsInTheArchive(t *testing.T) {
 	dirs := moduleDirs(t, linked)
 	of := map[string]map[string][]byte{} // directory in licences/ → file → text
 	for name, text := range texts {
-		within, found := strings.CutPrefix(name, top("v0.1.0")+"/licences/")
+		within, found := strings.CutPrefix(name, archiveTop("v0.1.0")+"/licences/")
 		if !found {
 			continue
 		}
@@ -372,7 +372,7 @@ func moduleDirs(t testing.TB, modules []dependency) map[string]string {
 // As sha256sum -c would read them.
 func TestTheSumsOfARelease(t *testing.T) {
 	t.Parallel()
-	dist := files(t, released(t, "v0.1.0"))
+	dist := filesIn(t, released(t, "v0.1.0"))
 	_, texts, _ := releasedArchive(t)
 	listed := func(list string, of map[string][]byte) (names []string) {
 		for line := range strings.Lines(string(dist[list])) {
@@ -387,11 +387,11 @@ func TestTheSumsOfARelease(t *testing.T) {
 		}
 		return names
 	}
-	archive := top("v0.1.0") + ".tar.gz"
-	if diff := cmp.Diff([]string{"BINARY_SHA256SUMS", top("v0.1.0") + ".cdx.json", archive}, listed("SHA256SUMS", dist)); diff != "" {
+	archive := archiveTop("v0.1.0") + ".tar.gz"
+	if diff := cmp.Diff([]string{"BINARY_SHA256SUMS", archiveTop("v0.1.0") + ".cdx.json", archive}, listed("SHA256SUMS", dist)); diff != "" {
 		t.Errorf("SHA256SUMS lists (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{top("v0.1.0") + "/" + pluginName}, listed("BINARY_SHA256SUMS", texts)); diff != "" {
+	if diff := cmp.Diff([]string{archiveTop("v0.1.0") + "/" + pluginName}, listed("BINARY_SHA256SUMS", texts)); diff != "" {
 		t.Errorf("BINARY_SHA256SUMS lists (-want +got):\n%s", diff)
 	}
 	if len(dist) != 4 {
@@ -421,14 +421,14 @@ func TestTheSBOMListsWhatTheBinaryIsLinkedFrom(t *testing.T) {
 			DependsOn []string
 		}
 	}
-	if err := json.Unmarshal(files(t, released(t, "v0.1.0"))[top("v0.1.0")+".cdx.json"], &bom); err != nil {
+	if err := json.Unmarshal(filesIn(t, released(t, "v0.1.0"))[archiveTop("v0.1.0")+".cdx.json"], &bom); err != nil {
 		t.Fatal(err)
 	}
 	if bom.BOMFormat != "CycloneDX" || bom.SpecVersion != "1.6" || bom.SerialNumber != "" || bom.Metadata.Timestamp.Unix() != releaseDate {
 		t.Errorf("the document is %s %s of %v, with the serial number %q", bom.BOMFormat, bom.SpecVersion, bom.Metadata.Timestamp, bom.SerialNumber)
 	}
 	self := bom.Metadata.Component
-	if self.Name != pluginName || self.Version != "v0.1.0" || len(self.Hashes) != 1 || self.Hashes[0].Content != sumOf(texts[top("v0.1.0")+"/"+pluginName]) {
+	if self.Name != pluginName || self.Version != "v0.1.0" || len(self.Hashes) != 1 || self.Hashes[0].Content != sumOf(texts[archiveTop("v0.1.0")+"/"+pluginName]) {
 		t.Errorf("it is of %+v", self)
 	}
 	var listed []dependency
@@ -455,7 +455,7 @@ func TestTheSBOMListsWhatTheBinaryIsLinkedFrom(t *testing.T) {
 
 	// So does the page of licences, and it names the same.
 	listed = nil
-	for _, m := range regexp.MustCompile(`(?m)^\| (\S+|Go's standard library) \| (.*) \| (.*) \|$`).FindAllStringSubmatch(string(texts[top("v0.1.0")+"/docs/licences.md"]), -1)[1:] {
+	for _, m := range regexp.MustCompile(`(?m)^\| (\S+|Go's standard library) \| (.*) \| (.*) \|$`).FindAllStringSubmatch(string(texts[archiveTop("v0.1.0")+"/docs/licences.md"]), -1)[1:] {
 		d := dependency{m[1], m[2]}
 		switch d.Path {
 		case "---":
@@ -479,14 +479,14 @@ func (s *server) runRegister(version string, args ...string) string {
 	s.t.Helper()
 	// A directory whose name needs quotes.
 	dir := filepath.Join(s.t.TempDir(), "it's here")
-	unpack(s.t, filepath.Join(released(s.t, version), top(version)+".tar.gz"), dir)
+	unpack(s.t, filepath.Join(released(s.t, version), archiveTop(version)+".tar.gz"), dir)
 	script := exec.Command("./register.sh", append([]string{"-d", s.pluginDir()}, args...)...)
-	script.Dir = filepath.Join(dir, top(version))
+	script.Dir = filepath.Join(dir, archiveTop(version))
 	printed, err := script.CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("register.sh: %v\n%s", err, printed)
 	}
-	before := files(s.t, s.pluginDir())
+	before := filesIn(s.t, s.pluginDir())
 	if before[pluginName+"-"+version] != nil {
 		s.t.Errorf("register.sh itself has copied the plugin")
 	}
@@ -538,7 +538,7 @@ func TestAReleaseIsRegisteredAndUpgradedByItsScript(t *testing.T) {
 		}
 	}
 	// Side by side, so that there is a way back.
-	in := files(t, s.pluginDir())
+	in := filesIn(t, s.pluginDir())
 	if len(in) != 2 || in[pluginName+"-v0.0.9"] == nil || in[pluginName+"-v0.1.0"] == nil {
 		t.Errorf("the plugin directory has %d files", len(in))
 	}
@@ -547,7 +547,7 @@ func TestAReleaseIsRegisteredAndUpgradedByItsScript(t *testing.T) {
 func TestWhatRegisterPrints(t *testing.T) {
 	t.Parallel()
 	_, texts, _ := releasedArchive(t)
-	script := texts[top("v0.1.0")+"/register.sh"]
+	script := texts[archiveTop("v0.1.0")+"/register.sh"]
 	tool := func(dir, name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
 			t.Fatal(err)
@@ -650,8 +650,8 @@ func TestTheDockerfileFitsTheArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := strings.NewReplacer("${VERSION}", "v0.1.0", "linux_${TARGETARCH}", runtime.GOOS+"_"+runtime.GOARCH).Replace(string(b))
-	archive := top("v0.1.0") + ".tar.gz"
-	if !strings.Contains(file, "\nADD "+archive+" /\n") || files(t, released(t, "v0.1.0"))[archive] == nil {
+	archive := archiveTop("v0.1.0") + ".tar.gz"
+	if !strings.Contains(file, "\nADD "+archive+" /\n") || filesIn(t, released(t, "v0.1.0"))[archive] == nil {
 		t.Errorf("it doesn't add %s:\n%s", archive, file)
 	}
 	_, texts, _ := releasedArchive(t)
@@ -667,7 +667,7 @@ func TestTheDockerfileFitsTheArchive(t *testing.T) {
 			t.Errorf("the archive has no %s", m[1])
 		}
 	}
-	if diff := cmp.Diff(map[string]string{"/": top("v0.1.0") + "/" + pluginName, "/licences": top("v0.1.0") + "/licences"}, to); diff != "" {
+	if diff := cmp.Diff(map[string]string{"/": archiveTop("v0.1.0") + "/" + pluginName, "/licences": archiveTop("v0.1.0") + "/licences"}, to); diff != "" {
 		t.Errorf("what it copies, and where to (-want +got):\n%s", diff)
 	}
 	if !strings.Contains(file, "\nENTRYPOINT [\"/"+pluginName+"\"]\n") {
@@ -703,7 +703,7 @@ func TestRefusedReleases(t *testing.T) {
 			t.Parallel()
 			tree, dist := releaseTree(t), t.TempDir()
 			if test.repository {
-				commit(t, tree)
+				commitAll(t, tree)
 			}
 			if test.dirty {
 				for name, text := range map[string]string{"README.md": "changed", "new.go": "package atisecrets\n"} {
@@ -712,7 +712,7 @@ func TestRefusedReleases(t *testing.T) {
 					}
 				}
 			}
-			former := top("v0.0.1") + ".tar.gz"
+			former := archiveTop("v0.0.1") + ".tar.gz"
 			if err := os.WriteFile(filepath.Join(dist, former), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -720,7 +720,7 @@ func TestRefusedReleases(t *testing.T) {
 			if err == nil || !strings.Contains(out, test.want) {
 				t.Errorf("%v\n%s\nwant an error that has\n%s", err, out, test.want)
 			}
-			if left := files(t, dist); len(left) != 1 || left[former] == nil {
+			if left := filesIn(t, dist); len(left) != 1 || left[former] == nil {
 				t.Errorf("the directory of the former release has %d files", len(left))
 			}
 		})

@@ -75,7 +75,7 @@ func linked(root, goos, goarch string) ([]module, error) {
 		return nil, err
 	}
 	var unknown []error
-	for _, m := range slices.SortedFunc(maps.Keys(in), func(a, b dependency) int { return strings.Compare(a.Path, b.Path) }) {
+	for _, m := range slices.SortedFunc(maps.Keys(in), func(a, b linkedModule) int { return strings.Compare(a.Path, b.Path) }) {
 		with, err := read(m.Path, m.Version, m.Dir, slices.Sorted(maps.Keys(in[m])))
 		if err != nil {
 			unknown = append(unknown, err)
@@ -85,11 +85,11 @@ func linked(root, goos, goarch string) ([]module, error) {
 	return modules, errors.Join(unknown...)
 }
 
-type dependency struct{ Path, Version, Dir string }
+type linkedModule struct{ Path, Version, Dir string }
 
 // directories are those of the packages that the plugin is linked from, and those
 // above them, up to their module's.
-func directories(root, goos, goarch string) (map[dependency]map[string]bool, error) {
+func directories(root, goos, goarch string) (map[linkedModule]map[string]bool, error) {
 	list := exec.Command("go", "list", "-deps", "-json=Dir,Module", "./cmd/...")
 	list.Dir, list.Stderr = root, os.Stderr
 	list.Env = append(os.Environ(), "GOOS="+goos, "GOARCH="+goarch, "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
@@ -97,12 +97,12 @@ func directories(root, goos, goarch string) (map[dependency]map[string]bool, err
 	if err != nil {
 		return nil, fmt.Errorf("list what the plugin is linked from: %w", err)
 	}
-	in := map[dependency]map[string]bool{}
+	in := map[linkedModule]map[string]bool{}
 	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p struct {
 			Dir    string
 			Module *struct {
-				dependency
+				linkedModule
 				Main    bool
 				Replace *struct{}
 			}
@@ -115,7 +115,7 @@ func directories(root, goos, goarch string) (map[dependency]map[string]bool, err
 		if p.Module == nil || p.Module.Main {
 			continue
 		}
-		m := p.Module.dependency
+		m := p.Module.linkedModule
 		if p.Module.Replace != nil {
 			return nil, fmt.Errorf("%s is replaced by another module: that can't be released", m.Path)
 		}

@@ -21,8 +21,8 @@ import (
 // date is odd: a ZIP's own dates have only even seconds.
 var date = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 
-// in reads an archive: name, mode and date of each file, in its order, and its text.
-type in func(archive []byte) ([]string, error)
+// archiveReader reads an archive: name, mode and date of each file, in its order, and its text.
+type archiveReader func(archive []byte) ([]string, error)
 
 func inTarGz(archive []byte) (got []string, err error) {
 	z, err := gzip.NewReader(bytes.NewReader(archive))
@@ -81,7 +81,7 @@ func TestArchives(t *testing.T) {
 	tokyo := time.FixedZone("", 9*60*60)
 	for name, archive := range map[string]struct {
 		write func([]file, time.Time) ([]byte, error)
-		read  in
+		read  archiveReader
 	}{
 		"tar.gz": {tarGz, inTarGz},
 		"zip":    {zipped, inZip},
