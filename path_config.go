@@ -283,7 +283,7 @@ func (e *configEntry) applyKey(p keyParams) (warnings []string, refusal, err err
 			return nil, fmt.Errorf("proxy_url %q is that of version %d, whose key its proxy holds; the current version is %d", p.proxyURL, other.Version, key.Version), nil
 		}
 	}
-	warnings = []string{fmt.Sprintf("tokens go to %s from here on, whose proxy must hold version %d of the key; who asks with proxy_url=%s is refused", p.proxyURL, key.Version, key.ProxyURL)}
+	warnings = []string{fmt.Sprintf("tokens go to %s from here on, whose proxy must hold version %d of the key; whoever asks with proxy_url=%s is refused", p.proxyURL, key.Version, key.ProxyURL)}
 	was := key.ProxyURL
 	for _, k := range []*keyEntry{e.Current, e.Pending, e.Previous} {
 		if k != nil && k.ProxyURL == was { // the same proxy, which has moved

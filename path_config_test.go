@@ -100,7 +100,7 @@ func TestConfigWarnsOfClearText(t *testing.T) {
 		}
 		m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": url, "secret": testSecret}), want...)
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
-		moved := "tokens go to " + url + " from here on, whose proxy must hold version 1 of the key; who asks with proxy_url=https://ati.example.com is refused"
+		moved := "tokens go to " + url + " from here on, whose proxy must hold version 1 of the key; whoever asks with proxy_url=https://ati.example.com is refused"
 		if url != testProxy {
 			want = append([]string{moved}, want...)
 		}

@@ -157,7 +157,7 @@ func (b *backend) pathRotateWrite(ctx context.Context, req *logical.Request, d *
 			resp.AddWarning(fmt.Sprintf("version %d is forgotten too: stop its proxy at %s", p.Version, p.ProxyURL))
 		}
 		if p := entry.Pending; p != nil {
-			resp.AddWarning(fmt.Sprintf("version %d, which is staged, stays: who has read its key can mint for its proxies; drop it with: vault delete %sconfig/rotate/stage", p.Version, req.MountPoint))
+			resp.AddWarning(fmt.Sprintf("version %d, which is staged, stays: whoever has read its key can mint for its proxies; drop it with: vault delete %sconfig/rotate/stage", p.Version, req.MountPoint))
 		}
 		key.ActivatedAt = key.CreatedAt
 		entry.Current, entry.Previous, entry.RolledBack, entry.LastRotatedAt = key, nil, false, key.CreatedAt
@@ -276,7 +276,7 @@ func (b *backend) pathRotateRetireWrite(ctx context.Context, req *logical.Reques
 		p.RetiredAt, p.TokensExpireBy = toSecond(now), entry.lastExpiry(now)
 		resp := new(logical.Response)
 		if !p.Generated {
-			resp.AddWarning(fmt.Sprintf("the key of version %d was brought from elsewhere: who has a copy mints tokens that pass its proxy until that is stopped", p.Version))
+			resp.AddWarning(fmt.Sprintf("the key of version %d was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped", p.Version))
 		}
 		return resp, nil
 	})
@@ -377,7 +377,7 @@ const pathRotateActivateHelpSyn = `Makes the staged version the current one.`
 
 const pathRotateActivateHelpDesc = `
 The current version becomes the previous one. Tokens for its proxy are minted
-still, for who asks with proxy_url=<its proxy_url>, until it is retired. After a
+still, for whoever asks with proxy_url=<its proxy_url>, until it is retired. After a
 rollback, it is the version that was rolled back that becomes current again.
 
     $ vault write -f ati/config/rotate/activate
@@ -397,7 +397,7 @@ const pathRotateRetireHelpSyn = `Ends minting under the previous version.`
 
 const pathRotateRetireHelpDesc = `
 Its tokens pass its proxy until they have expired: previous_tokens_expire_by
-says when that is so for all that this mount minted. Stop its proxy then: who has
+says when that is so for all that this mount minted. Stop its proxy then: whoever has
 a copy of a key that was brought can mint tokens that live longer. Its key is
 forgotten here at that time.
 

@@ -123,7 +123,7 @@ func (m *mount) verdict(token string) any {
 }
 
 const (
-	broughtWarning = "the key of version 1 was brought from elsewhere: who has a copy mints tokens that pass its proxy until that is stopped"
+	broughtWarning = "the key of version 1 was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped"
 	pinnedWarning  = "a proxy that reads ati/proxy-env/<version> does not start again by itself; start it with ati/proxy-env"
 	stageWarning   = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
 	rotatedWarning = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
@@ -443,7 +443,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 	m = configured(t, nil, nil)
 	m.step("/stage", nil, same, stageWarning)
 	m.warnings(m.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://moved.example.com"}),
-		"tokens go to https://moved.example.com from here on, whose proxy must hold version 1 of the key; who asks with proxy_url=https://ati.example.com is refused")
+		"tokens go to https://moved.example.com from here on, whose proxy must hold version 1 of the key; whoever asks with proxy_url=https://ati.example.com is refused")
 	m.same("moved along", any("https://moved.example.com"), m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_proxy_url"])
 
 	// The previous version's address again.
@@ -455,7 +455,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 		"a proxy that is started from ati/proxy-env gets version 3 when that is activated; one that is to stay with version 2 has to read ati/proxy-env/2")
 	m.warnings(m.write("config/rotate", nil), fmt.Sprintf(rotatedWarning, 4, "2027-01-15T09:01:01Z"), pinnedWarning,
 		"version 1 is forgotten too: stop its proxy at https://ati.example.com",
-		"version 3, which is staged, stays: who has read its key can mint for its proxies; drop it with: vault delete ati/config/rotate/stage")
+		"version 3, which is staged, stays: whoever has read its key can mint for its proxies; drop it with: vault delete ati/config/rotate/stage")
 
 	m = configured(t, nil, nil)
 	m.warnings(m.write("config/rotate/stage", data{"proxy_url": "http://ati.example.com"}),
