@@ -40,6 +40,7 @@ export GOWORK=off GOFIPS140=off GOFLAGS=-mod=readonly GOAMD64=v1 GOARM64=v8.0
 platforms=${PLATFORMS:-linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 freebsd/amd64 freebsd/arm64 windows/amd64 windows/arm64}
 [[ $platforms == *[![:space:]]* ]] || fail "PLATFORMS names no platform"
 if [ "$platforms" = host ]; then platforms=$(go env GOHOSTOS)/$(go env GOHOSTARCH); fi
+platforms=$(tr -s '[:space:]' '\n' <<<"$platforms" | sort -u) # one named twice is one
 
 dist=${DIST:-dist}
 mkdir -p "$dist"
@@ -65,9 +66,13 @@ if [ -n "${RELEASE_SIGN:-}" ]; then
   [ "$(ls "$work/new")" != "$before" ] || fail "RELEASE_SIGN wrote no file beside SHA256SUMS, and so there is no release"
 fi
 
-# Those of a former release would stand in no list of sums.
+# First all of it into that file system, where it may not fit. Files of a former
+# release would stand in no list of sums.
+staged=$(mktemp -d "$dist/.new.XXXXXX")
+trap 'rm -rf "$work" "$staged"' EXIT
+cp "$work/new"/* "$staged"
 rm -f "$dist/${name}_v"* "$dist/"*SHA256SUMS*
-mv "$work/new"/* "$dist"
+mv "$staged"/* "$dist"
 if [ -n "${RELEASE_SIGN:-}" ]; then
   echo "$dist: SHA256SUMS is signed"
 else
