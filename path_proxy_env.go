@@ -111,11 +111,11 @@ func (c *config) version(version int, now time.Time) (*signingKey, error) {
 		there = append(there, k.Version)
 	}
 	slices.Sort(there)
-	names := "version " + strconv.Itoa(there[0])
+	names := strconv.Itoa(there[0])
 	for _, v := range there[1:] {
 		names += " and " + strconv.Itoa(v)
 	}
-	return nil, fmt.Errorf("this mount has no key of version %d; it has %s", version, names)
+	return nil, fmt.Errorf("this mount has no key of version %d, but of %s", version, names)
 }
 
 const pathProxyEnvHelpSyn = `The environment of the proxy, with the key.`

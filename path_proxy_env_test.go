@@ -26,7 +26,7 @@ func TestProxyEnvIsTheEnvironmentThatTheProxyReads(t *testing.T) {
 		t.Errorf("proxy-env (-want +got):\n%s", diff)
 	}
 	for _, version := range []string{"2", "1234"} {
-		m.refused(logical.ReadOperation, "proxy-env/"+version, nil, "this mount has no key of version "+version+"; it has version 1")
+		m.refused(logical.ReadOperation, "proxy-env/"+version, nil, "this mount has no key of version "+version+", but of 1")
 	}
 	for _, version := range []string{"x", "0", "01", "-1", ""} {
 		if _, err := m.request(logical.ReadOperation, "proxy-env/"+version, nil); err != logical.ErrUnsupportedPath {

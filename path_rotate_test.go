@@ -152,7 +152,7 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 			m.ok(logical.ReadOperation, "proxy-env", nil).Data)
 		m.b = m.newBackend()
 	}
-	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1; it has version 2")
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 2")
 	m.refused(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it; the current proxy is at "https://green.example.com"`)
 	if strings.Contains(m.storage.dump(t)["config"], testSecret) {
 		t.Error("storage still has the old secret")
@@ -194,7 +194,7 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 		for version, secret := range want {
 			path := "proxy-env" + version
 			if secret == "" {
-				m.refused(logical.ReadOperation, path, nil, fmt.Sprintf("this mount has no key of version %s; it has version 2", version[1:]))
+				m.refused(logical.ReadOperation, path, nil, fmt.Sprintf("this mount has no key of version %s, but of 2", version[1:]))
 			} else if got := m.ok(logical.ReadOperation, path, nil).Data["ATI_JWT_SECRET"]; got != secret {
 				t.Errorf("%s has another secret", path)
 			}
@@ -396,13 +396,13 @@ func TestVersionNumbersAreNeverUsedTwice(t *testing.T) {
 	m := configured(t, nil, nil)
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
-	m.refused(logical.ReadOperation, "proxy-env/2", nil, "this mount has no key of version 2; it has version 1")
+	m.refused(logical.ReadOperation, "proxy-env/2", nil, "this mount has no key of version 2, but of 1")
 	m.refused(logical.UpdateOperation, "config/rotate/stage", data{"secret": "x"}, "secret must be 64 hex characters; it has 1 characters. One is made by: openssl rand -hex 32")
 	m.same("after a dropped one", any(3), m.write("config/rotate/stage", data{"proxy_url": greenProxy}).Data["pending_version"])
 	// A pending version survives a rotation at once, below the current one.
 	got := m.write("config/rotate", nil).Data
 	m.same("rotated beside a staged one", []any{4, 3, nil}, []any{got["current_version"], got["pending_version"], got["previous_version"]})
-	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1; it has version 3 and 4")
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 3 and 4")
 	m.ok(logical.DeleteOperation, "config", nil)
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
 	m.same("after deletion", data{"current_version": 5}, func() data {
@@ -1026,7 +1026,7 @@ func TestTimesAreInUTCAndWholeSeconds(t *testing.T) {
 		t.Errorf("storage has %s", stored)
 	}
 	m.now = time.Date(2027, 1, 15, 9, 1, 1, 0, time.UTC)
-	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1; it has version 2")
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 2")
 }
 
 // A secret has one spelling, whoever brought it.
