@@ -23,7 +23,7 @@ var notOnThePage = func() map[string]string {
 	texts := map[string]string{}
 	for reason, list := range map[string][]string{
 		"it joins two texts that are on the page": {
-			"… of …: …", "role …: …", "item … of …", "allowed_scopes …", "version …", "and …",
+			"… of …: …", "role …: …", "item … of …", "allowed_scopes …", "and …",
 		},
 		"it is a value in a text that is on the page": {
 			"a …", "something else", "another algorithm", "entity id", "display name",
