@@ -311,7 +311,11 @@ func rotation(t *testing.T, algorithm string, calls int) {
 	secret := s.mountEngine()
 	s.proxyHosts()
 	// A token lives 10 seconds, and Agent asks for the next after about 2.6.
-	s.run(s.root, example(t, "approle/setup.sh", map[string]string{"ttl=1h": "ttl=10s"}))
+	policies, err := filepath.Abs("../examples/policies")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.run(s.root, example(t, "approle/setup.sh", map[string]string{"ttl=1h": "ttl=10s", `$(dirname "$0")/../policies`: policies}))
 
 	startProxy := func(config string, p *proxy, env []string, version int) *agent {
 		a := s.startAgent(config, append(env, fmt.Sprintf("ATI_PROXY_ENV=ati/proxy-env/%d", version))...)
