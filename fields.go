@@ -36,7 +36,7 @@ const (
 	maxTokenBytes  = 8 << 10
 )
 
-// tokenForm is what a token looks like, after the check for its second dot.
+// tokenForm is what a token looks like: header and payload begin with {".
 var tokenForm = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.`)
 
 // hexFields are those whose values may have 64 hex digits in them: the id of a

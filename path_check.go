@@ -21,11 +21,7 @@ func pathCheck(b *backend) []*framework.Path {
 	return []*framework.Path{{
 		Pattern: "check/" + namePattern,
 		Fields: map[string]*framework.FieldSchema{
-			nameField: {
-				Type:         framework.TypeString,
-				Description:  "Name of the role.",
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
-			},
+			nameField: roleName(),
 			"scope": {
 				Type:         framework.TypeString,
 				Description:  "The scope in a tool's manifest, by which the proxy decides. One of scope, tool and skill is required.",

@@ -97,6 +97,15 @@ func pathRoles(b *backend) []*framework.Path {
 	}
 }
 
+// roleName is the part of a path that names a role which is there.
+func roleName() *framework.FieldSchema {
+	return &framework.FieldSchema{
+		Type:         framework.TypeString,
+		Description:  "Name of the role.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
+	}
+}
+
 func roleFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		nameField: {

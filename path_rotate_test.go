@@ -31,7 +31,10 @@ const (
 )
 
 // pair is a P-256 key, as its owner and as its public have it.
-type pair struct{ sec1, pkcs8, public, fingerprint string }
+type pair struct {
+	key                              *ecdsa.PrivateKey
+	sec1, pkcs8, public, fingerprint string
+}
 
 func newPair(t testing.TB) pair {
 	t.Helper()
@@ -55,7 +58,7 @@ func newPair(t testing.TB) pair {
 	encode := func(kind string, der []byte) string {
 		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 	}
-	return pair{encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
+	return pair{key, encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
 }
 
 // weak is a private key that is not random.

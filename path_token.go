@@ -88,11 +88,7 @@ func pathBatch(b *backend) []*framework.Path {
 // withMintFields adds the parameters that creds and batch have in common.
 func withMintFields(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
 	maps.Copy(fields, map[string]*framework.FieldSchema{
-		nameField: {
-			Type:         framework.TypeString,
-			Description:  "Name of the role.",
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
-		},
+		nameField: roleName(),
 		"ttl": {
 			Type:         framework.TypeDurationSecond,
 			Description:  "TTL of the token. Longer than the role, config or mount allow is cut to that, with a warning.",

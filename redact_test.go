@@ -1,12 +1,7 @@
 package atisecrets_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"math/big"
 	"reflect"
@@ -19,19 +14,12 @@ import (
 // Memory that held a key is not shown by a log line that prints it with %+v.
 func TestNoStructPrintsItsKey(t *testing.T) {
 	t.Parallel()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	pair := newPair(t)
+	private := pair.pkcs8
+	d, err := pair.key.Bytes()
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := key.Bytes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	private := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	raw, err := hex.DecodeString(testSecret)
 	if err != nil {
 		t.Fatal(err)

@@ -24,21 +24,22 @@ func readEntry(ctx context.Context, s logical.Storage, path string, out any, ver
 	return nil
 }
 
-// writeTimeout bounds what a write to storage may take. Vault's own bound on a
-// request is 90 s.
-const writeTimeout = 2 * time.Minute
+// forWrite is the context of a write to storage. That is waited for once it has begun,
+// also when its request is given up meanwhile: it may be carried out all the same, and
+// a cache that is filled in between would keep what was there before. It is bounded,
+// beyond the 90 s that Vault gives a request.
+func forWrite(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+}
 
-// put and remove write to storage. They wait for a write that has begun, also when
-// its request is given up meanwhile: it may be carried out all the same, and a cache
-// that is filled in between would keep what was there before.
 func put(ctx context.Context, s logical.Storage, entry *logical.StorageEntry) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	ctx, cancel := forWrite(ctx)
 	defer cancel()
 	return s.Put(ctx, entry)
 }
 
 func remove(ctx context.Context, s logical.Storage, path string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	ctx, cancel := forWrite(ctx)
 	defer cancel()
 	return s.Delete(ctx, path)
 }
