@@ -321,6 +321,9 @@ func FuzzSecretAndPEM(f *testing.F) {
 	for _, text := range []string{
 		sec1, pkcs8, "\n\n" + sec1 + " ", pkcs8 + pkcs8, strings.ReplaceAll(pkcs8, "\n", "\r\n"), strings.ReplaceAll(pkcs8, "\n", " "), strings.ReplaceAll(pkcs8, "\n", `\n`),
 		strings.Replace(sec1, "EC ", "RSA ", 2), body[0] + "\nKey: value\n\n" + strings.Join(body[1:], "\n"),
+		// Found by this target: a broken block before the key was taken, and what is
+		// not UTF-8 in it was stored as something longer, which can't be read back.
+		"-----BEGIN PRIVATE KEY-----\n" + strings.Repeat("\xff", 2000) + "\n-----END PRIVATE KEY-----\n" + pkcs8,
 		// The key where the kind of the block would stand.
 		"-----BEGIN " + body[1] + "-----\n" + body[2] + "\n-----END " + body[1] + "-----\n",
 		"", "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----", testSecret,

@@ -510,6 +510,7 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		"a key that is junk":              {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read" + made},
 		"a key that is cut off":           {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
 		"two keys":                        {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "there is something behind it" + made},
+		"a broken key before one":         {data{"algorithm": "ES256", "private_key": strings.Replace(pair.pkcs8, "M", "\xff", 1) + pair.pkcs8}, want + "it can't be read" + made},
 		"a certificate":                   {data{"algorithm": "ES256", "private_key": block("CERTIFICATE", nil, []byte("x"))}, want + `it is a "CERTIFICATE"` + made},
 		"a key in the place of its label": {data{"algorithm": "ES256", "private_key": block(strings.Repeat("MIGHAgEA", 8), nil, []byte("x"))}, want + "it is something else" + made},
 		"a key with text before it":       {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},

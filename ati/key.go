@@ -1,7 +1,6 @@
 package ati
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
@@ -130,25 +129,38 @@ func onlyBlock(text string) (*pem.Block, error) {
 		return nil, fmt.Errorf("it has %d bytes, and a key has no more than %d", len(text), maxPEM)
 	}
 	text = strings.TrimFunc(text, isASCIISpace)
-	if !strings.HasPrefix(text, "-----BEGIN ") { // pem.Decode would pass over it
+	if !strings.HasPrefix(text, beginPEM) {
 		return nil, errors.New("it doesn't begin with -----BEGIN")
 	}
-	block, rest := pem.Decode([]byte(text))
-	if block != nil && block.Type == "EC PARAMETERS" {
-		if !bytes.HasPrefix(rest, []byte("-----BEGIN ")) {
+	block, rest, err := firstBlock(text)
+	if err == nil && block.Type == "EC PARAMETERS" && len(block.Headers) == 0 {
+		if !strings.HasPrefix(rest, beginPEM) {
 			return nil, errors.New("its EC PARAMETERS are not followed by a key")
 		}
-		block, rest = pem.Decode(rest)
+		block, rest, err = firstBlock(rest)
 	}
 	switch {
-	case block == nil:
-		return nil, errors.New("it can't be read")
-	case strings.TrimFunc(string(rest), isASCIISpace) != "":
-		return nil, errors.New("there is something behind it")
+	case err != nil:
+		return nil, err
 	case len(block.Headers) > 0 && block.Headers["DEK-Info"] == "":
 		return nil, errors.New("it has headers")
+	case strings.TrimFunc(rest, isASCIISpace) != "":
+		return nil, errors.New("there is something behind it")
 	}
 	return block, nil
+}
+
+const beginPEM = "-----BEGIN "
+
+// firstBlock decodes the PEM block that a text begins with. pem.Decode alone would
+// pass over one that it can't read, whatever it holds, and take the next.
+func firstBlock(text string) (block *pem.Block, rest string, err error) {
+	block, after := pem.Decode([]byte(text))
+	rest = string(after)
+	if block == nil || strings.Count(strings.TrimSuffix(text, rest), beginPEM) != 1 {
+		return nil, "", errors.New("it can't be read")
+	}
+	return block, rest, nil
 }
 
 // labelOf names a block of the wrong kind. A label that isn't a known one is

@@ -25,6 +25,9 @@ func block(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
+// parameters are what openssl ecparam -genkey writes before a P-256 key.
+var parameters = block("EC PARAMETERS", []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7})
+
 // pems are the forms of one key of a curve.
 func pems(t testing.TB, curve elliptic.Curve) (sec1, pkcs8, public string) {
 	t.Helper()
@@ -58,7 +61,6 @@ func keyPair(t testing.TB) (private, verifier ati.Key, public string) {
 func TestES256KeysSignAndVerify(t *testing.T) {
 	t.Parallel()
 	sec1, pkcs8, public := pems(t, elliptic.P256())
-	parameters := block("EC PARAMETERS", []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7})
 	verifier, err := ati.ParsePublicKey("\n" + public)
 	if err != nil {
 		t.Fatal(err)
@@ -159,6 +161,12 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 		strings.Replace(sec1, "-----\n", "-----\nX: y\n\n", 1): "it has headers",
 		sec1 + block("EC PARAMETERS", nil):                     "there is something behind it",
 		"-----BEGIN PRIVATE KEY-----\nsecret":                  "it can't be read",
+		// pem.Decode passes over a block that it can't read.
+		"-----BEGIN PRIVATE KEY-----\n" + sec1:                                        "it can't be read",
+		strings.Replace(pkcs8, "M", "\xff", 1) + pkcs8:                                "it can't be read",
+		parameters + strings.Replace(sec1, "M", "", 1) + sec1:                         "it can't be read",
+		strings.Replace(parameters, "-----\n", "-----\nX: \xff\n\n", 1) + sec1:        "it has headers",
+		strings.Replace(parameters, "-----\n", "-----\nDEK-Info: \xff\n\n", 1) + sec1: "there is something behind it",
 	} {
 		key, err := ati.ParsePrivateKey(text)
 		if err == nil || err.Error() != private+want || !errors.Is(err, ati.ErrATI) || key.Algorithm() != "" {
@@ -167,14 +175,15 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 	}
 	const publicWant = "parse key: must be one P-256 public key in PEM; "
 	for text, want := range map[string]string{
-		"":                                    "it doesn't begin with -----BEGIN",
-		sec1:                                  `it is a "EC PRIVATE KEY"`,
-		pkcs8:                                 `it is a "PRIVATE KEY"`,
-		otherPublic:                           "it is a key of P-384",
-		block("PUBLIC KEY", []byte("x")):      "it can't be read",
-		block("CERTIFICATE", []byte("x")):     `it is a "CERTIFICATE"`,
-		public + public:                       "there is something behind it",
-		block("PUBLIC KEY", edwardsPublicDER): "it is a key of another algorithm",
+		"":                                      "it doesn't begin with -----BEGIN",
+		sec1:                                    `it is a "EC PRIVATE KEY"`,
+		pkcs8:                                   `it is a "PRIVATE KEY"`,
+		otherPublic:                             "it is a key of P-384",
+		block("PUBLIC KEY", []byte("x")):        "it can't be read",
+		block("CERTIFICATE", []byte("x")):       `it is a "CERTIFICATE"`,
+		public + public:                         "there is something behind it",
+		"-----BEGIN PUBLIC KEY-----\n" + public: "it can't be read",
+		block("PUBLIC KEY", edwardsPublicDER):   "it is a key of another algorithm",
 	} {
 		key, err := ati.ParsePublicKey(text)
 		if err == nil || err.Error() != publicWant+want || key.Algorithm() != "" {
