@@ -41,6 +41,10 @@ for target in "${targets[@]}"; do
   # By default Go may spend a minute on making one input smaller.
   if go test -run '^$' -fuzz "^$name\$" -fuzztime "${each}s" -fuzzminimizetime 20x "${workers[@]}" "$package" >"$out" 2>&1; then
     verdict=ok
+  elif [ "$(grep '^ ' "$out")" = '    context deadline exceeded' ]; then
+    # No input failed. Before 1.27, Go may take the end of -fuzztime for a failure
+    # (go.dev/issue/75804).
+    verdict=ok
   else
     verdict=FAILED
     failed=1

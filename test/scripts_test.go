@@ -191,6 +191,50 @@ func TestVaultBin(t *testing.T) {
 	}
 }
 
+// Before 1.27, Go may take the end of a target's time for its failure; all other
+// failures are told whole, and fail the script.
+func TestFuzzingFailsForAFailingInputOnly(t *testing.T) {
+	t.Parallel()
+	const execs = "fuzz: elapsed: 6s, execs: 8910 (2884/sec), new interesting: 0 (total: 343)\n"
+	dir := t.TempDir()
+	fake := "#!/bin/sh\nif [ \"$2\" = -list ]; then echo FuzzIt; exit; fi\nprintf %s \"$GO_PRINTS\"\nexit \"$GO_EXITS\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte(fake), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		prints, exits string
+		verdict       string
+		fails         bool
+	}{
+		"nothing found":            {execs + "PASS\n", "0", "ok", false},
+		"the end of its time":      {execs + "--- FAIL: FuzzIt (30.02s)\n    context deadline exceeded\nFAIL\nexit status 1\n", "1", "ok", false},
+		"a failing input":          {execs + "--- FAIL: FuzzIt (12.57s)\n    --- FAIL: FuzzIt (0.00s)\n        fuzz_test.go:1: wrong\n    \n    Failing input written to testdata/fuzz/FuzzIt/1\nFAIL\n", "1", "FAILED", true},
+		"an input past a deadline": {execs + "--- FAIL: FuzzIt (12.57s)\n    --- FAIL: FuzzIt (0.00s)\n        fuzz_test.go:1: wrong\n    context deadline exceeded\nFAIL\n", "1", "FAILED", true},
+		"a process that ended":     {execs + "--- FAIL: FuzzIt (3.00s)\n    fuzzing process hung or terminated unexpectedly: exit status 2\nFAIL\n", "1", "FAILED", true},
+		"a build that fails":       {execs + "# vault-plugin-secrets-ati\n./fuzz_test.go:1:1: undefined: x\nFAIL\n", "1", "FAILED", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.CommandContext(t.Context(), "../scripts/fuzz.sh")
+			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "GO_PRINTS="+c.prints, "GO_EXITS="+c.exits, "FUZZ_TIME=6s")
+			out, err := cmd.CombinedOutput()
+			if (err != nil) != c.fails {
+				t.Errorf("the script ends with %v", err)
+			}
+			want := "2 targets, 3 s each\n"
+			for _, pkg := range []string{".", "./ati"} {
+				want += fmt.Sprintf("%-6s %-6s %-20s %12s executions\n", c.verdict, pkg, "FuzzIt", "8910")
+				if c.fails {
+					want += c.prints
+				}
+			}
+			if diff := cmp.Diff(want, string(out)); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestThePluginTellsItsVersion(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"v0.1.0", "v0.2.0"} {
