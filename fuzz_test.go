@@ -307,7 +307,9 @@ func fuzzKey(f *testing.F) (sec1, pkcs8 string) {
 
 var (
 	proxySecret = regexp.MustCompile(`^[0-9a-f]{64}\z`)
-	proxyPEM    = regexp.MustCompile(`^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n)+-----END PUBLIC KEY-----\n\z`)
+	takenPEM    = regexp.MustCompile(`^[\s\v]*(-----BEGIN EC PARAMETERS-----[A-Za-z0-9+/=\s]*-----END EC PARAMETERS-----\s+)?` +
+		`(-----BEGIN PRIVATE KEY-----[A-Za-z0-9+/=\s]+-----END PRIVATE KEY-----|-----BEGIN EC PRIVATE KEY-----[A-Za-z0-9+/=\s]+-----END EC PRIVATE KEY-----)[\s\v]*\z`)
+	proxyPEM = regexp.MustCompile(`^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n)+-----END PUBLIC KEY-----\n\z`)
 )
 
 // The promise: a key that is refused is not told, and one that is taken comes
@@ -319,7 +321,7 @@ func FuzzSecretAndPEM(f *testing.F) {
 	}
 	body := strings.Split(strings.TrimSpace(pkcs8), "\n")
 	for _, text := range []string{
-		sec1, pkcs8, "\n\n" + sec1 + " ", pkcs8 + pkcs8, strings.ReplaceAll(pkcs8, "\n", "\r\n"), strings.ReplaceAll(pkcs8, "\n", " "), strings.ReplaceAll(pkcs8, "\n", `\n`),
+		sec1, pkcs8, "\n\v" + sec1 + " \v", pkcs8 + pkcs8, strings.ReplaceAll(pkcs8, "\n", "\r\n"), strings.ReplaceAll(pkcs8, "\n", " "), strings.ReplaceAll(pkcs8, "\n", `\n`),
 		strings.Replace(sec1, "EC ", "RSA ", 2), body[0] + "\nKey: value\n\n" + strings.Join(body[1:], "\n"),
 		// Found by this target: a broken block before the key was taken, and what is
 		// not UTF-8 in it was stored as something longer, which can't be read back.
@@ -361,6 +363,9 @@ func FuzzSecretAndPEM(f *testing.F) {
 		}
 		if resp.IsError() {
 			return
+		}
+		if private != "" && !takenPEM.MatchString(private) {
+			t.Errorf("%q is taken as a key", private)
 		}
 		m.write("config", d) // Terraform
 		m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
