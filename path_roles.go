@@ -305,8 +305,14 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	}
 
 	// The bound on the life of tokens first, the role that needs it second: a
-	// crash between them leaves a bound that is too long, never too short.
-	if longest := r.longestTTL(); longest > cfg.LongestTTL {
+	// crash between them leaves a bound that is too long, never too short. A
+	// disabled role, which was not judged, raises it no further than one that mints;
+	// enabling it is a write, too.
+	longest := min(r.longestTTL(), mountMax)
+	if cfg.MaxTTL > 0 {
+		longest = min(longest, cfg.MaxTTL)
+	}
+	if longest > cfg.LongestTTL {
 		raised := cfg.configEntry
 		raised.LongestTTL = longest
 		if err := b.putConfig(ctx, req.Storage, raised); err != nil {

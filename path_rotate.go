@@ -284,9 +284,10 @@ func (b *backend) pathRotateRetireWrite(ctx context.Context, req *logical.Reques
 
 // lastExpiry is when the last token that is minted by now has expired at every
 // proxy. The proxy cuts its time to the second, as iat is, and takes a token in
-// the 60th second after exp still.
+// the 60th second after exp still. (The longest TTL by itself may be the longest
+// duration that there is.)
 func (e *configEntry) lastExpiry(now time.Time) time.Time {
-	return toSecond(now).Add(e.LongestTTL + ati.MaxLeeway + time.Second)
+	return toSecond(now).Add(e.LongestTTL).Add(ati.MaxLeeway + time.Second)
 }
 
 // nextKey makes the next version of the key from a request's parameters.

@@ -892,6 +892,62 @@ func (m *mount) withClock(clock func() time.Time) {
 	m.b = b
 }
 
+// The promise: who writes roles below a ceiling can't make tokens_expire_by wrong. A
+// disabled role isn't judged against the ceiling, and doesn't count beyond it.
+func TestADisabledRoleDoesNotMoveTheEndOfTheTokens(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		config   data
+		mountMax time.Duration
+		ttl      string
+		want     string // for a retirement at 08:00:00
+	}{
+		"below the ceiling":                   {data{"max_ttl": "4h"}, 0, "2h", "2027-01-15T10:01:01Z"},
+		"beyond the ceiling":                  {data{"max_ttl": "4h"}, 0, "2000000000", "2027-01-15T12:01:01Z"},
+		"beyond the mount's maximum":          {nil, 10 * time.Hour, "2000000000", "2027-01-15T18:01:01Z"},
+		"the longest duration that there is":  {data{"max_ttl": "4h"}, 0, "9223372036", "2027-01-15T12:01:01Z"},
+		"as long, on a mount that permits it": {nil, 9223372036 * time.Second, "9223372036", "2319-04-27T07:48:17Z"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := configured(t, c.config, nil)
+			if c.mountMax > 0 {
+				m.system.MaxLeaseTTLVal = c.mountMax
+			}
+			m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "ttl": c.ttl, "disabled": true})
+			m.ok(logical.DeleteOperation, "roles/idle", nil)
+			m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+			m.step("/activate", nil)
+			token := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}).Data["token"]
+			if got := m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"]; got != c.want {
+				t.Errorf("tokens expire by %v, want %s", got, c.want)
+			}
+			if got := m.ok(logical.UpdateOperation, "validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != 1 {
+				t.Errorf("after the retirement a token is %v", got)
+			}
+			m.write("config/rotate/rollback", nil)
+		})
+	}
+}
+
+// Enabling a role counts, where it was written while it was disabled.
+func TestARoleThatIsEnabledMovesTheEndOfTheTokens(t *testing.T) {
+	t.Parallel()
+	m := configured(t, data{"max_ttl": "2h"}, nil)
+	m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "ttl": "4h", "disabled": true})
+	m.refused(logical.UpdateOperation, "roles/idle", data{"disabled": false}, "ttl 4h0m0s is longer than config's max_ttl 2h0m0s")
+	m.ok(logical.UpdateOperation, "config", data{"max_ttl": "5h"})
+	m.ok(logical.UpdateOperation, "roles/idle", data{"disabled": false})
+	if got, want := m.ok(logical.ReadOperation, "creds/idle", nil).Data["expires_at"], int64(1_800_014_400); got != want {
+		t.Errorf("the token expires at %v, want %v", got, want)
+	}
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	if got, want := m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"], "2027-01-15T12:01:01Z"; got != want {
+		t.Errorf("tokens expire by %v, want %s", got, want)
+	}
+}
+
 // The promise: tokens_expire_by is never too early. Whichever of a mint and a
 // retirement reads the clock while the other is under way, no token of the
 // retired version has a later iat.
