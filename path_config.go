@@ -415,10 +415,9 @@ func hostOf(u *url.URL) string {
 	if ip := net.ParseIP(host); ip != nil {
 		host = ip.String()
 	}
-	port := u.Port()
+	port := strings.TrimLeft(u.Port(), "0")
 	switch {
 	case port != "" && port != map[string]string{"http": "80", "https": "443"}[u.Scheme]:
-		port = strings.TrimLeft(port, "0")
 		return net.JoinHostPort(host, port)
 	case strings.Contains(host, ":"):
 		return "[" + host + "]"

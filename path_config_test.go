@@ -113,11 +113,15 @@ func TestProxyURLIsStoredInOneSpelling(t *testing.T) {
 	m := configured(t, nil, nil)
 	for given, want := range map[string]string{
 		"HTTPS://ATI.Example.COM:8443/Base/": "https://ati.example.com:8443/Base", "http://[::1]:80//": "http://[::1]", "https://h/%20": "https://h/%20",
-		"https://h:443/": "https://h", "http://h:443": "http://h:443", "https://h:080": "https://h:80", "https://[0:0::1]:8443": "https://[::1]:8443", "http://127.0.0.1:80/x": "http://127.0.0.1/x",
+		"https://h:443/": "https://h", "https://h:0443": "https://h", "http://h:00080": "http://h", "http://h:443": "http://h:443", "https://h:080": "https://h:80", "https://[0:0::1]:8443": "https://[::1]:8443", "http://127.0.0.1:80/x": "http://127.0.0.1/x",
 	} {
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": given})
 		if got := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": given}).Data["proxy_url"]; got != want {
 			t.Errorf("%s is stored as %v, want %s", given, got, want)
+		}
+		// Who was given it asks with it.
+		if got := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": want}).Data["proxy_url"]; got != want {
+			t.Errorf("%s stands for %v", want, got)
 		}
 	}
 }
