@@ -230,23 +230,44 @@ func (b *backend) pathInspectWrite(_ context.Context, _ *logical.Request, d *fra
 		if name != "ati" {
 			value = flat(value)
 		}
-		resp.Data[name] = value
+		resp.Data[name] = exact(value)
 	}
 	resp.AddWarning("nothing was verified: anybody may have written this token; use validate to know")
 	return resp, nil
 }
 
-// flat is an unverified claim as it can stand beside the others: whole numbers
-// as such, and what should be no list or object as its JSON text.
+// flat is an unverified claim as it can stand beside the others: what should be no
+// list or object as its JSON text.
 func flat(value any) any {
+	switch value.(type) {
+	case []any, map[string]any:
+		if b, err := json.Marshal(value); err == nil {
+			return string(b)
+		}
+	}
+	return value
+}
+
+// exact has the text of a number in its place where Vault, which makes a float64 of
+// each, would hand on another one, or fail at 1e400.
+func exact(value any) any {
 	switch v := value.(type) {
 	case json.Number:
+		f, err := v.Float64()
+		if b, _ := json.Marshal(f); err != nil || string(b) != v.String() {
+			return v.String()
+		}
 		if i, err := v.Int64(); err == nil {
 			return i
 		}
-	case []any, map[string]any:
-		if b, err := json.Marshal(v); err == nil {
-			return string(b)
+		return f
+	case []any:
+		for i := range v {
+			v[i] = exact(v[i])
+		}
+	case map[string]any:
+		for name := range v {
+			v[name] = exact(v[name])
 		}
 	}
 	return value

@@ -1,6 +1,7 @@
 package atisecrets_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -134,6 +135,36 @@ func TestValidateTellsWhetherTheTokenOpensAScopeNow(t *testing.T) {
 }
 
 // The vectors through the engine: validate takes what proxy and client take,
+// Vault makes a float64 of each number on the way from the plugin: one that would
+// be another then, or none, is told as its text.
+func TestInspectTellsNumbersAsTheyStand(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	encode := base64.RawURLEncoding.EncodeToString
+	payload := `{"sub":9007199254740993,"aud":["x",1e400],"iat":-1.5,"exp":1e400,"scope":12345678901234567890,"iss":1700000000,"jti":1.0,
+		"ati":{"v":1e400,"rate":{"a":[1e999,7]}},"x":1e3}`
+	// Not by m.ok, which insists on the types that the claims should have.
+	resp, err := m.request(logical.UpdateOperation, "inspect", data{"token": encode([]byte(`{"alg":"HS256"}`)) + "." + encode([]byte(payload)) + ".AAAA"})
+	if err != nil || resp.IsError() {
+		t.Fatal(resp, err)
+	}
+	b, err := json.Marshal(resp.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got data
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := data{
+		"decoded": true, "sub": "9007199254740993", "aud": `["x",1e400]`, "iat": -1.5, "exp": "1e400", "scope": "12345678901234567890", "iss": 1.7e9, "jti": "1.0",
+		"ati": map[string]any{"v": "1e400", "rate": map[string]any{"a": []any{"1e999", 7.0}}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("inspect (-want +got):\n%s", diff)
+	}
+}
+
 // inspect reads what the client reads.
 func TestValidateAndInspectAgreeWithTheVectors(t *testing.T) {
 	t.Parallel()
