@@ -574,7 +574,7 @@ func (r *role) warnings(size int) []string {
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.rates)) {
 		if !touches(key, r.granted) {
-			warn("rate %q limits nothing that this role grants", key)
+			warn("rate %q is for no scope of this role; it limits only a tool whose manifest has another scope than its name", key)
 		}
 		if alias := ati.LegacyAlias(key); alias != "" && !r.limitsAsMuch(alias, r.rates[key]) {
 			warn("rate %q doesn't limit calls that spell the tool with an underscore; add the same rate for %q", key, alias)
