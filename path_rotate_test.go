@@ -474,6 +474,11 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		made = ". One is made by: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
 	)
 	pair := newPair(t)
+	der, err := x509.MarshalECPrivateKey(pair.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parameters := string(pem.EncodeToMemory(&pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}}))
 	block := func(kind string, headers map[string]string, der []byte) string {
 		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Headers: headers, Bytes: der}))
 	}
@@ -515,7 +520,9 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		"a key in the place of its label": {data{"algorithm": "ES256", "private_key": block(strings.Repeat("MIGHAgEA", 8), nil, []byte("x"))}, want + "it is something else" + made},
 		"a key with text before it":       {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},
 		"a key with text behind it":       {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
-		"only the curve's parameter":      {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x"))}, want + "its EC PARAMETERS are not followed by a key" + made},
+		"only the curve's parameter":      {data{"algorithm": "ES256", "private_key": parameters}, want + "its EC PARAMETERS are not followed by a key" + made},
+		"the parameters of another curve": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x")) + pair.sec1}, want + "its EC PARAMETERS are not those of P-256" + made},
+		"two keys in one block":           {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, append(der, der...))}, want + "there is something behind it" + made},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -326,6 +326,13 @@ func TestClaimsAreEscapedAsPythonDoes(t *testing.T) {
 	if diff := cmp.Diff(c, again); diff != "" {
 		t.Errorf("read again (-want +got):\n%s", diff)
 	}
+	// What the proxy can't read as JSON, and encoding/json can.
+	for name, x := range map[string]string{"broken UTF-8": "\"\xff\"", "deep nesting": strings.Repeat("[", 127) + strings.Repeat("]", 127)} {
+		text := `{"sub":"a","aud":"b","iat":1,"exp":2,"scope":"","x":` + x + `}`
+		if err := json.Unmarshal([]byte(text), new(ati.Claims)); err == nil || err.Error() != "is not JSON that can be read" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	if err := json.Unmarshal([]byte(`{"sub":"a"}`), &again); err == nil || again.Subject != c.Subject {
 		t.Errorf("claims without aud: %v, %+v", err, again)
 	}

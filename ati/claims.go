@@ -52,6 +52,9 @@ func (c Claims) MarshalJSON() ([]byte, error) { return c.appendJSON(nil), nil }
 // does, but for their values: the required ones must be there, none may be
 // there twice or have another type.
 func (c *Claims) UnmarshalJSON(b []byte) error {
+	if !readable(b) {
+		return errors.New("is not JSON that can be read")
+	}
 	var w wireClaims
 	if err := w.UnmarshalJSON(b); err != nil {
 		return err
@@ -331,6 +334,10 @@ func (w *wireClaims) GetIssuedAt() (*jwt.NumericDate, error)  { return numericDa
 func (w *wireClaims) GetExpirationTime() (*jwt.NumericDate, error) {
 	return numericDate(w.ExpiresAt), nil
 }
+
+// readable reports whether the proxy could read this as JSON, so far as encoding/json
+// is kinder.
+func readable(b []byte) bool { return utf8.Valid(b) && !tooDeep(b) }
 
 // tooDeep reports whether JSON nests deeper than maxDepth.
 func tooDeep(b []byte) bool {

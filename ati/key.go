@@ -1,9 +1,11 @@
 package ati
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -72,9 +74,13 @@ func isASCIISpace(r rune) bool {
 // else may.
 func ParsePrivateKey(text string) (Key, error) {
 	const want = "must be one P-256 private key in PEM, SEC1 or PKCS#8, not encrypted"
-	block, err := onlyBlock(text)
+	block, err := onlyBlock(text, p256Parameters)
 	if err != nil {
 		return Key{}, keyError("%s; %w", want, err)
+	}
+	// x509 passes over what stands behind a private key, as in a block of two.
+	if rest, err := asn1.Unmarshal(block.Bytes, new(asn1.RawValue)); err == nil && len(rest) > 0 {
+		return Key{}, keyError("%s; there is something behind it", want)
 	}
 	var parsed any
 	switch {
@@ -105,7 +111,7 @@ func ParsePrivateKey(text string) (Key, error) {
 // file that ATI_JWT_PUBLIC_KEY names.
 func ParsePublicKey(text string) (Key, error) {
 	const want = "must be one P-256 public key in PEM"
-	block, err := onlyBlock(text)
+	block, err := onlyBlock(text, nil) // the proxy takes no other
 	if err != nil {
 		return Key{}, keyError("%s; %w", want, err)
 	}
@@ -123,8 +129,12 @@ func ParsePublicKey(text string) (Key, error) {
 	return newKey(jwt.SigningMethodES256, "", nil, public), nil
 }
 
-// onlyBlock decodes the one PEM block of a text, passing over EC PARAMETERS.
-func onlyBlock(text string) (*pem.Block, error) {
+// p256Parameters name the curve: the OID prime256v1.
+var p256Parameters = []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}
+
+// onlyBlock decodes the one PEM block of a text. Before it may stand a block of EC
+// PARAMETERS with these, unless they are nil.
+func onlyBlock(text string, parameters []byte) (*pem.Block, error) {
 	if len(text) > maxPEM {
 		return nil, fmt.Errorf("it has %d bytes, and a key has no more than %d", len(text), maxPEM)
 	}
@@ -133,8 +143,11 @@ func onlyBlock(text string) (*pem.Block, error) {
 		return nil, errors.New("it doesn't begin with -----BEGIN")
 	}
 	block, rest, err := firstBlock(text)
-	if err == nil && block.Type == "EC PARAMETERS" && len(block.Headers) == 0 {
-		if !strings.HasPrefix(rest, beginPEM) {
+	if err == nil && parameters != nil && block.Type == "EC PARAMETERS" {
+		switch {
+		case len(block.Headers) > 0 || !bytes.Equal(block.Bytes, parameters):
+			return nil, errors.New("its EC PARAMETERS are not those of P-256")
+		case !strings.HasPrefix(rest, beginPEM):
 			return nil, errors.New("its EC PARAMETERS are not followed by a key")
 		}
 		block, rest, err = firstBlock(rest)

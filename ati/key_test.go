@@ -25,6 +25,12 @@ func block(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
+// der is what is in a block.
+func der(text string) []byte {
+	b, _ := pem.Decode([]byte(text))
+	return b.Bytes
+}
+
 // parameters are what openssl ecparam -genkey writes before a P-256 key.
 var parameters = block("EC PARAMETERS", []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7})
 
@@ -142,31 +148,35 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 	}
 	const private = "parse key: must be one P-256 private key in PEM, SEC1 or PKCS#8, not encrypted; "
 	for text, want := range map[string]string{
-		"":                                       "it doesn't begin with -----BEGIN",
-		secret:                                   "it doesn't begin with -----BEGIN",
-		"x" + sec1:                               "it doesn't begin with -----BEGIN",
-		sec1[:80]:                                "it can't be read",
-		public:                                   `it is a "PUBLIC KEY"`,
-		block("RSA PRIVATE KEY", nil):            `it is a "RSA PRIVATE KEY"`,
-		block("ENCRYPTED PRIVATE KEY", nil):      "it is encrypted. To decrypt it: openssl pkey -in <file>",
-		otherSEC1:                                "it is a key of P-384",
-		otherPKCS8:                               "it is a key of P-384",
-		block("PRIVATE KEY", edwardsDER):         "it is a key of another algorithm",
-		block("EC PRIVATE KEY", []byte("x")):     "it can't be read",
-		block("PRIVATE KEY", []byte("x")):        "it can't be read",
-		sec1 + pkcs8:                             "there is something behind it",
-		block("EC PARAMETERS", nil):              "its EC PARAMETERS are not followed by a key",
-		block("EC PARAMETERS", nil) + "x" + sec1: "its EC PARAMETERS are not followed by a key",
-		strings.Repeat(" ", 4096) + sec1:         fmt.Sprintf("it has %d bytes, and a key has no more than 4096", 4096+len(sec1)),
-		strings.Replace(sec1, "-----\n", "-----\nX: y\n\n", 1): "it has headers",
-		sec1 + block("EC PARAMETERS", nil):                     "there is something behind it",
-		"-----BEGIN PRIVATE KEY-----\nsecret":                  "it can't be read",
+		"":                                   "it doesn't begin with -----BEGIN",
+		secret:                               "it doesn't begin with -----BEGIN",
+		"x" + sec1:                           "it doesn't begin with -----BEGIN",
+		sec1[:80]:                            "it can't be read",
+		public:                               `it is a "PUBLIC KEY"`,
+		block("RSA PRIVATE KEY", nil):        `it is a "RSA PRIVATE KEY"`,
+		block("ENCRYPTED PRIVATE KEY", nil):  "it is encrypted. To decrypt it: openssl pkey -in <file>",
+		otherSEC1:                            "it is a key of P-384",
+		otherPKCS8:                           "it is a key of P-384",
+		block("PRIVATE KEY", edwardsDER):     "it is a key of another algorithm",
+		block("EC PRIVATE KEY", []byte("x")): "it can't be read",
+		block("PRIVATE KEY", []byte("x")):    "it can't be read",
+		sec1 + pkcs8:                         "there is something behind it",
+		parameters:                           "its EC PARAMETERS are not followed by a key",
+		parameters + "x" + sec1:              "its EC PARAMETERS are not followed by a key",
+		block("EC PARAMETERS", nil) + sec1:   "its EC PARAMETERS are not those of P-256",
+		block("EC PARAMETERS", []byte{6, 5, 0x2b, 0x81, 4, 0, 0x22}) + sec1: "its EC PARAMETERS are not those of P-256",
+		block("EC PRIVATE KEY", append(der(sec1), der(sec1)...)):            "there is something behind it",
+		block("PRIVATE KEY", append(der(pkcs8), "junk"...)):                 "there is something behind it",
+		strings.Repeat(" ", 4096) + sec1:                                    fmt.Sprintf("it has %d bytes, and a key has no more than 4096", 4096+len(sec1)),
+		strings.Replace(sec1, "-----\n", "-----\nX: y\n\n", 1):              "it has headers",
+		sec1 + block("EC PARAMETERS", nil):                                  "there is something behind it",
+		"-----BEGIN PRIVATE KEY-----\nsecret":                               "it can't be read",
 		// pem.Decode passes over a block that it can't read.
 		"-----BEGIN PRIVATE KEY-----\n" + sec1:                                        "it can't be read",
 		strings.Replace(pkcs8, "M", "\xff", 1) + pkcs8:                                "it can't be read",
 		parameters + strings.Replace(sec1, "M", "", 1) + sec1:                         "it can't be read",
-		strings.Replace(parameters, "-----\n", "-----\nX: \xff\n\n", 1) + sec1:        "it has headers",
-		strings.Replace(parameters, "-----\n", "-----\nDEK-Info: \xff\n\n", 1) + sec1: "there is something behind it",
+		strings.Replace(parameters, "-----\n", "-----\nX: \xff\n\n", 1) + sec1:        "its EC PARAMETERS are not those of P-256",
+		strings.Replace(parameters, "-----\n", "-----\nDEK-Info: \xff\n\n", 1) + sec1: "its EC PARAMETERS are not those of P-256",
 	} {
 		key, err := ati.ParsePrivateKey(text)
 		if err == nil || err.Error() != private+want || !errors.Is(err, ati.ErrATI) || key.Algorithm() != "" {
@@ -183,7 +193,9 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 		block("CERTIFICATE", []byte("x")):       `it is a "CERTIFICATE"`,
 		public + public:                         "there is something behind it",
 		"-----BEGIN PUBLIC KEY-----\n" + public: "it can't be read",
-		block("PUBLIC KEY", edwardsPublicDER):   "it is a key of another algorithm",
+		// The proxy opens itself with such a file.
+		parameters + public:                   "there is something behind it",
+		block("PUBLIC KEY", edwardsPublicDER): "it is a key of another algorithm",
 	} {
 		key, err := ati.ParsePublicKey(text)
 		if err == nil || err.Error() != publicWant+want || key.Algorithm() != "" {

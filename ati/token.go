@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
@@ -219,7 +218,7 @@ func checkEnvelope(token string) error {
 		return err
 	}
 	for name, b := range map[string][]byte{"header": header, "payload": payload} {
-		if !utf8.Valid(b) || tooDeep(b) {
+		if !readable(b) {
 			return fmt.Errorf("the %s is not JSON that can be read", name)
 		}
 	}
@@ -369,7 +368,7 @@ func isEmpty(value any) bool {
 }
 
 func decodeObject(b []byte, out *map[string]any) error {
-	if !utf8.Valid(b) || tooDeep(b) {
+	if !readable(b) {
 		return errors.New("is not JSON that can be read")
 	}
 	if _, err := readObject(b, func(string, json.RawMessage) error { return errUnknownMember }); err != nil {

@@ -30,7 +30,7 @@ var notOnThePage = func() map[string]string {
 		},
 		"the engine says signedByNone in its place": {"signature does not match"},
 		"it is no text for people": {
-			"ati key fingerprint", "PRIVATE KEY", "PUBLIC KEY", "-----BEGIN", "unknown member", "ati",
+			"ati key fingerprint", "PRIVATE KEY", "PUBLIC KEY", "unknown member", "ati",
 		},
 		"it names an operation of package ati before the message, and the engine cuts it off where a caller could meet it": {
 			"parse key", "issue token", "validate token", "inspect token",
