@@ -107,8 +107,8 @@ func ParsePrivateKey(text string) (Key, error) {
 }
 
 // ParsePublicKey makes an ES256 key that only verifies, of a P-256 public key
-// in PEM ("PUBLIC KEY", SubjectPublicKeyInfo): what the proxy reads from the
-// file that ATI_JWT_PUBLIC_KEY names.
+// in PEM ("PUBLIC KEY", SubjectPublicKeyInfo), in lines of 64 characters as openssl
+// writes them: what the proxy reads from the file that ATI_JWT_PUBLIC_KEY names.
 func ParsePublicKey(text string) (Key, error) {
 	const want = "must be one P-256 public key in PEM"
 	block, err := onlyBlock(text, nil) // the proxy takes no other
@@ -125,6 +125,11 @@ func ParsePublicKey(text string) (Key, error) {
 	public, ok := parsed.(*ecdsa.PublicKey)
 	if !ok || public.Curve != elliptic.P256() {
 		return Key{}, keyError("%s; it is a key of %s", want, kindOf(parsed))
+	}
+	// The proxy opens itself to everybody where, say, a line is blank.
+	lines := strings.ReplaceAll(strings.TrimFunc(text, isASCIISpace), "\r\n", "\n") + "\n"
+	if lines != string(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})) {
+		return Key{}, keyError("%s; its lines are not of 64 characters. To write it anew: openssl pkey -pubin -in <file>", want)
 	}
 	return newKey(jwt.SigningMethodES256, "", nil, public), nil
 }

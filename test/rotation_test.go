@@ -102,6 +102,49 @@ func TestInteropRotateAtOnce(t *testing.T) {
 	}
 }
 
+// The promise: a file that ParsePublicKey takes shuts the proxy's door. (It opens
+// itself with one that it can't read.)
+func TestInteropPublicKeyFiles(t *testing.T) {
+	t.Parallel()
+	_, _, public := ecKey(t, elliptic.P256())
+	body := strings.Split(strings.TrimSpace(public), "\n")
+	lines := func(separator string) string { return strings.Join(body, separator) + separator }
+	taken := 0
+	for name, text := range map[string]string{
+		"as it is":              public,
+		"no line break behind":  strings.TrimSpace(public),
+		"CRLF":                  lines("\r\n"),
+		"CR":                    lines("\r"),
+		"blank lines around":    "\n\n" + public + "\n\n",
+		"blank lines within":    lines("\n\n"),
+		"blanks at the ends":    lines(" \n"),
+		"tabs in front":         "\t" + lines("\n\t"),
+		"a form feed in front":  "\f" + public,
+		"one line":              body[0] + "\n" + strings.Join(body[1:len(body)-1], "") + "\n" + body[len(body)-1],
+		"blanks in the base64":  strings.Replace(public, "M", "M ", 1),
+		"EC PARAMETERS before":  "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + public,
+		"a header":              body[0] + "\nKey: value\n\n" + strings.Join(body[1:], "\n"),
+		"a known header":        body[0] + "\nDEK-Info: value\n\n" + strings.Join(body[1:], "\n"),
+		"text before":           "key:\n" + public,
+		"text behind":           public + "key",
+		"a byte order mark":     "\ufeff" + public,
+		"a broken block before": body[0] + "\n" + public,
+		"twice":                 public + public,
+	} {
+		if _, err := ati.ParsePublicKey(text); err != nil {
+			continue
+		}
+		taken++
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			startProxy(t, map[string]string{"public_key": text}) // and waits for a 401
+		})
+	}
+	if taken < 4 {
+		t.Errorf("ParsePublicKey takes %d of these", taken)
+	}
+}
+
 // Nothing that a proxy with a public key refuses is valid here.
 func TestInteropES256Verdicts(t *testing.T) {
 	t.Parallel()
