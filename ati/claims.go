@@ -216,8 +216,10 @@ func readNamespace(b json.RawMessage) (*Namespace, error) {
 			}
 			ns.Version = uint8(v)
 		case "rate":
-			ns.Rate = map[string]string{}
 			_, err := readObject(value, func(pattern string, value json.RawMessage) (err error) {
+				if ns.Rate == nil {
+					ns.Rate = map[string]string{}
+				}
 				if ns.Rate[pattern], err = readString(value); err != nil {
 					return err
 				}

@@ -276,6 +276,7 @@ func FuzzTokens(f *testing.F) {
 	key := mustKey(f, secret)
 	f.Add(goodHeader, `{`+goodClaims+`}`)
 	f.Add(`{"alg":"HS256","kid":"x"}`, `{`+goodClaims+`,"ati":{"v":1,"rate":{"*":"1/s"}},"nbf":1}`)
+	f.Add(goodHeader, `{`+goodClaims+`,"ati":{"v":1,"rate":{}}}`)
 	f.Fuzz(func(t *testing.T, header, payload string) {
 		token := sign(t, header, payload)
 		c, err := ati.ValidateToken(token, key, ati.WithTime(clock))
