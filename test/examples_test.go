@@ -342,9 +342,9 @@ func TestInteropGuard(t *testing.T) {
 		"text behind a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + "x"}, notPEM},
 		"text before a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "x" + public}, notPEM},
 		"two keys in one":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + public}, notPEM},
-		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "a proxy with this key did not answer a call without a token with 401"},
+		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "a proxy with this key, on trial, answered a call without a token with 200, and not with 401"},
 		"an empty issuer":           {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_ISSUER": ""}, "ATI_JWT_ISSUER is empty, with which the proxy refuses every token that has an issuer"},
-		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "a proxy with this key did not answer a call without a token with 401"},
+		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "a proxy with this key, on trial, answered a call without a token with 200, and not with 401"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -403,7 +403,7 @@ func TestInteropGuardRuns(t *testing.T) {
 		p     *proxy
 		ready string
 	}
-	start := func(t *testing.T, address, port string) *guard {
+	start := func(t *testing.T, address, port string, changes ...func(*guard)) *guard {
 		g := &guard{p: &proxy{t: t, dir: t.TempDir()}, agent: &agent{exited: make(chan struct{}), out: new(syncBuffer)}}
 		g.p.writeFiles("http://127.0.0.1:1")
 		g.p.addr, g.ready = "http://"+address+":"+port, filepath.Join(g.p.dir, "ready")
@@ -414,6 +414,9 @@ func TestInteropGuardRuns(t *testing.T) {
 		g.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + g.p.dir, "ATI_DIR=" + g.p.dir, "ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + g.ready, "ATI_JWT_SECRET=" + good, "SHELLOPTS=xtrace"}
 		g.cmd.Stdout, g.cmd.Stderr = g.out, g.out
 		g.cmd.WaitDelay = time.Second
+		for _, change := range changes {
+			change(g)
+		}
 		if err := g.cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -489,6 +492,35 @@ func TestInteropGuardRuns(t *testing.T) {
 			t.Errorf("the first proxy answers %d", got)
 		}
 	})
+	// What the guard says of a proxy that doesn't shut its door, or doesn't start.
+	refuses := func(name, want string, change func(t *testing.T, g *guard)) {
+		t.Run(name, func(t *testing.T) {
+			g := start(t, "127.0.0.1", freePort(t), func(g *guard) { change(t, g) })
+			<-g.exited
+			if !strings.HasSuffix(g.out.String(), want) || isReady(g) == nil || g.cmd.ProcessState.ExitCode() != 1 {
+				t.Errorf("the guard doesn't end with %q:\n%s", want, g.out)
+			}
+			gone(t, g)
+		})
+	}
+	ati := func(t *testing.T, g *guard, script string) {
+		path := filepath.Join(t.TempDir(), "ati")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// bash would hand nounset on to what these commands start.
+		g.cmd.Env = append(slices.DeleteFunc(g.cmd.Env, func(v string) bool { return strings.HasPrefix(v, "SHELLOPTS=") }), "ATI_BIN="+path)
+	}
+	refuses("a proxy that ends on trial", "no such thing\nati-proxy-guard: a proxy with this key, on trial, ended by itself; what it said stands above; the proxy is not started\n", func(t *testing.T, g *guard) {
+		ati(t, g, "echo no such thing >&2; exit 1\n")
+	})
+	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy ended by itself; what it said stands above; it runs no longer\n", func(t *testing.T, g *guard) {
+		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], part(t, "ATI_BIN")))
+	})
+	refuses("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered a call without a token with 200, and not with 401; it runs no longer\n", func(t *testing.T, g *guard) {
+		port := strings.Split(g.p.addr, ":")[2]
+		ati(t, g, fmt.Sprintf("case $* in *%s*) exec %s proxy --port %s;; *) exec %s \"$@\";; esac\n", port, openProxy(t), port, part(t, "ATI_BIN")))
+	})
 	t.Run("the proxy dies", func(t *testing.T) {
 		g := start(t, "127.0.0.1", freePort(t))
 		poll(t, "the guard is ready", func() error { return isReady(g) })
@@ -556,7 +588,7 @@ func (s *server) host(t testing.TB, policy string, changes map[string]string) (c
 	for old, replacement := range changes {
 		replace[old] = replacement
 	}
-	return example(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready"), "ATI_DIR=" + p.dir}
+	return example(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready")}
 }
 
 // ready reports whether the guard has found the proxy's door shut.
@@ -598,6 +630,10 @@ func TestInteropProxyAgent(t *testing.T) {
 		open := func() int { return p.call(s.mint("r", nil), "web_search") }
 		if got := open(); got != 200 {
 			t.Errorf("a call with a token is a %d\n%s", got, a.out)
+		}
+		// In the proxy's directory, and not in ~/.ati.
+		if audit, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl")); err != nil || bytes.Count(audit, []byte("\n")) != 1 {
+			t.Errorf("the proxy's audit file has %q (%v)", audit, err)
 		}
 		old := s.mint("r", nil)
 		secrets := []string{s.proxyEnv()["ATI_JWT_SECRET"]}

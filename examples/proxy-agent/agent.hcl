@@ -3,9 +3,12 @@
 #
 #   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
 #
+# To be fitted to this host: the address and the port below, and the proxy's
+# directory, with the manifests of its tools (ati init makes one). --env-keys: the
+# keys of the tools' APIs are in the environment, as ATI_KEY_….
 # The policy of this host is ../policies/proxy-host.hcl. Its secret id has to be one that
-# can be used again, or Agent could not be started again: bind it to this host's
-# address (secret_id_bound_cidrs).
+# can be used again, or Agent could not be started again: bind it, and the Vault token,
+# to this host's address (secret_id_bound_cidrs, token_bound_cidrs).
 # Until Agent has noticed a new key, up to static_secret_render_interval, the
 # proxy has the old one.
 # With ATI_PROXY_ENV=ati/proxy-env/<version> the proxy keeps the key of that
