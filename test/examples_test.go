@@ -150,6 +150,11 @@ func TestInteropAppRole(t *testing.T) {
 	// A name that is taken, or differs in case alone, is refused and changes
 	// nothing: the sandbox would be somebody else.
 	s.write(s.root, "identity/entity", data{"name": "bob", "policies": "default"})
+	for _, args := range [][]string{{}, {"box3"}, {"box3", "/nonexistent"}} {
+		if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", args...); err == nil || s.request(s.root, "GET", "identity/entity/name/box3", nil) != 404 {
+			t.Errorf("with %q it adds a sandbox:\n%s", args, out)
+		}
+	}
 	for _, name := range []string{"box1", "BOX1", "bob", "-x", "a/b", ""} {
 		dir := t.TempDir()
 		if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", name, dir); err == nil {
@@ -183,6 +188,20 @@ func TestInteropAppRole(t *testing.T) {
 			if got := s.request(token, fields[0], fields[1], d); got != want {
 				t.Errorf("%s: %s is a %d, want %d", name, try, got, want)
 			}
+		}
+	}
+	// Without its AppRole a sandbox that is logged in mints on, without its entity
+	// it doesn't. The other one goes on.
+	for _, step := range []struct {
+		path string
+		want int
+	}{{"auth/approle/role/sandbox-box1", 200}, {"identity/entity/name/box1", 403}} {
+		s.vault(s.root, "delete", step.path)
+		if got := s.request(tokens["box1"], "GET", "ati/creds/sandbox", nil); got != step.want {
+			t.Errorf("after the deletion of %s a mint is a %d, want %d", step.path, got, step.want)
+		}
+		if got := s.request(tokens["box2"], "GET", "ati/creds/sandbox", nil); got != 200 {
+			t.Errorf("after the deletion of %s the other sandbox's mint is a %d", step.path, got)
 		}
 	}
 }

@@ -61,6 +61,9 @@ var policyRows = []struct {
 	{"PUT ati/check/{name}", data{"tool": "web_search"}, [6]int{200, 403, 403, 403, 200, 200}},
 	{"PUT ati/validate", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
 	{"PUT ati/inspect", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
+	// What docs/audit.md and docs/rotate.md ask of Vault itself.
+	{"PUT sys/audit-hash/file", data{"input": "sandbox:1"}, [6]int{403, 403, 403, 403, 200, 200}},
+	{"GET identity/entity/id/nobody", nil, [6]int{403, 403, 403, 403, 404, 403}},
 	{"DELETE ati/config", nil, [6]int{403, 403, 403, 403, 403, 200}}, // with a warning
 }
 

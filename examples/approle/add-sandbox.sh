@@ -13,6 +13,10 @@
 # Run by TestInteropAppRole.
 set -euo pipefail
 
+if [ $# -ne 2 ] || [ ! -d "$2" ]; then
+  echo "usage: $0 NAME DIRECTORY, which must be there" >&2
+  exit 2
+fi
 name=$1
 dir=$2
 

@@ -24,6 +24,14 @@ path "ati/check/*" {
   capabilities = ["read", "update"]
 }
 
+# What a value is in the audit log, and who an entity in it is.
+path "sys/audit-hash/file" {
+  capabilities = ["update"]
+}
+path "identity/entity/id/*" {
+  capabilities = ["read"]
+}
+
 # What a token is. Both take it in a request's body, hence update; neither
 # changes anything.
 path "ati/validate" {
