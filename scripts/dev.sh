@@ -35,24 +35,27 @@ else
   say "A Vault development server at $VAULT_ADDR, with the plugin registered and mounted."
   register "$dir"
   show vault secrets enable -path=ati "$plugin"
-  secret=${ATI_JWT_SECRET:-$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')}
-  say "The proxy is to hold the same secret."
-  echo '$ printf %s "$ATI_JWT_SECRET" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-'
-  printf %s "$secret" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-
+  if [ -n "${ATI_JWT_SECRET:-}" ]; then
+    say "Your proxy holds this secret already."
+    echo '$ printf %s "$ATI_JWT_SECRET" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-'
+    printf %s "$ATI_JWT_SECRET" | vault write ati/config proxy_url=http://127.0.0.1:8090 secret=-
+  else
+    say "Vault generates the signing key."
+    show vault write ati/config proxy_url=http://127.0.0.1:8090
+  fi
   say "What a researcher's token may open, how often, and for how long."
   write_role
   write_policy
-  # For the next make dev. The signing secret is in no file.
+  # For the next make dev.
   (umask 077 && echo "export VAULT_ADDR=$VAULT_ADDR VAULT_TOKEN=$VAULT_TOKEN" >"$dir/env")
   trap - EXIT
 fi
 
 say "Vault is running; its log is $dir/vault.log. In your shell:"
 cat "$dir/env"
-if [ -n "${secret:-}" ]; then
-  echo "export ATI_JWT_SECRET=$secret"
-fi
 type -P vault >/dev/null || echo "alias vault=$(quote "$vault_bin")"
 echo "vault read ati/creds/researcher"
-say "A proxy for it: ati proxy --port 8090 --bind 127.0.0.1 --env-keys"
+say "A proxy for it, which gets the secret from Vault:"
+echo 'ATI_JWT_SECRET=$(vault read -field=ATI_JWT_SECRET ati/proxy-env) \'
+echo '    examples/proxy-agent/ati-proxy-guard --port 8090 --bind 127.0.0.1 --env-keys'
 say "After a change: make dev. To end it: make dev-stop."

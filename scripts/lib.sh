@@ -145,17 +145,17 @@ write_role() {
 }
 
 write_policy() {
-  say "An orchestrator may read tokens of this role, and nothing else."
+  say "An orchestrator may ask for tokens of this role, and nothing else."
   cat <<'POLICY'
 $ vault policy write researcher-orchestrator - <<'HCL'
 path "ati/creds/researcher" {
-  capabilities = ["read"]
+  capabilities = ["read", "update"]
 }
 HCL
 POLICY
   vault policy write researcher-orchestrator - <<'HCL'
 path "ati/creds/researcher" {
-  capabilities = ["read"]
+  capabilities = ["read", "update"]
 }
 HCL
 }

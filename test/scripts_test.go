@@ -127,7 +127,10 @@ func TestDev(t *testing.T) {
 		return m[1]
 	}
 	s := &server{t: t, addr: export("VAULT_ADDR"), root: export("VAULT_TOKEN"), dir: t.TempDir()}
-	secret := export("ATI_JWT_SECRET")
+	secret := s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"].(string)
+	if strings.Contains(out, secret) {
+		t.Error("make dev shows the secret")
+	}
 	c := claims(t, secret, s.read(s.root, "ati/creds/researcher"))
 	if c.Scope != "tool:web_search tool:arxiv:search skill:summarize" {
 		t.Errorf("scope %q", c.Scope)
