@@ -110,12 +110,12 @@ func keyFields() map[string]*framework.FieldSchema {
 		},
 		"secret": {
 			Type:         framework.TypeString,
-			Description:  "HS256 secret, 64 hex characters. Vault generates one where it is left out. Never returned, but by proxy-env.",
+			Description:  "HS256 secret, 64 hex characters. For a new key, Vault generates one where it is left out. Never returned, but by proxy-env.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Secret", Group: "Key", Sensitive: true},
 		},
 		"private_key": {
 			Type:         framework.TypeString,
-			Description:  "ES256 key: a P-256 private key in PEM, SEC1 or PKCS#8, not encrypted. Vault generates one where it is left out. Never returned.",
+			Description:  "ES256 key: a P-256 private key in PEM, SEC1 or PKCS#8, not encrypted. For a new key, Vault generates one where it is left out. Never returned.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Private key", Group: "Key", Sensitive: true, EditType: "textarea"},
 		},
 	}

@@ -560,6 +560,8 @@ func (b *backend) putConfig(ctx context.Context, s logical.Storage, entry config
 	return nil
 }
 
+const needsSudo = `This path needs the sudo capability beside the operation's.`
+
 const pathConfigHelpSyn = `The proxy, the signing key, and the ceiling over all roles.`
 
 const pathConfigHelpDesc = `
@@ -573,7 +575,7 @@ audience, accepted_audiences and issuer go into the tokens, and must be what
 the proxy is set to accept. allowed_scopes and max_ttl are a ceiling over all
 roles, for teams that let others write roles.
 
-This path needs the sudo capability beside the operation's.
+` + needsSudo + `
 
     $ vault write ati/config proxy_url=https://ati.example.com
 `

@@ -81,5 +81,5 @@ them. It has the current, the pending and the previous version of the key where
 these are for ES256; the kid is that of the tokens, and the key's fingerprint.
 It is empty with HS256. It needs no Vault token.
 
-    $ curl -s "$VAULT_ADDR/v1/ati/jwks"
+    $ curl -sS "$VAULT_ADDR/v1/ati/jwks"
 `

@@ -360,6 +360,8 @@ again with what proxy-env says. This is how to revoke every token.
 
 For a rotation without one refused call, write config/rotate/stage.
 
+` + needsSudo + `
+
     $ vault read ati/config/rotate
     $ vault write -f ati/config/rotate
 `
@@ -371,6 +373,8 @@ Makes a pending version, with the proxy_url of proxies that are started with
 proxy-env/<version>, beside those of the current version. activate makes it the
 current one. Deleting drops it.
 
+` + needsSudo + `
+
     $ vault write ati/config/rotate/stage proxy_url=https://ati-green.example.com
 `
 
@@ -380,6 +384,8 @@ const pathRotateActivateHelpDesc = `
 The current version becomes the previous one. Tokens for its proxy are minted
 still, for whoever asks with proxy_url=<its proxy_url>, until it is retired. After a
 rollback, it is the version that was rolled back that becomes current again.
+
+` + needsSudo + `
 
     $ vault write -f ati/config/rotate/activate
 `
@@ -391,6 +397,8 @@ The current version becomes the previous one, and tokens for its proxy are minte
 still. To go forward to it again, write config/rotate/activate. A rollback is
 possible until the previous version's last token has expired.
 
+` + needsSudo + `
+
     $ vault write -f ati/config/rotate/rollback
 `
 
@@ -401,6 +409,8 @@ Its tokens pass its proxy until they have expired: previous_tokens_expire_by
 says when that is so for all that this mount minted. Stop its proxy then: whoever has
 a copy of a key that was brought can mint tokens that live longer. Its key is
 forgotten here at that time.
+
+` + needsSudo + `
 
     $ vault write -f ati/config/rotate/retire
 `
