@@ -146,7 +146,7 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 			case item == "":
 				return nil, fmt.Errorf(`%s "": an item must not be empty; is there a comma too many?`, f.field)
 			case strings.ContainsFunc(item, unicode.IsSpace):
-				return nil, fmt.Errorf("%s %q: has white space in it, at which the proxy would split it; give several with commas, as in %s=a,b", f.field, item, f.field)
+				return nil, fmt.Errorf("%s %q: has white space in it, which separates scopes at the proxy; give several with commas, as in %s=a,b", f.field, item, f.field)
 			case f.field == "skills" && strings.TrimPrefix(item, f.prefix) == "*":
 				return nil, fmt.Errorf("%s %q: the proxy knows no such wildcard; scopes=* opens every skill and every tool", f.field, item)
 			}

@@ -56,7 +56,7 @@ type configEntry struct {
 	// version names one key.
 	LastKeyVersion int `json:"last_key_version"`
 
-	// LongestTTL is the longest TTL that any role of this mount ever allowed. It
+	// LongestTTL is the longest TTL that any enabled role of this mount ever allowed. It
 	// is raised before the role is stored, so that "no token lives longer than
 	// this from now" is true at any time.
 	LongestTTL time.Duration `json:"longest_ttl"`

@@ -306,13 +306,8 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 
 	// The bound on the life of tokens first, the role that needs it second: a
 	// crash between them leaves a bound that is too long, never too short. A
-	// disabled role, which was not judged, raises it no further than one that mints;
-	// enabling it is a write, too.
-	longest := min(r.longestTTL(), mountMax)
-	if cfg.MaxTTL > 0 {
-		longest = min(longest, cfg.MaxTTL)
-	}
-	if longest > cfg.LongestTTL {
+	// disabled role needs none, and was not judged; enabling it is a write, too.
+	if longest := r.longestTTL(); !r.Disabled && longest > cfg.LongestTTL {
 		raised := cfg.configEntry
 		raised.LongestTTL = longest
 		if err := b.putConfig(ctx, req.Storage, raised); err != nil {
@@ -574,7 +569,7 @@ func (r *role) warnings(size int) []string {
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.rates)) {
 		if !touches(key, r.granted) {
-			warn("rate %q is for no scope of this role; it limits only a tool whose manifest has another scope than its name", key)
+			warn("rate %q is for no scope of this role; it limits only a tool whose scope in the manifest is not its name", key)
 		}
 		if alias := ati.LegacyAlias(key); alias != "" && !r.limitsAsMuch(alias, r.rates[key]) {
 			warn("rate %q doesn't limit calls that spell the tool with an underscore; add the same rate for %q", key, alias)

@@ -184,7 +184,7 @@ const (
 )
 
 func whiteSpace(field, item string) string {
-	return fmt.Sprintf("%s %q: has white space in it, at which the proxy would split it; give several with commas, as in %s=a,b", field, item, field)
+	return fmt.Sprintf("%s %q: has white space in it, which separates scopes at the proxy; give several with commas, as in %s=a,b", field, item, field)
 }
 
 func TestARoleRefuses(t *testing.T) {
@@ -420,10 +420,10 @@ func TestARoleWarns(t *testing.T) {
 		"nothing about names with a colon":              {data{"tools": "a:b__c,a:b_*,__x,_*"}, nil},
 		"of a rate whose alias is looser":               {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "*": "11/hour", "tool:p_*": "1/min"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
 		"nothing where another rate is as tight":        {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "tool:*": "10/h"}}, nil},
-		"of a rate beside skills and help":              {data{"tools": "", "skills": "x", "scopes": "help", "rate": data{"tool:x": "1/s"}}, []string{`rate "tool:x" is for no scope of this role; it limits only a tool whose manifest has another scope than its name`}},
+		"of a rate beside skills and help":              {data{"tools": "", "skills": "x", "scopes": "help", "rate": data{"tool:x": "1/s"}}, []string{`rate "tool:x" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
 		"of a skill's wildcard":                         {data{"skills": "research-*"}, []string{`scope "skill:research-*" opens nothing: the proxy matches skills by their exact names`}},
-		"of an idle rate":                               {data{"rate": data{"tool:other": "1/s"}}, []string{`rate "tool:other" is for no scope of this role; it limits only a tool whose manifest has another scope than its name`}},
-		"of an idle rate's pattern":                     {data{"rate": data{"tool:webs*": "1/s"}}, []string{`rate "tool:webs*" is for no scope of this role; it limits only a tool whose manifest has another scope than its name`}},
+		"of an idle rate":                               {data{"rate": data{"tool:other": "1/s"}}, []string{`rate "tool:other" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
+		"of an idle rate's pattern":                     {data{"rate": data{"tool:webs*": "1/s"}}, []string{`rate "tool:webs*" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
 		"of no idle rate":                               {data{"tools": "git_*,a:b", "rate": data{"tool:git:*": "1/s", "tool:git_*": "1/s", "tool:a_b": "1/s"}}, []string{`scope "tool:git_*" opens also what "tool:git:*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
 		"of no idle rate beside a manifest's own scope": {data{"scopes": "finance:read", "rate": data{"tool:other": "1/s"}}, nil},
 		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},

@@ -521,7 +521,7 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		"a key with text before it":       {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},
 		"a key with text behind it":       {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
 		"only the curve's parameter":      {data{"algorithm": "ES256", "private_key": parameters}, want + "its EC PARAMETERS are not followed by a key" + made},
-		"the parameters of another curve": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x")) + pair.sec1}, want + "its EC PARAMETERS are not those of P-256" + made},
+		"the parameters of another curve": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x")) + pair.sec1}, want + "its EC PARAMETERS don't name P-256" + made},
 		"two keys in one block":           {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, append(der, der...))}, want + "there is something behind it" + made},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -899,42 +899,41 @@ func (m *mount) withClock(clock func() time.Time) {
 	m.b = b
 }
 
-// The promise: who writes roles below a ceiling can't make tokens_expire_by wrong. A
-// disabled role isn't judged against the ceiling, and doesn't count beyond it.
+// A disabled role, which isn't judged against the ceilings, doesn't count.
 func TestADisabledRoleDoesNotMoveTheEndOfTheTokens(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct {
-		config   data
-		mountMax time.Duration
-		ttl      string
-		want     string // for a retirement at 08:00:00
-	}{
-		"below the ceiling":                   {data{"max_ttl": "4h"}, 0, "2h", "2027-01-15T10:01:01Z"},
-		"beyond the ceiling":                  {data{"max_ttl": "4h"}, 0, "2000000000", "2027-01-15T12:01:01Z"},
-		"beyond the mount's maximum":          {nil, 10 * time.Hour, "2000000000", "2027-01-15T18:01:01Z"},
-		"the longest duration that there is":  {data{"max_ttl": "4h"}, 0, "9223372036", "2027-01-15T12:01:01Z"},
-		"as long, on a mount that permits it": {nil, 9223372036 * time.Second, "9223372036", "2319-04-27T07:48:17Z"},
-	} {
+	for name, ttl := range map[string]string{"below the ceiling": "2h", "beyond the ceiling": "2000000000", "the longest duration that there is": "9223372036"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := configured(t, c.config, nil)
-			if c.mountMax > 0 {
-				m.system.MaxLeaseTTLVal = c.mountMax
-			}
-			m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "ttl": c.ttl, "disabled": true})
-			m.ok(logical.DeleteOperation, "roles/idle", nil)
-			m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-			m.step("/activate", nil)
-			token := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}).Data["token"]
-			if got := m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"]; got != c.want {
-				t.Errorf("tokens expire by %v, want %s", got, c.want)
-			}
-			if got := m.ok(logical.UpdateOperation, "validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != 1 {
-				t.Errorf("after the retirement a token is %v", got)
-			}
-			m.write("config/rotate/rollback", nil)
+			m := configured(t, data{"max_ttl": "4h"}, nil)
+			m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "ttl": ttl, "disabled": true})
+			m.endsBy("2027-01-15T09:01:01Z")
 		})
 	}
+}
+
+// endsBy retires version 1, when tokens of it must expire by want, and live on.
+func (m *mount) endsBy(want string) {
+	m.t.Helper()
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+	token := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}).Data["token"]
+	if got := m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"]; got != want {
+		m.t.Errorf("tokens expire by %v, want %s", got, want)
+	}
+	if got := m.ok(logical.UpdateOperation, "validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != 1 {
+		m.t.Errorf("after the retirement a token is %v", got)
+	}
+	m.write("config/rotate/rollback", nil)
+}
+
+// A bound that is the longest duration of Go's is still in the future.
+func TestTokensOfTheLongestTTL(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	m.system.MaxLeaseTTLVal = 9223372036 * time.Second
+	m.ok(logical.CreateOperation, "roles/long", data{"tools": "x", "ttl": "9223372036"})
+	m.endsBy("2319-04-27T07:48:17Z")
 }
 
 // Enabling a role counts, where it was written while it was disabled.
@@ -948,11 +947,18 @@ func TestARoleThatIsEnabledMovesTheEndOfTheTokens(t *testing.T) {
 	if got, want := m.ok(logical.ReadOperation, "creds/idle", nil).Data["expires_at"], int64(1_800_014_400); got != want {
 		t.Errorf("the token expires at %v, want %v", got, want)
 	}
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
-	if got, want := m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"], "2027-01-15T12:01:01Z"; got != want {
-		t.Errorf("tokens expire by %v, want %s", got, want)
-	}
+	m.endsBy("2027-01-15T12:01:01Z")
+}
+
+// A mount whose only role is disabled has no bound, and says why it doesn't mint.
+func TestADisabledRoleAloneMintsNothing(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
+	m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "disabled": true})
+	m.refused(logical.ReadOperation, "creds/idle", nil, `role "idle" is disabled; disabled=false enables it`)
+	m.ok(logical.UpdateOperation, "roles/idle", data{"disabled": false})
+	m.ok(logical.ReadOperation, "creds/idle", nil)
 }
 
 // The promise: tokens_expire_by is never too early. Whichever of a mint and a

@@ -266,7 +266,7 @@ func (b *backend) beginMint(ctx context.Context, req *logical.Request, d *framew
 	if m.key, err = m.cfg.keyFor(m.params.proxyURL); err != nil {
 		return nil, logical.ErrorResponse(err.Error()), nil
 	}
-	if m.cfg.LongestTTL <= 0 {
+	if m.cfg.LongestTTL <= 0 && !m.role.Disabled {
 		return nil, nil, errors.New("storage has no bound on the life of tokens, which every role's write sets: write the roles again")
 	}
 	if m.caller, err = b.lookUpCaller(req, m.role.identityAsked(m.params)); err != nil {

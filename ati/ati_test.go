@@ -329,7 +329,7 @@ func TestClaimsAreEscapedAsPythonDoes(t *testing.T) {
 	// What the proxy can't read as JSON, and encoding/json can.
 	for name, x := range map[string]string{"broken UTF-8": "\"\xff\"", "deep nesting": strings.Repeat("[", 127) + strings.Repeat("]", 127)} {
 		text := `{"sub":"a","aud":"b","iat":1,"exp":2,"scope":"","x":` + x + `}`
-		if err := json.Unmarshal([]byte(text), new(ati.Claims)); err == nil || err.Error() != "is not JSON that can be read" {
+		if err := json.Unmarshal([]byte(text), new(ati.Claims)); err == nil || err.Error() != "the claims are not JSON that can be read" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

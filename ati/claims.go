@@ -53,7 +53,7 @@ func (c Claims) MarshalJSON() ([]byte, error) { return c.appendJSON(nil), nil }
 // there twice or have another type.
 func (c *Claims) UnmarshalJSON(b []byte) error {
 	if !readable(b) {
-		return errors.New("is not JSON that can be read")
+		return errors.New("the claims are not JSON that can be read")
 	}
 	var w wireClaims
 	if err := w.UnmarshalJSON(b); err != nil {

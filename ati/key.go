@@ -78,10 +78,6 @@ func ParsePrivateKey(text string) (Key, error) {
 	if err != nil {
 		return Key{}, keyError("%s; %w", want, err)
 	}
-	// x509 passes over what stands behind a private key, as in a block of two.
-	if rest, err := asn1.Unmarshal(block.Bytes, new(asn1.RawValue)); err == nil && len(rest) > 0 {
-		return Key{}, keyError("%s; there is something behind it", want)
-	}
 	var parsed any
 	switch {
 	case block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "":
@@ -95,6 +91,10 @@ func ParsePrivateKey(text string) (Key, error) {
 	}
 	if err != nil {
 		return Key{}, keyError("%s; it can't be read", want) // the error of x509 may quote it
+	}
+	// x509 passes over what stands behind a private key, as in a block of two.
+	if rest, err := asn1.Unmarshal(block.Bytes, new(asn1.RawValue)); err != nil || len(rest) > 0 {
+		return Key{}, keyError("%s; there is something behind it", want)
 	}
 	private, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok || private.Curve != elliptic.P256() {
@@ -126,10 +126,12 @@ func ParsePublicKey(text string) (Key, error) {
 	if !ok || public.Curve != elliptic.P256() {
 		return Key{}, keyError("%s; it is a key of %s", want, kindOf(parsed))
 	}
-	// The proxy opens itself to everybody where, say, a line is blank.
+	// The proxy opens itself to everybody where, say, a line is blank, or a byte
+	// stands behind the last element of a sequence.
+	der, err := x509.MarshalPKIXPublicKey(public)
 	lines := strings.ReplaceAll(strings.TrimFunc(text, isASCIISpace), "\r\n", "\n") + "\n"
-	if lines != string(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})) {
-		return Key{}, keyError("%s; its lines are not of 64 characters. To write it anew: openssl pkey -pubin -in <file>", want)
+	if err != nil || lines != string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})) {
+		return Key{}, keyError("%s; it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>", want)
 	}
 	return newKey(jwt.SigningMethodES256, "", nil, public), nil
 }
@@ -151,7 +153,7 @@ func onlyBlock(text string, parameters []byte) (*pem.Block, error) {
 	if err == nil && parameters != nil && block.Type == "EC PARAMETERS" {
 		switch {
 		case len(block.Headers) > 0 || !bytes.Equal(block.Bytes, parameters):
-			return nil, errors.New("its EC PARAMETERS are not those of P-256")
+			return nil, errors.New("its EC PARAMETERS don't name P-256")
 		case !strings.HasPrefix(rest, beginPEM):
 			return nil, errors.New("its EC PARAMETERS are not followed by a key")
 		}

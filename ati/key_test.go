@@ -163,20 +163,23 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 		sec1 + pkcs8:                         "there is something behind it",
 		parameters:                           "its EC PARAMETERS are not followed by a key",
 		parameters + "x" + sec1:              "its EC PARAMETERS are not followed by a key",
-		block("EC PARAMETERS", nil) + sec1:   "its EC PARAMETERS are not those of P-256",
-		block("EC PARAMETERS", []byte{6, 5, 0x2b, 0x81, 4, 0, 0x22}) + sec1: "its EC PARAMETERS are not those of P-256",
-		block("EC PRIVATE KEY", append(der(sec1), der(sec1)...)):            "there is something behind it",
-		block("PRIVATE KEY", append(der(pkcs8), "junk"...)):                 "there is something behind it",
-		strings.Repeat(" ", 4096) + sec1:                                    fmt.Sprintf("it has %d bytes, and a key has no more than 4096", 4096+len(sec1)),
-		strings.Replace(sec1, "-----\n", "-----\nX: y\n\n", 1):              "it has headers",
-		sec1 + block("EC PARAMETERS", nil):                                  "there is something behind it",
-		"-----BEGIN PRIVATE KEY-----\nsecret":                               "it can't be read",
+		block("EC PARAMETERS", nil) + sec1:   "its EC PARAMETERS don't name P-256",
+		block("EC PARAMETERS", []byte{6, 5, 0x2b, 0x81, 4, 0, 0x22}) + sec1: "its EC PARAMETERS don't name P-256",
+		// What is encrypted may begin as ASN.1 does.
+		strings.Replace(block("EC PRIVATE KEY", []byte{0x30, 0, 1, 2}), "\n", "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n", 1): "it is encrypted. To decrypt it: openssl pkey -in <file>",
+		block("OPENSSH PRIVATE KEY", []byte("openssh-key-v1")):                                                                             `it is a "OPENSSH PRIVATE KEY"`,
+		block("EC PRIVATE KEY", append(der(sec1), der(sec1)...)):                                                                           "there is something behind it",
+		block("PRIVATE KEY", append(der(pkcs8), "junk"...)):                                                                                "there is something behind it",
+		strings.Repeat(" ", 4096) + sec1:                                                                                                   fmt.Sprintf("it has %d bytes, and a key has no more than 4096", 4096+len(sec1)),
+		strings.Replace(sec1, "-----\n", "-----\nX: y\n\n", 1):                                                                             "it has headers",
+		sec1 + block("EC PARAMETERS", nil):                                                                                                 "there is something behind it",
+		"-----BEGIN PRIVATE KEY-----\nsecret":                                                                                              "it can't be read",
 		// pem.Decode passes over a block that it can't read.
 		"-----BEGIN PRIVATE KEY-----\n" + sec1:                                        "it can't be read",
 		strings.Replace(pkcs8, "M", "\xff", 1) + pkcs8:                                "it can't be read",
 		parameters + strings.Replace(sec1, "M", "", 1) + sec1:                         "it can't be read",
-		strings.Replace(parameters, "-----\n", "-----\nX: \xff\n\n", 1) + sec1:        "its EC PARAMETERS are not those of P-256",
-		strings.Replace(parameters, "-----\n", "-----\nDEK-Info: \xff\n\n", 1) + sec1: "its EC PARAMETERS are not those of P-256",
+		strings.Replace(parameters, "-----\n", "-----\nX: \xff\n\n", 1) + sec1:        "its EC PARAMETERS don't name P-256",
+		strings.Replace(parameters, "-----\n", "-----\nDEK-Info: \xff\n\n", 1) + sec1: "its EC PARAMETERS don't name P-256",
 	} {
 		key, err := ati.ParsePrivateKey(text)
 		if err == nil || err.Error() != private+want || !errors.Is(err, ati.ErrATI) || key.Algorithm() != "" {
@@ -194,7 +197,11 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 		public + public:                         "there is something behind it",
 		"-----BEGIN PUBLIC KEY-----\n" + public: "it can't be read",
 		// The proxy opens itself with such a file.
-		parameters + public:                   "there is something behind it",
+		parameters + public: "there is something behind it",
+		strings.Replace(public, "\n", "\nDEK-Info: x\n\n", 1): "it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>",
+		strings.Replace(public, "\n", "\n\n", 1):              "it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>",
+		// A byte behind the last element of the sequence, which x509 passes over.
+		block("PUBLIC KEY", append([]byte{0x30, der(public)[1] + 1}, append(der(public)[2:], 0xff)...)): "it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>",
 		block("PUBLIC KEY", edwardsPublicDER): "it is a key of another algorithm",
 	} {
 		key, err := ati.ParsePublicKey(text)

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -108,6 +109,8 @@ func TestInteropPublicKeyFiles(t *testing.T) {
 	t.Parallel()
 	_, _, public := ecKey(t, elliptic.P256())
 	body := strings.Split(strings.TrimSpace(public), "\n")
+	block, _ := pem.Decode([]byte(public))
+	longer := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: append([]byte{0x30, block.Bytes[1] + 1}, append(block.Bytes[2:], 0xff)...)})
 	lines := func(separator string) string { return strings.Join(body, separator) + separator }
 	taken := 0
 	for name, text := range map[string]string{
@@ -130,6 +133,7 @@ func TestInteropPublicKeyFiles(t *testing.T) {
 		"a byte order mark":     "\ufeff" + public,
 		"a broken block before": body[0] + "\n" + public,
 		"twice":                 public + public,
+		"a byte in the DER":     string(longer),
 	} {
 		if _, err := ati.ParsePublicKey(text); err != nil {
 			continue

@@ -44,8 +44,8 @@ var notOnThePage = func() map[string]string {
 		},
 		"for callers in Go: the engine has checked it, or doesn't use the function": {
 			"must be one P-256 public key in PEM; …", "must be one P-256 public key in PEM; it is …",
-			"must be one P-256 public key in PEM; it can't be read", "must be one P-256 public key in PEM; its lines are not of 64 characters. To write it anew: openssl pkey -pubin -in <file>", "must be one P-256 public key in PEM; it is a key of …",
-			"the key is empty", "a public key can't sign", "the TTL … is not a whole number of seconds",
+			"must be one P-256 public key in PEM; it can't be read", "must be one P-256 public key in PEM; it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>", "must be one P-256 public key in PEM; it is a key of …",
+			"the claims are not JSON that can be read", "the key is empty", "a public key can't sign", "the TTL … is not a whole number of seconds",
 			"WithAudience needs an audience", "an accepted audience must not be empty",
 			"the required issuer must not be empty; leave WithIssuer out to check none",
 			"the leeway … must be from 0s to …: the proxy refuses what is older",
