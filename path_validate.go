@@ -257,7 +257,7 @@ func exact(value any) any {
 		if b, _ := json.Marshal(f); err != nil || string(b) != v.String() {
 			return v.String()
 		}
-		if i, err := v.Int64(); err == nil {
+		if i, err := v.Int64(); err == nil && v != "-0" {
 			return i
 		}
 		return f
@@ -295,8 +295,9 @@ the token opens it now.
 const pathInspectHelpSyn = `Decode a token without verifying it.`
 
 const pathInspectHelpDesc = `
-Shows the claims as they stand in the token, whoever wrote it. To know whether
-a token is good, use validate.
+Shows the claims as they stand in the token, whoever wrote it; a number that
+would come out of JSON as another one is told as its text. To know whether a token
+is good, use validate.
 
     $ vault write ati/inspect token=@token.txt
 `

@@ -134,7 +134,6 @@ func TestValidateTellsWhetherTheTokenOpensAScopeNow(t *testing.T) {
 	}
 }
 
-// The vectors through the engine: validate takes what proxy and client take,
 // Vault makes a float64 of each number on the way from the plugin: one that would
 // be another then, or none, is told as its text.
 func TestInspectTellsNumbersAsTheyStand(t *testing.T) {
@@ -165,6 +164,7 @@ func TestInspectTellsNumbersAsTheyStand(t *testing.T) {
 	}
 }
 
+// The vectors through the engine: validate takes what proxy and client take,
 // inspect reads what the client reads.
 func TestValidateAndInspectAgreeWithTheVectors(t *testing.T) {
 	t.Parallel()

@@ -125,7 +125,7 @@ func TestInteropAppRole(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.run(s.root, "approle/setup.sh")
-	tokens := map[string]string{}
+	tokens, roleIDs := map[string]string{}, map[string]any{}
 	for _, name := range []string{"box1", "box2"} {
 		dir := t.TempDir()
 		s.run(s.root, "approle/add-sandbox.sh", name, dir)
@@ -141,7 +141,7 @@ func TestInteropAppRole(t *testing.T) {
 			}
 			login[file] = string(b)
 		}
-		tokens[name] = s.write("", "auth/approle/login", login).Auth.ClientToken
+		tokens[name], roleIDs[name] = s.write("", "auth/approle/login", login).Auth.ClientToken, login["role_id"]
 		// The secret id works once.
 		if _, err := s.client("").Logical().Write("auth/approle/login", login); err == nil {
 			t.Errorf("%s logs in twice", name)
@@ -190,13 +190,17 @@ func TestInteropAppRole(t *testing.T) {
 			}
 		}
 	}
-	// Without its AppRole a sandbox that is logged in mints on, without its entity
-	// it doesn't. The other one goes on.
+	// Without its AppRole a sandbox that is logged in mints on, and nobody logs in
+	// anew; without its entity it doesn't mint either. The other one goes on.
+	again := data{"role_id": roleIDs["box1"], "secret_id": s.write(s.root, "auth/approle/role/sandbox-box1/secret-id", nil).Data["secret_id"]}
 	for _, step := range []struct {
 		path string
 		want int
 	}{{"auth/approle/role/sandbox-box1", 200}, {"identity/entity/name/box1", 403}} {
 		s.vault(s.root, "delete", step.path)
+		if _, err := s.client("").Logical().Write("auth/approle/login", again); err == nil {
+			t.Errorf("after the deletion of %s it logs in", step.path)
+		}
 		if got := s.request(tokens["box1"], "GET", "ati/creds/sandbox", nil); got != step.want {
 			t.Errorf("after the deletion of %s a mint is a %d, want %d", step.path, got, step.want)
 		}
@@ -370,7 +374,11 @@ func TestInteropGuard(t *testing.T) {
 			port := freePort(t)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, script, "--port", port, "--bind", "127.0.0.1", "--ati-dir", t.TempDir(), "--env-keys")
+			dir := t.TempDir()
+			if err := os.Mkdir(filepath.Join(dir, "manifests"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(ctx, script, "--port", port, "--bind", "127.0.0.1", "--ati-dir", dir, "--env-keys")
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "ATI_BIN=" + part(t, "ATI_BIN")}
 			for k, v := range c.env {
 				cmd.Env = append(cmd.Env, k+"="+v)
@@ -533,10 +541,15 @@ func TestInteropGuardRuns(t *testing.T) {
 	refuses("a proxy that ends on trial", "no such thing\nati-proxy-guard: a proxy with this key, on trial, ended by itself; what it said stands above; the proxy is not started\n", func(t *testing.T, g *guard) {
 		ati(t, g, "echo no such thing >&2; exit 1\n")
 	})
-	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy ended by itself; what it said stands above; it runs no longer\n", func(t *testing.T, g *guard) {
+	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy ended by itself; what it said stands above\n", func(t *testing.T, g *guard) {
 		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], part(t, "ATI_BIN")))
 	})
-	refuses("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered a call without a token with 200, and not with 401; it runs no longer\n", func(t *testing.T, g *guard) {
+	refuses("a directory that isn't there", "/manifests; the proxy is not started\n", func(t *testing.T, g *guard) {
+		if err := os.RemoveAll(filepath.Join(g.p.dir, "manifests")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	refuses("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered a call without a token with 200, and not with 401; it is ended\n", func(t *testing.T, g *guard) {
 		port := strings.Split(g.p.addr, ":")[2]
 		ati(t, g, fmt.Sprintf("case $* in *%s*) exec %s proxy --port %s;; *) exec %s \"$@\";; esac\n", port, openProxy(t), port, part(t, "ATI_BIN")))
 	})

@@ -13,8 +13,8 @@
 # Run by TestInteropAppRole.
 set -euo pipefail
 
-if [ $# -ne 2 ] || [ ! -d "$2" ]; then
-  echo "usage: $0 NAME DIRECTORY, which must be there" >&2
+if [ $# -ne 2 ] || [ ! -d "$2" ] || [ ! -w "$2" ]; then
+  echo "usage: $0 NAME DIRECTORY (one that is there, and that you can write to)" >&2
   exit 2
 fi
 name=$1
