@@ -139,6 +139,9 @@ func (b *backend) checkParameters(req *logical.Request) error {
 	if len(req.Data) == 0 {
 		return nil
 	}
+	if n := sizeOf(req.Data); n > maxRequestBytes {
+		return fmt.Errorf("the parameters have %d bytes together; at most %d are allowed", n, maxRequestBytes)
+	}
 	path := b.Route(req.Path)
 	if path == nil {
 		return nil

@@ -27,6 +27,11 @@ var (
 )
 
 const (
+	// Of all parameters together. The largest role, of all lists that are as long as
+	// they may be, has some 700 KB. Before anything splits or quotes them: a body of 10
+	// MB in a form, on which Vault has no other limit, is 10,000,000 items.
+	maxRequestBytes = 1 << 20
+
 	maxNameBytes   = 128 // of a role
 	maxItems       = 500
 	maxDuration    = math.MaxInt64 * time.Nanosecond // 292 years
@@ -45,6 +50,24 @@ var tokenForm = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.
 var hexFields = map[string]bool{
 	"agent_id": true, agentIDsField: true, "job_id": true, "sandbox_id": true, "subject": true,
 	"allowed_agent_ids": true, "allowed_job_ids": true, "allowed_sandbox_ids": true, "description": true,
+}
+
+// sizeOf is the length of a parameter's texts, and a byte for whatever else it has.
+func sizeOf(value any) int {
+	n := 1
+	switch v := value.(type) {
+	case string:
+		n += len(v)
+	case []any:
+		for _, item := range v {
+			n += sizeOf(item)
+		}
+	case map[string]any:
+		for key, item := range v {
+			n += len(key) + sizeOf(item)
+		}
+	}
+	return n
 }
 
 // holdsKey reports whether a parameter has a token, a private key in PEM or, where

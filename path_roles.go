@@ -564,7 +564,7 @@ func (r *role) warnings(size int) []string {
 		case isTool && wildcard && underscore > 0 && !strings.Contains(prefix, ":"):
 			warn("scope %q opens also what %q would: the proxy tries a provider's tools with an underscore for the colon too", scope, "tool:"+prefix[:underscore]+":"+prefix[underscore+1:]+"*")
 		case strings.HasPrefix(scope, "skill:") && strings.HasSuffix(scope, "*"):
-			warn("scope %q opens nothing: the proxy matches skills by their exact names", scope)
+			warn("scope %q opens no skill: the proxy matches skills by their exact names", scope)
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.rates)) {

@@ -163,10 +163,10 @@ func secretToken(b *backend) *framework.Secret {
 
 func (b *backend) secretTokenRevoke(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	if s := req.Secret; s != nil {
-		// Vault revokes a lease that has run out in the same way: then the token
-		// has too. (ExpirationTime would count the TTL from now.)
-		if expires := s.IssueTime.Add(s.TTL); b.now().Before(expires) {
-			b.Logger().Warn("a lease was revoked, but its token lives until it expires", "path", req.Path, "jti", s.InternalData["jti"], "expires", expires)
+		// Vault revokes a lease that has run out in the same way, a second or two before
+		// its token has. (ExpirationTime would count the TTL from now.)
+		if b.now().Before(s.IssueTime.Add(s.TTL)) {
+			b.Logger().Warn("a lease was revoked, but its token lives until it expires", "path", req.Path, "jti", s.InternalData["jti"], "expires", s.InternalData["expires"])
 		}
 	}
 	return nil, nil
@@ -345,7 +345,9 @@ func (b *backend) credsResponse(key *signingKey, r *role, p *credsParams, claims
 	if lease <= 0 { // which Vault would take for its default
 		return nil, fmt.Errorf("minting took so long that a token of %v has no time left for a lease", ttl)
 	}
-	resp := b.Secret(secretTokenType).Response(data, map[string]any{"jti": claims.ID})
+	resp := b.Secret(secretTokenType).Response(data, map[string]any{
+		"jti": claims.ID, "expires": time.Unix(claims.ExpiresAt, 0).UTC().Format(time.RFC3339),
+	})
 	resp.Secret.TTL, resp.Secret.MaxTTL = lease, lease
 	return resp, nil
 }

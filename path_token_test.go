@@ -601,6 +601,44 @@ func TestTokenSizeIsBoundedAtTheMint(t *testing.T) {
 	m.refused(logical.UpdateOperation, "creds/r", tools(150), `the token of "token" has 8696 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes`)
 }
 
+// What a request carries is bounded before anything splits or quotes it.
+func TestARequestsParametersHaveABound(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	long := strings.Repeat("*", 1<<20)
+	var items []any
+	for range 1 << 19 {
+		items = append(items, "a")
+	}
+	for path, c := range map[string]struct {
+		data  data
+		bytes int // of names and values, and one for each value
+	}{
+		"creds/r":  {data{"tools": long}, 1<<20 + 7},
+		"batch/r":  {data{"agent_ids": items}, 1<<20 + 11},
+		"roles/r":  {data{"rate": data{long: "1/s"}}, 1<<20 + 10},
+		"config":   {data{"no such " + long: 1}, 1<<20 + 10},
+		"validate": {data{"token": long}, 1<<20 + 7},
+		"jwks":     {data{"x": []any{long}}, 1<<20 + 4},
+	} {
+		m.refused(logical.UpdateOperation, path, c.data, fmt.Sprintf("the parameters have %d bytes together; at most 1048576 are allowed", c.bytes))
+	}
+	// The largest that is refused for what it is, and the largest that is granted.
+	m.refused(logical.UpdateOperation, "creds/r", data{"tools": strings.Repeat("a,", 1<<19-4)}, "tools has 524285 items; at most 500 are allowed")
+	pattern := func(i int) string { return fmt.Sprintf("%0248d:*", i) }
+	list := func(n int, item func(i int) string) []any {
+		var items []any
+		for i := range n {
+			items = append(items, item(i))
+		}
+		return items
+	}
+	glob := func(i int) string { return fmt.Sprintf("%0128d", i) }
+	m.refused(logical.UpdateOperation, "roles/r", data{
+		"tools": list(500, pattern), "scopes": list(500, pattern), "skills": list(500, glob), "allowed_agent_ids": list(500, glob), "allowed_job_ids": list(500, glob), "allowed_sandbox_ids": list(500, glob),
+	}, "a token of this role has 428337 bytes; at most 8192 are allowed: grant less, or use patterns")
+}
+
 // The promises: a lease never outlives its token, can't be renewed, and
 // revoking it does nothing to the token, and says so.
 func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
@@ -612,7 +650,7 @@ func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
 		resp := m.ok(logical.UpdateOperation, "creds/r", d)
 		want := &logical.Secret{
 			LeaseOptions: logical.LeaseOptions{TTL: 90*time.Minute - time.Second, MaxTTL: 90*time.Minute - time.Second},
-			InternalData: map[string]any{"secret_type": "ati_token", "jti": testID},
+			InternalData: map[string]any{"secret_type": "ati_token", "jti": testID, "expires": "2027-01-15T09:30:00Z"},
 		}
 		if diff := cmp.Diff(want, resp.Secret); diff != "" {
 			t.Errorf("lease (-want +got):\n%s", diff)
@@ -624,7 +662,7 @@ func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
 		if _, err := m.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RevokeOperation, Path: "creds/r", Secret: resp.Secret, Storage: m.storage}); err != nil {
 			t.Errorf("revocation: %v", err)
 		}
-		if !strings.Contains(m.log.String(), "[WARN]  a lease was revoked, but its token lives until it expires: path=creds/r jti="+testID) {
+		if !strings.Contains(m.log.String(), "[WARN]  a lease was revoked, but its token lives until it expires: path=creds/r jti="+testID+" expires=2027-01-15T09:30:00Z\n") {
 			t.Errorf("the log says nothing of it:\n%s", m.log)
 		}
 		m.log.Reset()

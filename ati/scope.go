@@ -51,7 +51,8 @@ func CheckScope(required string, granted []string) bool {
 // The required scope is the one in a tool's manifest, or "skill:" and a
 // skill's name. A tool without a scope is open to all. Of "tool:p:x" the proxy
 // tries "tool:p_x" as well. Skills match by their exact name, or by the plain
-// "*"; a skill that comes along with a tool is not seen here.
+// "*"; a skill that comes along with a tool is not seen here, nor that the proxy
+// would match a tool whose own scope begins with "skill:" as it does any tool.
 func Allows(granted []string, required string) bool {
 	return required == "" || len(Matches(granted, required)) > 0
 }
