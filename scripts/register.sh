@@ -61,6 +61,7 @@ case $#,${1:-} in
 esac
 
 [ -n "$version" ] || fail "this script is to be run from an unpacked release: make release puts it there"
+unset CDPATH
 here=$(cd "$(dirname "$0")" && pwd)
 extension=
 [ -f "$here/$name" ] || extension=.exe

@@ -17,7 +17,8 @@ fail() { echo "$*" >&2; exit 1; }
 
 command -v go >/dev/null || fail "go is missing: install Go"
 version=${VERSION:-$(sed -n 's/^var version = "\(.*\)"$/\1/p' cmd/$name/main.go)}
-[[ $version =~ ^v(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-[0-9A-Za-z.-]+)?$ ]] ||
+number='(0|[1-9][0-9]*)' identifier='(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)'
+[[ $version =~ ^v$number\.$number\.$number(-$identifier(\.$identifier)*)?$ ]] ||
   fail "VERSION=$version: must be a semantic version with a leading v, as in v1.2.3 or v1.2.3-rc1"
 
 if [ "$(git rev-parse --show-toplevel 2>/dev/null)" = "$(pwd -P)" ]; then

@@ -193,6 +193,10 @@ func TestInteropAppRole(t *testing.T) {
 	// Without its AppRole a sandbox that is logged in mints on, and nobody logs in
 	// anew; without its entity it doesn't mint either. The other one goes on.
 	again := data{"role_id": roleIDs["box1"], "secret_id": s.write(s.root, "auth/approle/role/sandbox-box1/secret-id", nil).Data["secret_id"]}
+	s.vault(s.root, "write", "auth/approle/role/sandbox-box4", "token_policies=default")
+	if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
+		t.Errorf("beside another sandbox's AppRole it adds a sandbox:\n%s", out)
+	}
 	for _, step := range []struct {
 		path string
 		want int

@@ -696,6 +696,8 @@ func TestRefusedReleases(t *testing.T) {
 		"a date that is none":       {env: []string{"SOURCE_DATE_EPOCH=today"}, want: "SOURCE_DATE_EPOCH=today: must be a number of seconds since 1970\n"},
 		"a version without its v":   {env: []string{date, "VERSION=0.1.0"}, want: "VERSION=0.1.0: must be a semantic version with a leading v, as in v1.2.3 or v1.2.3-rc1\n"},
 		"a version that is a path":  {env: []string{date, "VERSION=v0.1.0-../x"}, want: "VERSION=v0.1.0-../x: must be a semantic version"},
+		"a version without a word":  {env: []string{date, "VERSION=v0.1.0-a..b"}, want: "VERSION=v0.1.0-a..b: must be a semantic version"},
+		"a version of odd numbers":  {env: []string{date, "VERSION=v0.1.0-rc.01"}, want: "VERSION=v0.1.0-rc.01: must be a semantic version"},
 		"a platform that isn't one": {env: []string{date, "PLATFORMS=linux/pdp11"}, want: "linux/pdp11"},
 		"no platform":               {env: []string{date, "PLATFORMS= "}, want: "PLATFORMS names no platform\n"},
 	} {

@@ -29,6 +29,10 @@ if vault read "identity/entity/name/$name" >/dev/null 2>&1; then
   echo "there is an entity named $name already" >&2
   exit 1
 fi
+if vault read "auth/approle/role/sandbox-$name" >/dev/null 2>&1; then
+  echo "there is an AppRole sandbox-$name already, with which another sandbox may log in" >&2
+  exit 1
+fi
 entity=$(vault write -field=id identity/entity name="$name")
 if [ -z "$entity" ]; then # an update answers with nothing
   echo "there is an entity named $name already" >&2

@@ -34,6 +34,8 @@ def provision_sandbox(vault, role, *, agent_id, tools=None, skills=None, extra_s
     }
     # Null is refused by Vault: leave out what isn't set.
     answer = vault.write_data(f"ati/creds/{role}", data={k: v for k, v in request.items() if v is not None})
+    if not isinstance(answer, dict):  # from a standby whose active node is just going
+        raise RuntimeError(f"provision sandbox {agent_id}: Vault answered with nothing; ask again")
     for warning in answer["warnings"] or []:
         print("Vault warns:", warning, file=sys.stderr)
     return answer["data"]
