@@ -370,7 +370,6 @@ func TestInteropGuard(t *testing.T) {
 		"text before a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "x" + public}, notPEM},
 		"two keys in one":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + public}, notPEM},
 		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "a proxy with this key, on trial, answered a call without a token with 200, and not with 401"},
-		"an empty issuer":           {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_ISSUER": ""}, "ATI_JWT_ISSUER is empty, with which the proxy refuses every token that has an issuer"},
 		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "a proxy with this key, on trial, answered a call without a token with 200, and not with 401"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -685,6 +684,15 @@ func TestInteropProxyAgent(t *testing.T) {
 				t.Error("Agent's log has the secret in it")
 			}
 		}
+		// An issuer that is emptied is no obstacle to the next key.
+		s.write(s.root, "ati/config", data{"issuer": ""})
+		s.write(s.root, "ati/config/rotate", nil)
+		fresh, old = s.mint("r", nil), fresh
+		shut(t, p, a, func() bool { return switched() || a.ended() })
+		if got, after := p.call(old, "web_search"), p.call(fresh, "web_search"); got != 401 || after != 200 {
+			t.Errorf("without an issuer a token of the former key is a %d, and one of the new key a %d\n%s", got, after, a.out)
+		}
+		s.write(s.root, "ati/config", data{"issuer": "ati-orchestrator"})
 		// Agent killed: what it leaves behind stays shut.
 		a.stop(syscall.SIGKILL)
 		shut(t, p, a, soon(2*time.Second))
@@ -728,7 +736,9 @@ func TestInteropProxyAgent(t *testing.T) {
 		}
 	})
 	t.Run("Agent ends on a template error", func(t *testing.T) {
-		config, p, env := s.host(t, "proxy-host", map[string]string{"template_config {": "template_config {\n  exit_on_retry_failure = true"})
+		config, p, env := s.host(t, "proxy-host", map[string]string{
+			"template_config {": "template_config {\n  exit_on_retry_failure = true", `{{ with index .Data \"ATI_JWT_ISSUER\" }}{{ . }}{{ end }}`: "{{ .Data.ATI_JWT_ISSUER }}",
+		})
 		a := s.startAgent(config, env...)
 		shut(t, p, a, func() bool { return ready(p) == nil })
 		s.write(s.root, "ati/config", data{"issuer": ""}) // a key is missing from the answer now
@@ -833,8 +843,8 @@ for document in yaml.safe_load_all(open(sys.argv[1])):
 print(json.dumps(checked))
 `
 
-// The manifests for the External Secrets Operator against its own schemas, and
-// the request that it then makes.
+// The manifests for the operators against their own schemas, and the request that
+// they then make.
 func TestInteropKubernetes(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "mod", "download", "-json", "github.com/external-secrets/external-secrets@v1.3.2").Output()
@@ -846,14 +856,24 @@ func TestInteropKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	crds := filepath.Join(module.Dir, "config", "crds", "bases")
+	if out, err = exec.Command("go", "mod", "download", "-json", "github.com/hashicorp/vault-secrets-operator@v0.10.0").Output(); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(out, &module); err != nil {
+		t.Fatal(err)
+	}
 	check := func(manifest string) (string, error) {
 		cmd := exec.Command("python3", "-c", schemaProgram, manifest,
-			filepath.Join(crds, "generators.external-secrets.io_vaultdynamicsecrets.yaml"), filepath.Join(crds, "external-secrets.io_externalsecrets.yaml"))
+			filepath.Join(crds, "generators.external-secrets.io_vaultdynamicsecrets.yaml"), filepath.Join(crds, "external-secrets.io_externalsecrets.yaml"),
+			filepath.Join(module.Dir, "chart", "crds", "secrets.hashicorp.com_vaultdynamicsecrets.yaml"))
 		cmd.Env = append(os.Environ(), "PYTHONPATH="+part(t, "JSONSCHEMA")+":"+part(t, "PYYAML"))
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
 	if out, err := check(filepath.Join("..", "examples", "kubernetes", "external-secrets.yaml")); err != nil || out != `["VaultDynamicSecret", "ExternalSecret"]`+"\n" {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out, err := check(filepath.Join("..", "examples", "kubernetes", "vault-secrets-operator.yaml")); err != nil || out != `["VaultDynamicSecret"]`+"\n" {
 		t.Errorf("%v\n%s", err, out)
 	}
 	// The request that the generator makes, under the policy that it needs.
@@ -877,5 +897,8 @@ func TestInteropKubernetes(t *testing.T) {
 		if out, err := check(example(t, "kubernetes/external-secrets.yaml", map[string]string{old: replacement})); err == nil {
 			t.Errorf("with %s it passes:\n%s", replacement, out)
 		}
+	}
+	if out, err := check(example(t, "kubernetes/vault-secrets-operator.yaml", map[string]string{"excludeRaw: true": "excluderaw: true"})); err == nil {
+		t.Errorf("with excluderaw it passes:\n%s", out)
 	}
 }

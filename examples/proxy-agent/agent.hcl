@@ -47,10 +47,11 @@ env_template "ATI_JWT_ACCEPTED_AUDIENCES" {
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_ACCEPTED_AUDIENCES }}{{ end }}"
 }
 
-# Leave this out where config has an empty issuer: proxy-env has none then.
+# Empty where config has an empty issuer: proxy-env has none then, and the guard drops
+# the variable.
 env_template "ATI_JWT_ISSUER" {
   error_on_missing_key = true
-  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_ISSUER }}{{ end }}"
+  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"ATI_JWT_ISSUER\" }}{{ . }}{{ end }}{{ end }}"
 }
 
 exec {
