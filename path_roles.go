@@ -575,7 +575,7 @@ func (r *role) warnings(size int) []string {
 			warn("rate %q doesn't limit calls that spell the tool with an underscore; add the same rate for %q", key, alias)
 		}
 		if r.rates[key].Count > highRate {
-			warn("rate %q allows %d calls; the proxy keeps a line for each", key, r.rates[key].Count)
+			warn("rate %q allows %d calls; the proxy keeps the time of each", key, r.rates[key].Count)
 		}
 	}
 	if r.TTL <= agentRefresh && !r.GenerateLease {

@@ -427,7 +427,7 @@ func TestARoleWarns(t *testing.T) {
 		"of no idle rate":                               {data{"tools": "git_*,a:b", "rate": data{"tool:git:*": "1/s", "tool:git_*": "1/s", "tool:a_b": "1/s"}}, []string{`scope "tool:git_*" opens also what "tool:git:*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
 		"of no idle rate beside a manifest's own scope": {data{"scopes": "finance:read", "rate": data{"tool:other": "1/s"}}, nil},
 		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
-		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`rate "*" allows 10001 calls; the proxy keeps a line for each`}},
+		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`rate "*" allows 10001 calls; the proxy keeps the time of each`}},
 		"of a short ttl":                                {data{"ttl": "5m"}, []string{"ttl 5m0s is not longer than the 5m0s after which Vault Agent reads a new token by default; set its static_secret_render_interval to about 0.7 of the ttl"}},
 		"of a comma in a name":                          {data{"tools": []any{"a,b", "c"}}, []string{`scope "tool:a,b" is one name with a comma in it; to give several in a list, give each as an item of its own`}},
 		"nothing of a provider with two underscores":    {data{"tools": "a__b:c"}, nil},

@@ -1,9 +1,7 @@
 # Mount, config, roles and policies with the hashicorp/vault provider.
 #
-# Not run by a test: neither Terraform nor a version of the provider that has
-# these resources can be built from the Go module proxy (its newest provider is
-# 1.9.0). The plugin must be registered already, and the token that applies this
-# needs the sudo capability on ati/config.
+# Not run by a test: Terraform was not tried. The plugin must be registered already,
+# and the token that applies this needs the sudo capability on ati/config.
 
 terraform {
   required_providers {
@@ -27,6 +25,10 @@ resource "vault_mount" "ati" {
   path        = "ati"
   type        = "vault-plugin-secrets-ati"
   description = "ATI session tokens"
+
+  lifecycle {
+    prevent_destroy = true # it would forget every key and role
+  }
 }
 
 # Without a secret, Vault generates one, and Terraform's state never has it: the
@@ -37,7 +39,7 @@ resource "vault_mount" "ati" {
 resource "vault_generic_endpoint" "config" {
   path                 = "${vault_mount.ati.path}/config"
   ignore_absent_fields = true
-  disable_delete       = true # a deletion would forget the key
+  disable_delete       = true # a deletion would forget the key, as one of the mount does
 
   data_json = jsonencode({
     proxy_url = var.proxy_url
