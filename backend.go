@@ -116,9 +116,13 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 // given as a list, or inside another field, into the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if err := b.checkParameters(req); err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+		return logical.ErrorResponse(cut(err.Error(), maxErrorBytes)), nil
 	}
-	return b.Backend.HandleRequest(ctx, req)
+	resp, err := b.Backend.HandleRequest(ctx, req)
+	if resp.IsError() {
+		resp.Data["error"] = cut(resp.Error().Error(), maxErrorBytes)
+	}
+	return resp, err
 }
 
 // HandleExistenceCheck goes by the path alone. Vault writes an error of it into

@@ -27,15 +27,16 @@ var (
 )
 
 const (
-	// Of all parameters together. The largest role, of all lists that are as long as
-	// they may be, has some 700 KB. Before anything splits or quotes them: a body of 10
-	// MB in a form, on which Vault has no other limit, is 10,000,000 items.
+	// All parameters together; the largest role has some 700 KB. It is judged before
+	// anything splits them: a form of 10 MB, on which Vault has no other limit, can be
+	// 10,000,000 items.
 	maxRequestBytes = 1 << 20
+	maxErrorBytes   = 4096 // of an answer, which may quote a value
 
-	maxNameBytes   = 128 // of a role
-	maxItems       = 500
-	maxDuration    = math.MaxInt64 * time.Nanosecond // 292 years
-	maxDescription = 1024
+	maxNameBytes = 128 // of a role
+	maxItems     = 500
+	maxDuration  = math.MaxInt64 * time.Nanosecond // 292 years
+	maxText      = 1024                            // of a description or template, in bytes
 	// The HTTP servers between a sandbox and the proxy usually take headers of
 	// 8 KB in all.
 	warnTokenBytes = 4 << 10
@@ -118,7 +119,15 @@ func shown(name string) string {
 	if holdsKey(name, true) {
 		return "(hidden)"
 	}
-	return name
+	return cut(name, maxNameBytes)
+}
+
+// cut bounds a text that quotes what a request has.
+func cut(text string, bytes int) string {
+	if len(text) <= bytes {
+		return text
+	}
+	return strings.ToValidUTF8(text[:bytes], "") + "…"
 }
 
 const idRule = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
@@ -181,6 +190,13 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 		}
 	}
 	return unique(all), nil
+}
+
+func checkText(field, text string) error {
+	if len(text) > maxText {
+		return fmt.Errorf("%s has %d bytes; at most %d are allowed", field, len(text), maxText)
+	}
+	return nil
 }
 
 // unique drops repeated items. (strutil's would drop empty ones too.)

@@ -472,8 +472,13 @@ func (e *roleEntry) parse(name string) (r *role, err error) {
 			return nil, err
 		}
 	}
-	if len(e.Description) > maxDescription {
-		return nil, fmt.Errorf("description has %d bytes; at most %d are allowed", len(e.Description), maxDescription)
+	if err := checkText("description", e.Description); err != nil {
+		return nil, err
+	}
+	if e.Audience != "" {
+		if err := checkAudience("audience", e.Audience); err != nil {
+			return nil, err
+		}
 	}
 	switch {
 	case e.TTL <= 0:

@@ -317,6 +317,10 @@ func TestARoleRefuses(t *testing.T) {
 		}
 		cases["a skill with "+name] = c{data{"skills": []any{bad}}, fmt.Sprintf("skills %q: %s", "skill:"+bad, skillForm)}
 	}
+	for _, field := range []string{"subject", "job_id", "sandbox_id"} {
+		cases["a long "+field] = c{data{field: "{{identity.entity.metadata." + strings.Repeat("k", 996) + "}}"}, field + " has 1025 bytes; at most 1024 are allowed"}
+	}
+	cases["an odd audience of a disabled role"] = c{data{"disabled": true, "audience": "a b"}, `audience "a b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

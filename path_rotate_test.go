@@ -512,7 +512,7 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		"an encrypted key, SEC1":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
 		"a key of another curve":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "it is a key of P-384" + made},
 		"a key that somebody guesses":     {data{"algorithm": "ES256", "private_key": weak(t)}, want + "it is not random" + made},
-		"a key that is junk":              {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read" + made},
+		"a key that is junk":              {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read, or names a curve in a way that is not known here" + made},
 		"a key that is cut off":           {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
 		"two keys":                        {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "there is something behind it" + made},
 		"a broken key before one":         {data{"algorithm": "ES256", "private_key": strings.Replace(pair.pkcs8, "M", "\xff", 1) + pair.pkcs8}, want + "it can't be read" + made},

@@ -623,6 +623,11 @@ func TestARequestsParametersHaveABound(t *testing.T) {
 	} {
 		m.refused(logical.UpdateOperation, path, c.data, fmt.Sprintf("the parameters have %d bytes together; at most 1048576 are allowed", c.bytes))
 	}
+	// Nor does an error quote all of it.
+	resp, err := m.request(logical.UpdateOperation, "creds/r", data{"agent_id": strings.Repeat("é", 1<<18)})
+	if err != nil || !resp.IsError() || resp.Error().Error() != "agent_id \""+strings.Repeat("é", 2043)+"…" {
+		t.Errorf("%.200v, %v", resp, err)
+	}
 	// The largest that is refused for what it is, and the largest that is granted.
 	m.refused(logical.UpdateOperation, "creds/r", data{"tools": strings.Repeat("a,", 1<<19-4)}, "tools has 524285 items; at most 500 are allowed")
 	pattern := func(i int) string { return fmt.Sprintf("%0248d:*", i) }

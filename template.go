@@ -40,6 +40,9 @@ const joiners = ":/="
 // parseTemplate reads a template and refuses one that could never be rendered:
 // each directive is tried on a made-up entity that has what it asks for.
 func parseTemplate(field, text string, jtiAllowed bool) (*idTemplate, error) {
+	if err := checkText(field, text); err != nil {
+		return nil, err
+	}
 	t := &idTemplate{field: field}
 	fail := func(format string, args ...any) (*idTemplate, error) {
 		return nil, fmt.Errorf("%s %q: %s", field, text, fmt.Sprintf(format, args...))

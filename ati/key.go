@@ -90,7 +90,8 @@ func ParsePrivateKey(text string) (Key, error) {
 		return Key{}, keyError("%s; it is %s", want, labelOf(block))
 	}
 	if err != nil {
-		return Key{}, keyError("%s; it can't be read", want) // the error of x509 may quote it
+		// The error of x509 may quote it.
+		return Key{}, keyError("%s; it can't be read, or names a curve in a way that is not known here", want)
 	}
 	// x509 passes over what stands behind a private key, as in a block of two.
 	if rest, err := asn1.Unmarshal(block.Bytes, new(asn1.RawValue)); err != nil || len(rest) > 0 {
