@@ -116,6 +116,10 @@ stop_vault() {
       kill -0 "$pid" 2>/dev/null || break
       sleep 0.1
     done
+    if runs_vault "$1"; then
+      echo "the Vault server, process $pid, has not ended within 20 s" >&2
+      return 1
+    fi
   fi
   rm -f "$1/vault.pid"
 }

@@ -9,6 +9,7 @@
 #   SOURCE_DATE_EPOCH  the date of all files (the commit's)
 #   DIST               a directory for releases only (dist)
 set -euo pipefail
+export LC_ALL=C # so that [0-9A-Za-z] is these characters
 unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -194,6 +194,11 @@ func TestInteropAppRole(t *testing.T) {
 	// anew; without its entity it doesn't mint either. The other one goes on.
 	again := data{"role_id": roleIDs["box1"], "secret_id": s.write(s.root, "auth/approle/role/sandbox-box1/secret-id", nil).Data["secret_id"]}
 	s.vault(s.root, "write", "auth/approle/role/sandbox-box4", "token_policies=default")
+	blind := s.policy("blind", `path "identity/*" { capabilities = ["create", "read", "update"] }
+path "auth/approle/role/+" { capabilities = ["create", "update"] }`)
+	if out, err := s.tryRun(blind, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || !strings.Contains(out, "permission denied") || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
+		t.Errorf("somebody who may not read whether there is an AppRole adds a sandbox:\n%s", out)
+	}
 	if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
 		t.Errorf("beside another sandbox's AppRole it adds a sandbox:\n%s", out)
 	}
@@ -546,6 +551,19 @@ func TestInteropGuardRuns(t *testing.T) {
 	})
 	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy ended by itself; what it said stands above\n", func(t *testing.T, g *guard) {
 		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], part(t, "ATI_BIN")))
+	})
+	// What is not util-linux' setpriv, such as busybox's, can't be used.
+	t.Run("another setpriv", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "setpriv"), []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		g := start(t, "127.0.0.1", freePort(t), func(g *guard) { g.cmd.Env = append(g.cmd.Env, "PATH="+dir+":"+os.Getenv("PATH")) })
+		poll(t, "the guard is ready", func() error { return isReady(g) })
+	})
+	refuses("an ATI_DIR that isn't there", "/nothere/manifests; the proxy is not started\n", func(t *testing.T, g *guard) {
+		g.cmd.Args = g.cmd.Args[:4] // without --ati-dir
+		g.cmd.Env = append(g.cmd.Env, "ATI_DIR="+filepath.Join(g.p.dir, "nothere"))
 	})
 	refuses("a directory that isn't there", "/manifests; the proxy is not started\n", func(t *testing.T, g *guard) {
 		if err := os.RemoveAll(filepath.Join(g.p.dir, "manifests")); err != nil {

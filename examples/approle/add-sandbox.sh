@@ -12,6 +12,7 @@
 #
 # Run by TestInteropAppRole.
 set -euo pipefail
+export LC_ALL=C # so that [a-z] is these letters
 
 if [ $# -ne 2 ] || [ ! -d "$2" ] || [ ! -w "$2" ]; then
   echo "usage: $0 NAME DIRECTORY (one that is there, and that you can write to)" >&2
@@ -25,14 +26,21 @@ if ! [[ $name =~ ^[a-z0-9][a-z0-9._-]{0,63}$ ]]; then
   echo "the name $name must be up to 64 of a-z, 0-9 and ._- beginning with a letter or digit" >&2
   exit 1
 fi
-if vault read "identity/entity/name/$name" >/dev/null 2>&1; then
-  echo "there is an entity named $name already" >&2
+
+# absent PATH WHAT ends the script unless Vault says that there is nothing at a path.
+# Who may not read it doesn't know.
+absent() {
+  local out
+  if out=$(vault read "$1" 2>&1); then
+    out="there is $2 already"
+  elif [[ $out == *"No value found"* ]]; then
+    return
+  fi
+  echo "$out" >&2
   exit 1
-fi
-if vault read "auth/approle/role/sandbox-$name" >/dev/null 2>&1; then
-  echo "there is an AppRole sandbox-$name already, with which another sandbox may log in" >&2
-  exit 1
-fi
+}
+absent "identity/entity/name/$name" "an entity named $name"
+absent "auth/approle/role/sandbox-$name" "an AppRole sandbox-$name, with which another sandbox may log in,"
 entity=$(vault write -field=id identity/entity name="$name")
 if [ -z "$entity" ]; then # an update answers with nothing
   echo "there is an entity named $name already" >&2
