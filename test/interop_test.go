@@ -707,3 +707,28 @@ func mutated(random *rand.Rand, algorithm string, sign func(header, payload stri
 	}
 	return token
 }
+
+// docs/configure.md: the audience is changed, and no token is refused before its time.
+func TestInteropChangeOfAudience(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
+	tokens := []string{s.mint("r", nil)}
+	takes := func(p *proxy, want ...int) {
+		t.Helper()
+		for i, token := range tokens {
+			if got := p.call(token, "web_search"); got != want[i] {
+				t.Errorf("token %d is a %d, want %d", i+1, got, want[i])
+			}
+		}
+	}
+	s.write(s.root, "ati/config", data{"accepted_audiences": "ati-next"})
+	first := startProxy(t, s.proxyEnv())
+	takes(first, 200)
+	s.write(s.root, "ati/config", data{"audience": "ati-next", "accepted_audiences": "ati-proxy"})
+	tokens = append(tokens, s.mint("r", nil))
+	takes(first, 200, 200) // not started again yet
+	takes(startProxy(t, s.proxyEnv()), 200, 200)
+	s.write(s.root, "ati/config", data{"accepted_audiences": ""})
+	takes(startProxy(t, s.proxyEnv()), 401, 200)
+}
