@@ -149,17 +149,10 @@ write_role() {
 }
 
 write_policy() {
+  local policy='path "ati/creds/researcher" {
+  capabilities = ["read", "update"]
+}'
   say "An orchestrator may ask for tokens of this role, and nothing else."
-  cat <<'POLICY'
-$ vault policy write researcher-orchestrator - <<'HCL'
-path "ati/creds/researcher" {
-  capabilities = ["read", "update"]
-}
-HCL
-POLICY
-  vault policy write researcher-orchestrator - <<'HCL'
-path "ati/creds/researcher" {
-  capabilities = ["read", "update"]
-}
-HCL
+  printf '%s\n' "\$ vault policy write researcher-orchestrator - <<'HCL'" "$policy" HCL
+  vault policy write researcher-orchestrator - <<<"$policy"
 }
