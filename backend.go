@@ -8,45 +8,36 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
+	"vault-plugin-secrets-ati/internal/param"
+	"vault-plugin-secrets-ati/internal/refuse"
+	"vault-plugin-secrets-ati/internal/role"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/errutil"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
 const (
-	// storageVersion is written into each storage entry. An entry with a higher
-	// one is refused, not misread.
-	storageVersion = 1
-
-	// roleCacheSize bounds the parsed roles kept in memory. A usual role takes
-	// some 2 KB there.
-	roleCacheSize = 10_000
+	// All parameters together; the largest role has some 700 KB. It is judged before
+	// anything splits them: a form of 10 MB, on which Vault has no other limit, can be
+	// 10,000,000 items.
+	maxRequestBytes = 1 << 20
+	maxErrorBytes   = 4096 // of an answer, which may quote a value
 
 	// mountTuneTTL is how long a mint may go by the mount's former maximum TTL
 	// after it was tuned: asking for it is a round trip to Vault.
 	mountTuneTTL = 5 * time.Second
 
 	operationPrefix = "ati"
-
-	// nameField is the role's name, a part of the path.
-	nameField = "name"
 )
 
 type backend struct {
 	*framework.Backend
 
 	now func() time.Time
-
-	// lock makes a storage write and the caches' change one step. Filling a
-	// cache from storage takes it for reading, so that what a writer has
-	// replaced can't come back.
-	lock   sync.RWMutex
-	config atomic.Pointer[config]
-	roles  *lru.Cache[string, *role]
+	store
 
 	mountMax atomic.Pointer[mountMax]
 }
@@ -56,71 +47,17 @@ type mountMax struct {
 	readAt time.Time
 }
 
-// Factory returns the factory of a backend that reports this version, a
-// semantic version with a leading v, to Vault.
-func Factory(version string) logical.Factory {
-	return func(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
-		if conf == nil {
-			return nil, errors.New("configuration passed into backend is nil")
-		}
-		b, err := newBackend(version, time.Now)
-		if err != nil {
-			return nil, err
-		}
-		if err := b.Setup(ctx, conf); err != nil {
-			return nil, err
-		}
-		return b, nil
-	}
-}
-
-func newBackend(version string, now func() time.Time) (*backend, error) {
-	roles, err := lru.New[string, *role](roleCacheSize)
-	if err != nil {
-		return nil, fmt.Errorf("make the role cache: %w", err)
-	}
-	b := &backend{now: now, roles: roles}
-	b.Backend = &framework.Backend{
-		Help:           strings.TrimSpace(backendHelp),
-		BackendType:    logical.TypeLogical,
-		RunningVersion: version,
-		PathsSpecial: &logical.Paths{
-			// A policy needs sudo for these: an "ati/*" rule written in haste
-			// must neither plant a key nor hand one out.
-			Root:            []string{"config", "config/*", "proxy-env", "proxy-env/*"},
-			Unauthenticated: []string{"jwks"},
-			SealWrapStorage: []string{configStoragePath, rolePrefix},
-		},
-		Paths: framework.PathAppend(
-			pathConfig(b),
-			pathRotate(b),
-			pathProxyEnv(b),
-			pathJWKS(b),
-			pathRoles(b),
-			pathCreds(b),
-			pathBatch(b),
-			pathCheck(b),
-			pathValidate(b),
-		),
-		Secrets:    []*framework.Secret{secretToken(b)},
-		Invalidate: b.invalidate,
-		// Vault calls it about every minute, on the active node.
-		PeriodicFunc: b.forgetGoneKeys,
-	}
-	return b, nil
-}
-
 // HandleRequest checks all parameters before the framework does. That takes a
 // number for an id, after it went through a float on its way from Vault, so that
 // two ids become one; and its errors quote values, which puts a secret that is
 // given as a list, or inside another field, into the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if err := b.checkParameters(req); err != nil {
-		return logical.ErrorResponse(cut(err.Error(), maxErrorBytes)), nil
+		return logical.ErrorResponse(param.Cut(err.Error(), maxErrorBytes)), nil
 	}
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	if resp.IsError() {
-		resp.Data["error"] = cut(resp.Error().Error(), maxErrorBytes)
+		resp.Data["error"] = param.Cut(resp.Error().Error(), maxErrorBytes)
 	}
 	return resp, err
 }
@@ -143,56 +80,34 @@ func (b *backend) checkParameters(req *logical.Request) error {
 	if len(req.Data) == 0 {
 		return nil
 	}
-	if n := sizeOf(req.Data); n > maxRequestBytes {
+	if n := param.SizeOf(req.Data); n > maxRequestBytes {
 		return fmt.Errorf("the parameters have %d bytes together; at most %d are allowed", n, maxRequestBytes)
 	}
 	path := b.Route(req.Path)
 	if path == nil {
 		return nil
 	}
-	d := &framework.FieldData{Raw: req.Data, Schema: path.Fields}
 	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
 		field := path.Fields[name]
 		if field == nil || req.Data[name] == nil {
 			continue // onlyKnownParameters refuses it
 		}
-		if sensitive := field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive; !sensitive && holdsKey(req.Data[name], !hexFields[name]) {
+		if sensitive := field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive; !sensitive && param.HoldsKey(req.Data[name], !param.HexFields[name]) {
 			return fmt.Errorf("%s holds what looks like a key or a token, and is for neither", name)
 		}
-		var err error
-		switch field.Type {
-		case framework.TypeCommaStringSlice:
-			_, _, err = listField(d, name)
-		case framework.TypeKVPairs:
-			var rates map[string]string
-			if rates, _, err = rateField(d, name); err == nil && len(rates) == 0 {
-				req.Data[name] = map[string]any{} // the framework takes no empty string for a map
-			}
-		case framework.TypeDurationSecond:
-			_, _, err = durationField(d, name)
-		case framework.TypeBool:
-			_, _, err = boolField(d, name)
-		default:
-			if _, ok := req.Data[name].(string); !ok {
-				err = fmt.Errorf("%s must be a string", name)
-			}
-		}
-		if err != nil {
+		if err := param.ReadAny(name, req.Data[name], field.Type); err != nil {
 			return err
+		}
+		if field.Type == framework.TypeKVPairs && isBlank(req.Data[name]) {
+			req.Data[name] = map[string]any{} // the framework takes no empty string for a map
 		}
 	}
 	return nil
 }
 
-// invalidate drops what another node of the cluster has changed in storage.
-func (b *backend) invalidate(_ context.Context, key string) {
-	b.lock.Lock()
-	defer b.lock.Unlock()
-	if key == configStoragePath {
-		b.config.Store(nil)
-	} else if name, ok := strings.CutPrefix(key, rolePrefix); ok {
-		b.roles.Remove(name)
-	}
+func isBlank(value any) bool {
+	text, ok := value.(string)
+	return ok && strings.Trim(text, param.AsciiBlanks) == ""
 }
 
 // recentMountMaxTTL is the mount's maximum TTL, up to mountTuneTTL old.
@@ -226,50 +141,53 @@ func operation(callback framework.OperationFunc, summary, verb, suffix string, r
 		status = 204
 	}
 	return &framework.PathOperation{
-		Callback:     onlyKnownParameters(callback),
+		Callback:     answer(callback),
 		Summary:      summary,
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix},
 		Responses:    map[int][]framework.Response{status: {response}},
 	}
 }
 
-// display is a parameter's label in forms made from the OpenAPI document, and the
-// heading under which it stands there.
-func display(name, group string) *framework.DisplayAttributes {
-	return &framework.DisplayAttributes{Name: name, Group: group}
-}
-
-// storing makes an operation run on the active node only.
-func storing(op *framework.PathOperation) *framework.PathOperation {
+// onActiveNode makes an operation run on the active node only.
+func onActiveNode(op *framework.PathOperation) *framework.PathOperation {
 	op.ForwardPerformanceStandby = true
 	op.ForwardPerformanceSecondary = true
 	return op
 }
 
+// answer is how each operation is called: with parameters that the path knows,
+// and with what is the caller's to mend as an answer.
+func answer(callback framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		if err := onlyKnownParameters(req.Data, d); err != nil {
+			return logical.ErrorResponse(err.Error()), nil
+		}
+		resp, err := callback(ctx, req, d)
+		var refused errutil.UserError
+		if errors.As(err, &refused) {
+			return logical.ErrorResponse(refused.Err), nil
+		}
+		return resp, err
+	}
+}
+
 // onlyKnownParameters refuses what the framework only warns of or silently
 // takes: a misspelt parameter (a mint with "tool" for "tools" would grant the
 // whole role), and null.
-func onlyKnownParameters(callback framework.OperationFunc) framework.OperationFunc {
-	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-		names := make([]string, 0, len(req.Data))
-		for name := range req.Data {
-			names = append(names, name)
+func onlyKnownParameters(given map[string]any, d *framework.FieldData) error {
+	for _, name := range slices.Sorted(maps.Keys(given)) { // of several mistakes the same one is told
+		switch {
+		case d.Schema[name] == nil && param.HoldsKey(name, true):
+			return fmt.Errorf("a parameter's name looks like a key or a token; this path takes %s", parameterNames(d))
+		case d.Schema[name] == nil:
+			return fmt.Errorf("unknown parameter %q; this path takes %s", name, parameterNames(d))
+		case name == nameField || name == versionField:
+			return fmt.Errorf("parameter %q stands in the path and can't be given again", name)
+		case given[name] == nil:
+			return fmt.Errorf("parameter %q is null; leave it out, or give it a value", name)
 		}
-		slices.Sort(names) // so that of several mistakes the same one is told
-		for _, name := range names {
-			switch {
-			case d.Schema[name] == nil && holdsKey(name, true):
-				return logical.ErrorResponse("a parameter's name looks like a key or a token; this path takes %s", parameterNames(d)), nil
-			case d.Schema[name] == nil:
-				return logical.ErrorResponse("unknown parameter %q; this path takes %s", name, parameterNames(d)), nil
-			case name == nameField || name == versionField:
-				return logical.ErrorResponse("parameter %q stands in the path and can't be given again", name), nil
-			case req.Data[name] == nil:
-				return logical.ErrorResponse("parameter %q is null; leave it out, or give it a value", name), nil
-			}
-		}
-		return callback(ctx, req, d)
 	}
+	return nil
 }
 
 func parameterNames(d *framework.FieldData) string {
@@ -280,27 +198,69 @@ func parameterNames(d *framework.FieldData) string {
 	return strings.Join(names, ", ")
 }
 
-// orNoContent drops a response without anything in it: Vault then answers 204.
-func orNoContent(resp *logical.Response) *logical.Response {
-	if len(resp.Warnings) == 0 {
+// orNoContent answers with warnings, or with nothing: Vault's 204.
+func orNoContent(warnings []string) *logical.Response {
+	if len(warnings) == 0 {
 		return nil
 	}
-	return resp
+	return &logical.Response{Warnings: warnings}
+}
+
+func merged[V any](maps_ ...map[string]V) map[string]V {
+	all := map[string]V{}
+	for _, m := range maps_ {
+		maps.Copy(all, m)
+	}
+	return all
+}
+
+// noConfig refuses what needs a config.
+func noConfig(req *logical.Request) error {
+	return refuse.Errorf("this mount has no config yet; write one with: vault write %sconfig proxy_url=https://…", req.MountPoint)
+}
+
+const (
+	// nameField is the role's name, a part of the path.
+	nameField = "name"
+
+	// versionField is a version of the key, a part of the path.
+	versionField = "version"
+
+	// namePattern is framework.GenericNameRegex without "..", which Vault's
+	// storage doesn't take.
+	namePattern = `(?P<` + nameField + `>\w((\.?[\w-])*\.?\w)?)`
+)
+
+// roleName is the part of a path that names a role.
+func roleName(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{
+		Type:         framework.TypeString,
+		Description:  description,
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
+	}
+}
+
+// configAndRole is what a request for a token of a role needs.
+func (b *backend) configAndRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*config, *role.Role, error) {
+	cfg, err := b.getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, nil, err
+	}
+	if cfg == nil {
+		return nil, nil, noConfig(req)
+	}
+	name := d.Get(nameField).(string)
+	r, err := b.getRole(ctx, req.Storage, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r == nil {
+		return nil, nil, refuse.Errorf("role %q does not exist; vault list %sroles shows those that do", name, req.MountPoint)
+	}
+	return cfg, r, nil
 }
 
 // parameterList names what a write was given, for the log.
 func parameterList(req *logical.Request) string {
 	return strings.Join(slices.Sorted(maps.Keys(req.Data)), ",")
 }
-
-const backendHelp = `
-The ATI secrets engine mints session tokens for AI agents that call tools
-through an ATI proxy.
-
-A security team writes the signing key and the proxy's address to config, and
-what a token may grant to roles/<name>. An orchestrator reads creds/<name> and
-gets a token, or writes batch/<name> and gets many. The proxy's host reads the key
-from proxy-env. config/rotate changes the key, at once or without downtime; jwks
-has the public keys. check/<name> says what a role opens; validate and inspect read
-a token.
-`

@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
+	"vault-plugin-secrets-ati/internal/keyring"
 )
 
 type Backend = backend
@@ -24,26 +25,26 @@ func NewWithClock(ctx context.Context, conf *logical.BackendConfig, now func() t
 // private key in it.
 func WithKeys(secret, private string) (map[string]any, error) {
 	holders := map[string]any{}
-	for algorithm, entry := range map[string]*keyEntry{
-		ati.HS256: {Version: 1, Algorithm: ati.HS256, Secret: hide(secret)},
-		ati.ES256: {Version: 1, Algorithm: ati.ES256, PrivateKey: hide(private)},
+	for algorithm, entry := range map[string]*keyring.Entry{
+		ati.HS256: {Version: 1, Algorithm: ati.HS256, Secret: keyring.Hide(secret)},
+		ati.ES256: {Version: 1, Algorithm: ati.ES256, PrivateKey: keyring.Hide(private)},
 	} {
-		key, err := entry.parse()
+		key, err := entry.Parse()
 		if err != nil {
 			return nil, err
 		}
-		stored := configEntry{Current: entry, Pending: entry, Previous: entry}
-		cfg := &config{configEntry: stored, current: key, pending: key, previous: key}
+		stored := configEntry{Ring: keyring.Ring{Current: entry, Pending: entry, Previous: entry}}
+		cfg := &config{Keys: keyring.Keys{Stored: stored.Ring, Current: key, Pending: key, Previous: key}}
 		for name, holder := range map[string]any{
-			"hiddenText":   []hiddenText{entry.Secret, entry.PrivateKey},
+			"hiddenText":   []keyring.HiddenText{entry.Secret, entry.PrivateKey},
 			"keyEntry":     *entry,
 			"signingKey":   *key,
 			"configEntry":  stored,
 			"config":       *cfg,
-			"keyParams":    keyParams{algorithm: algorithm, secret: entry.Secret, privateKey: entry.PrivateKey},
+			"keyParams":    keyring.Request{Algorithm: algorithm, Secret: entry.Secret, PrivateKey: entry.PrivateKey},
 			"minting":      minting{cfg: cfg, key: key},
-			"Key":          key.key,
-			"Orchestrator": ati.Orchestrator{Key: key.key},
+			"Key":          key.Key,
+			"Orchestrator": ati.Orchestrator{Key: key.Key},
 			"backend":      backendWith(cfg),
 		} {
 			holders[algorithm+" in "+name] = holder

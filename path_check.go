@@ -10,6 +10,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
+	"vault-plugin-secrets-ati/internal/param"
+	"vault-plugin-secrets-ati/internal/refuse"
+	"vault-plugin-secrets-ati/internal/role"
 )
 
 func pathCheck(b *backend) []*framework.Path {
@@ -19,25 +22,8 @@ func pathCheck(b *backend) []*framework.Path {
 		"matched_rates":  {Type: framework.TypeKVPairs, Required: true, Description: "The role's rates that limit a call of this spelling at /call."},
 	}}
 	return []*framework.Path{{
-		Pattern: "check/" + namePattern,
-		Fields: map[string]*framework.FieldSchema{
-			nameField: roleName(),
-			"scope": {
-				Type:         framework.TypeString,
-				Description:  "The scope in a tool's manifest, by which the proxy decides. One of scope, tool and skill is required.",
-				DisplayAttrs: display("Scope", "Question"),
-			},
-			"tool": {
-				Type:         framework.TypeString,
-				Description:  "Name of a tool whose manifest has the scope tool:<name>.",
-				DisplayAttrs: display("Tool", "Question"),
-			},
-			"skill": {
-				Type:         framework.TypeString,
-				Description:  "Name of a skill.",
-				DisplayAttrs: display("Skill", "Question"),
-			},
-		},
+		Pattern:      "check/" + namePattern,
+		Fields:       merged(map[string]*framework.FieldSchema{nameField: roleName("Name of the role.")}, questionParams.Fields()),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation:   operation(b.pathCheckRead, "Tell whether a role opens a tool, a skill or a scope.", "check", "role", response),
@@ -49,15 +35,19 @@ func pathCheck(b *backend) []*framework.Path {
 }
 
 func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	cfg, r, refusal, err := b.configAndRole(ctx, req, d)
-	if refusal != nil || err != nil {
-		return refusal, err
-	}
-	required, err := requiredScope(d)
+	cfg, r, err := b.configAndRole(ctx, req, d)
 	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+		return nil, err
 	}
-	matched := ati.Matches(r.granted, required)
+	var q question
+	if err := questionParams.Apply(d.Raw, &q); err != nil {
+		return nil, refuse.Error(err)
+	}
+	required, err := q.requiredScope()
+	if err != nil {
+		return nil, refuse.Error(err)
+	}
+	matched := ati.Matches(r.Granted, required)
 	rates := map[string]string{}
 	for key, rate := range r.Rate {
 		if !strings.HasPrefix(required, "skill:") && ati.MatchesWildcard(required, key) {
@@ -69,13 +59,13 @@ func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *fr
 		"matched_scopes": append([]string{}, matched...),
 		"matched_rates":  rates,
 	}}
-	if given(d, "tool") {
+	if q.tool != "" {
 		resp.AddWarning(fmt.Sprintf("this assumes that the tool's manifest has the scope %q; where it has another one, ask with scope=", required))
 	}
 	if strings.HasPrefix(required, "skill:") && len(matched) == 0 {
 		resp.AddWarning("not allowed by its name; but a tool that the role opens may bring the skill along")
 	}
-	for _, err := range []error{r.checkEnabled(), cfg.checkCeiling(r.granted), r.checkAudience(cfg)} {
+	for _, err := range []error{r.CheckEnabled(), cfg.CheckCeiling(r.Granted), r.CheckAudience(&cfg.Limits)} {
 		if err != nil {
 			resp.AddWarning(fmt.Sprintf("no token can be minted for the whole role now: %v", err))
 		}
@@ -83,29 +73,35 @@ func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *fr
 	return resp, nil
 }
 
-// requiredScope is what scope, tool or skill asks for.
-func requiredScope(d *framework.FieldData) (string, error) {
+// question is what a role may open: one of these is given.
+type question struct{ scope, tool, skill string }
+
+var questionParams = param.Set[question]{
+	param.Text("scope", param.Display("Scope", "Question"), "The scope in a tool's manifest, by which the proxy decides. One of scope, tool and skill is required.",
+		func(q *question) *string { return &q.scope }),
+	param.Text("tool", param.Display("Tool", "Question"), "Name of a tool whose manifest has the scope tool:<name>.",
+		func(q *question) *string { return &q.tool }),
+	param.Text("skill", param.Display("Skill", "Question"), "Name of a skill.",
+		func(q *question) *string { return &q.skill }),
+}.Filled()
+
+// requiredScope is what it asks for, as a scope.
+func (q *question) requiredScope() (string, error) {
 	required := ""
-	for _, f := range []struct{ name, prefix, other string }{{"scope", "", "\x00"}, {"tool", "tool:", "skill:"}, {"skill", "skill:", "tool:"}} {
-		if !given(d, f.name) {
+	for _, f := range []struct{ name, value, prefix, other string }{{"scope", q.scope, "", ""}, {"tool", q.tool, "tool:", "skill:"}, {"skill", q.skill, "skill:", "tool:"}} {
+		switch {
+		case f.value == "":
 			continue
-		}
-		if required != "" {
+		case required != "":
 			return "", errors.New("give one of scope, tool and skill, not more")
+		case f.other != "" && strings.HasPrefix(f.value, f.other):
+			return "", fmt.Errorf("%s %q: ask for it with %s=", f.name, f.value, strings.TrimSuffix(f.other, ":"))
+		case strings.HasSuffix(f.value, "*"):
+			return "", fmt.Errorf("%s %q: names one thing, without *", f.name, f.value)
 		}
-		value := d.Get(f.name).(string)
-		if value == "" {
-			return "", emptyParameter(f.name)
-		}
-		if strings.HasPrefix(value, f.other) {
-			return "", fmt.Errorf("%s %q: ask for it with %s=", f.name, value, strings.TrimSuffix(f.other, ":"))
-		}
-		required = f.prefix + strings.TrimPrefix(value, f.prefix)
-		if strings.HasSuffix(value, "*") {
-			return "", fmt.Errorf("%s %q: names one thing, without *", f.name, value)
-		}
-		if err := ati.CheckPattern(required); err != nil {
-			return "", fmt.Errorf("%s %w", f.name, err)
+		required = f.prefix + strings.TrimPrefix(f.value, f.prefix)
+		if err := role.CheckPattern(f.name, required); err != nil {
+			return "", err
 		}
 	}
 	if required == "" {

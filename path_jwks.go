@@ -46,17 +46,17 @@ func (b *backend) pathJWKSRead(ctx context.Context, req *logical.Request, _ *fra
 	}
 	keys := []jwk{}
 	if cfg != nil {
-		for _, k := range cfg.known(b.now()) {
+		for _, k := range cfg.Known(b.now()) {
 			if k.Algorithm != ati.ES256 {
 				continue
 			}
-			point, err := k.key.Public().Bytes() // 4, X and Y (SEC 1, section 2.3.3)
+			point, err := k.Key.Public().Bytes() // 4, X and Y (SEC 1, section 2.3.3)
 			if err != nil {
 				return nil, fmt.Errorf("encode the public key of version %d: %w", k.Version, err)
 			}
 			half := len(point) / 2
 			keys = append(keys, jwk{
-				KeyType: "EC", Use: "sig", Algorithm: ati.ES256, ID: k.fingerprint, Curve: "P-256",
+				KeyType: "EC", Use: "sig", Algorithm: ati.ES256, ID: k.Fingerprint, Curve: "P-256",
 				X: base64.RawURLEncoding.EncodeToString(point[1 : 1+half]),
 				Y: base64.RawURLEncoding.EncodeToString(point[1+half:]),
 			})

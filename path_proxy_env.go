@@ -3,15 +3,13 @@ package atisecrets
 import (
 	"context"
 	"fmt"
-	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
+	"vault-plugin-secrets-ati/internal/refuse"
 )
 
 // The environment variables that the ATI proxy reads when it starts.
@@ -24,7 +22,6 @@ const (
 
 const (
 	publicKeyField = "public_key"
-	versionField   = "version"
 )
 
 func pathProxyEnv(b *backend) []*framework.Path {
@@ -70,22 +67,22 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 		return nil, err
 	}
 	if cfg == nil {
-		return noConfig(req), nil
+		return nil, noConfig(req)
 	}
-	key := cfg.current
-	if given(d, versionField) {
-		if key, err = cfg.version(d.Get(versionField).(int), b.now()); err != nil {
-			return logical.ErrorResponse(err.Error()), nil
+	key := cfg.Current
+	if d.Raw[versionField] != nil {
+		if key, err = cfg.Version(d.Get(versionField).(int), b.now()); err != nil {
+			return nil, refuse.Error(err)
 		}
 	}
 	env := map[string]any{
 		envAudience:          cfg.Audience,
-		envAcceptedAudiences: strings.Join(cfg.audiences(), ","),
+		envAcceptedAudiences: strings.Join(cfg.Audiences(), ","),
 	}
 	if key.Algorithm == ati.ES256 {
-		env[publicKeyField] = key.publicPEM()
+		env[publicKeyField] = key.PublicPEM()
 	} else {
-		env[envSecret] = key.Secret.reveal()
+		env[envSecret] = key.Secret.Reveal()
 	}
 	if cfg.Issuer != "" {
 		env[envIssuer] = cfg.Issuer
@@ -99,23 +96,6 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 	}
 	b.Logger().Info("the proxy's environment was read", "key_version", key.Version)
 	return &logical.Response{Data: env}, nil
-}
-
-// version is a version of the key that counts.
-func (c *config) version(version int, now time.Time) (*signingKey, error) {
-	var there []int
-	for _, k := range c.known(now) {
-		if k.Version == version {
-			return k, nil
-		}
-		there = append(there, k.Version)
-	}
-	slices.Sort(there)
-	names := strconv.Itoa(there[0])
-	for _, v := range there[1:] {
-		names += " and " + strconv.Itoa(v)
-	}
-	return nil, fmt.Errorf("this mount has no key of version %d, but of %s", version, names)
 }
 
 const pathProxyEnvHelpSyn = `The environment of the proxy, with the key.`

@@ -2,24 +2,25 @@ package atisecrets
 
 import (
 	"context"
-	"fmt"
+	"slices"
 	"time"
+	"vault-plugin-secrets-ati/internal/keyring"
+	"vault-plugin-secrets-ati/internal/param"
+	"vault-plugin-secrets-ati/internal/refuse"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
-
-	"vault-plugin-secrets-ati/ati"
 )
 
 func pathRotate(b *backend) []*framework.Path {
-	status := framework.Response{Description: "The versions of the key", Fields: rotateResponse()}
+	status := framework.Response{Description: "The versions of the key", Fields: versionFacts.Response()}
 	step := func(name, summary, verb, suffix, syn, desc string, callback framework.OperationFunc) *framework.Path {
 		return &framework.Path{
 			Pattern:      "config/rotate/" + name,
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: storing(operation(callback, summary, verb, suffix, status)),
+				logical.UpdateOperation: onActiveNode(operation(callback, summary, verb, suffix, status)),
 			},
 			HelpSynopsis:    syn,
 			HelpDescription: desc,
@@ -27,12 +28,12 @@ func pathRotate(b *backend) []*framework.Path {
 	}
 	rotate := step("", "Replace the key at once. The former one, and a previous one, are forgotten.", "rotate", "key", pathRotateHelpSyn, pathRotateHelpDesc, b.pathRotateWrite)
 	rotate.Pattern = "config/rotate"
-	rotate.Fields = keyFields()
+	rotate.Fields = keyring.RequestParams.Fields()
 	rotate.Operations[logical.ReadOperation] = operation(b.pathRotateRead, "Read the versions of the key.", "read", "key-versions", status)
 
 	stage := step("stage", "Make the next version of the key, which does not sign yet.", "stage", "key", pathRotateStageHelpSyn, pathRotateStageHelpDesc, b.pathRotateStageWrite)
-	stage.Fields = keyFields()
-	stage.Operations[logical.DeleteOperation] = storing(operation(b.pathRotateStageDelete, "Drop the staged version.", "drop", "staged-key", framework.Response{Description: "Dropped"}))
+	stage.Fields = keyring.RequestParams.Fields()
+	stage.Operations[logical.DeleteOperation] = onActiveNode(operation(b.pathRotateStageDelete, "Drop the staged version.", "drop", "staged-key", framework.Response{Description: "Dropped"}))
 
 	return []*framework.Path{
 		rotate,
@@ -43,25 +44,63 @@ func pathRotate(b *backend) []*framework.Path {
 	}
 }
 
-func rotateResponse() map[string]*framework.FieldSchema {
-	fields := map[string]*framework.FieldSchema{
-		"last_rotated_at":           {Type: framework.TypeTime, Description: "When a key was last replaced at once. Left out where none was."},
-		"previous_retired_at":       {Type: framework.TypeTime, Description: "When minting under the previous version ended. Left out while it goes on."},
-		"previous_tokens_expire_by": {Type: framework.TypeTime, Description: "A time after which no token of the previous version that this mount minted passes anywhere. Left out until it is retired."},
+// versionFacts are what an answer says of the versions of the key: all but the
+// keys.
+var versionFacts = slices.Concat(
+	factsOf("current", func(c *keyring.Keys) *keyring.Key { return c.Current }),
+	factsOf("pending", func(c *keyring.Keys) *keyring.Key { return c.Pending }),
+	factsOf("previous", func(c *keyring.Keys) *keyring.Key { return c.Previous }),
+	param.Set[keyring.Keys]{
+		timeFact("last_rotated_at", "When a key was last replaced at once.", func(c *keyring.Keys) time.Time { return c.Stored.LastRotatedAt }),
+	},
+)
+
+func factsOf(name string, which func(*keyring.Keys) *keyring.Key) param.Set[keyring.Keys] {
+	of := func(field string, kind framework.FieldType, description string, get func(k *keyring.Key) any) param.Param[keyring.Keys] {
+		p := param.Fact(name+"_"+field, kind, description, func(c *keyring.Keys) any {
+			if k := which(c); k != nil {
+				return get(k)
+			}
+			return nil
+		})
+		p.Answers.Required = name == "current"
+		return p
 	}
-	for _, name := range []string{"current", "pending", "previous"} {
-		there := name == "current"
-		fields[name+"_version"] = &framework.FieldSchema{Type: framework.TypeInt, Required: there, Description: "The " + name + " version of the key."}
-		fields[name+"_proxy_url"] = &framework.FieldSchema{Type: framework.TypeString, Required: there, Description: "Address of the proxy that holds it."}
-		fields[name+"_algorithm"] = &framework.FieldSchema{Type: framework.TypeString, Required: there, Description: "Its signing algorithm."}
-		fields[name+"_fingerprint"] = &framework.FieldSchema{Type: framework.TypeString, Required: there, Description: fingerprintDescription}
-		fields[name+"_generated"] = &framework.FieldSchema{Type: framework.TypeBool, Required: there, Description: "Whether Vault generated it; else it was brought, and there may be copies."}
-		fields[name+"_created_at"] = &framework.FieldSchema{Type: framework.TypeTime, Required: there, Description: "When it came into this mount."}
-		if name != "pending" {
-			fields[name+"_activated_at"] = &framework.FieldSchema{Type: framework.TypeTime, Description: "When it last became the current one."}
+	at := func(field, description string, get func(k *keyring.Key) time.Time) param.Param[keyring.Keys] {
+		return timeFact(name+"_"+field, description, func(c *keyring.Keys) (t time.Time) {
+			if k := which(c); k != nil {
+				t = get(k)
+			}
+			return t
+		})
+	}
+	facts := param.Set[keyring.Keys]{
+		of("version", framework.TypeInt, "The "+name+" version of the key.", func(k *keyring.Key) any { return k.Version }),
+		of("proxy_url", framework.TypeString, "Address of the proxy that holds it.", func(k *keyring.Key) any { return k.ProxyURL }),
+		of("algorithm", framework.TypeString, "Its signing algorithm.", func(k *keyring.Key) any { return k.Algorithm }),
+		of("fingerprint", framework.TypeString, keyring.FingerprintDescription, func(k *keyring.Key) any { return k.Fingerprint }),
+		of("generated", framework.TypeBool, "Whether Vault generated it; else it was brought, and there may be copies.", func(k *keyring.Key) any { return k.Generated }),
+		of("created_at", framework.TypeTime, "When it came into this mount.", func(k *keyring.Key) any { return k.CreatedAt.Format(time.RFC3339) }),
+	}
+	if name != "pending" {
+		facts = append(facts, at("activated_at", "When it last became the current one.", func(k *keyring.Key) time.Time { return k.ActivatedAt }))
+	}
+	if name == "previous" {
+		facts = append(facts,
+			at("retired_at", "When minting under it ended. Left out while it goes on.", func(k *keyring.Key) time.Time { return k.RetiredAt }),
+			at("tokens_expire_by", "A time after which no token of it that this mount minted passes anywhere. Left out until it is retired.", func(k *keyring.Key) time.Time { return k.TokensExpireBy }))
+	}
+	return facts
+}
+
+// timeFact is left out while the time is zero.
+func timeFact[T any](name, description string, get func(*T) time.Time) param.Param[T] {
+	return param.Fact(name, framework.TypeTime, description, func(of *T) any {
+		if t := get(of); !t.IsZero() {
+			return t.Format(time.RFC3339)
 		}
-	}
-	return fields
+		return nil
+	}).LeftOut("")
 }
 
 func (b *backend) pathRotateRead(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
@@ -69,50 +108,12 @@ func (b *backend) pathRotateRead(ctx context.Context, req *logical.Request, _ *f
 	if cfg == nil || err != nil {
 		return nil, err
 	}
-	return &logical.Response{Data: cfg.status(b.now())}, nil
-}
-
-// versions names them for the log.
-func (c *config) versions() string {
-	text := fmt.Sprintf("current %d", c.current.Version)
-	if c.pending != nil {
-		text += fmt.Sprintf(", pending %d", c.pending.Version)
-	}
-	if c.previous != nil {
-		text += fmt.Sprintf(", previous %d", c.previous.Version)
-	}
-	return text
-}
-
-// status tells all about the versions but the keys.
-func (c *config) status(now time.Time) map[string]any {
-	data := map[string]any{}
-	at := func(name string, t time.Time) {
-		if !t.IsZero() {
-			data[name] = t.Format(time.RFC3339)
-		}
-	}
-	for name, k := range map[string]*signingKey{"current_": c.current, "pending_": c.pending, "previous_": c.previous} {
-		if k == nil || k.gone(now) {
-			continue
-		}
-		data[name+"version"] = k.Version
-		data[name+"proxy_url"] = k.ProxyURL
-		data[name+"algorithm"] = k.Algorithm
-		data[name+"fingerprint"] = k.fingerprint
-		data[name+"generated"] = k.Generated
-		at(name+"created_at", k.CreatedAt)
-		at(name+"activated_at", k.ActivatedAt)
-		at(name+"retired_at", k.RetiredAt)
-		at(name+"tokens_expire_by", k.TokensExpireBy)
-	}
-	at("last_rotated_at", c.LastRotatedAt)
-	return data
+	return &logical.Response{Data: versionFacts.Data(cfg.Counting(b.now()))}, nil
 }
 
 // rotate carries out one step in the life of the key, stores what it made of
 // the entry in one write, and answers with the versions that there are then.
-func (b *backend) rotate(ctx context.Context, req *logical.Request, step func(*configEntry, time.Time) (*logical.Response, error)) (*logical.Response, error) {
+func (b *backend) rotate(ctx context.Context, req *logical.Request, apply func(keyring.Step, *keyring.Ring) (warnings []string, err error)) (*logical.Response, error) {
 	b.lock.Lock()
 	defer b.lock.Unlock()
 
@@ -121,68 +122,47 @@ func (b *backend) rotate(ctx context.Context, req *logical.Request, step func(*c
 		return nil, err
 	}
 	if entry.Current == nil {
-		return noConfig(req), nil
+		return nil, noConfig(req)
 	}
 	// The cache first, the time second: then each mint that goes by the cached
-	// config has taken its time before. See beginMint.
+	// config has taken its time before. See newMint.
 	b.config.Store(nil)
 	now := b.now()
-	entry.forgetGone(now)
-	resp, err := step(&entry, now)
-	if err != nil || resp.IsError() {
-		return resp, err
+	entry.ForgetGone(now)
+	warnings, err := apply(keyring.Step{Now: now, Mount: req.MountPoint}, &entry.Ring)
+	if err != nil {
+		return nil, err
 	}
 	if err := b.putConfig(ctx, req.Storage, entry); err != nil {
 		return nil, err
 	}
 	cfg := b.config.Load()
-	b.Logger().Info("key versions changed", "path", req.Path, "parameters", parameterList(req), "versions", cfg.versions())
-	resp.Data = cfg.status(now)
-	return resp, nil
+	b.Logger().Info("key versions changed", "path", req.Path, "parameters", parameterList(req), "versions", cfg.Versions())
+	return &logical.Response{Data: versionFacts.Data(cfg.Counting(now)), Warnings: warnings}, nil
 }
 
 func (b *backend) pathRotateWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
-		key, resp, err := b.nextKey(entry, d, now)
-		if err != nil || resp.IsError() {
-			return resp, err
+	return b.rotate(ctx, req, func(s keyring.Step, entry *keyring.Ring) ([]string, error) {
+		key, err := b.nextKey(entry, d, s.Now)
+		if err != nil {
+			return nil, err
 		}
-		if p := entry.Pending; p != nil && p.ProxyURL == key.ProxyURL && key.ProxyURL != entry.Current.ProxyURL {
-			return logical.ErrorResponse("proxy_url %q is that of version %d, which is staged: its proxy holds another key", key.ProxyURL, p.Version), nil
-		}
-		resp.AddWarning(fmt.Sprintf("the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest",
-			key.Version, entry.lastExpiry(now).Format(time.RFC3339)))
-		resp.AddWarning(fmt.Sprintf("a proxy that reads %sproxy-env/<version> does not start again by itself; start it with %sproxy-env", req.MountPoint, req.MountPoint))
-		if p := entry.Previous; p != nil {
-			resp.AddWarning(fmt.Sprintf("version %d is forgotten too: stop its proxy at %s", p.Version, p.ProxyURL))
-		}
-		if p := entry.Pending; p != nil {
-			resp.AddWarning(fmt.Sprintf("version %d, which is staged, stays: whoever has read its key can mint for its proxies; drop it with: vault delete %sconfig/rotate/stage", p.Version, req.MountPoint))
-		}
-		key.ActivatedAt = key.CreatedAt
-		entry.Current, entry.Previous, entry.RolledBack, entry.LastRotatedAt = key, nil, false, key.CreatedAt
-		return resp, nil
+		warnings, err := s.Rotate(entry, key)
+		return append(param.ClearTextWarning(key.ProxyURL), warnings...), err
 	})
 }
 
 func (b *backend) pathRotateStageWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
-		if entry.Pending != nil {
-			return logical.ErrorResponse("version %d is staged already; make it the current one with: vault write -f %sconfig/rotate/activate, or drop it with: vault delete %sconfig/rotate/stage", entry.Pending.Version, req.MountPoint, req.MountPoint), nil
+	return b.rotate(ctx, req, func(s keyring.Step, entry *keyring.Ring) ([]string, error) {
+		if err := s.MayStage(entry); err != nil {
+			return nil, err
 		}
-		key, resp, err := b.nextKey(entry, d, now)
-		if err != nil || resp.IsError() {
-			return resp, err
+		key, err := b.nextKey(entry, d, s.Now)
+		if err != nil {
+			return nil, err
 		}
-		if p := entry.Previous; p != nil && key.ProxyURL == p.ProxyURL {
-			resp.AddWarning(fmt.Sprintf("version %d has the proxy_url of version %d: its tokens are refused when the proxy there has started again with version %d", key.Version, p.Version, key.Version))
-		}
-		if key.ProxyURL == entry.Current.ProxyURL {
-			resp.AddWarning(fmt.Sprintf("version %d has the proxy_url of version %d: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own", key.Version, entry.Current.Version))
-		}
-		resp.AddWarning(fmt.Sprintf("a proxy that is started from %sproxy-env gets version %d when that is activated; one that is to stay with version %d has to read %sproxy-env/%d", req.MountPoint, key.Version, entry.Current.Version, req.MountPoint, entry.Current.Version))
-		entry.Pending = key
-		return resp, nil
+		warnings, err := s.Stage(entry, key)
+		return append(param.ClearTextWarning(key.ProxyURL), warnings...), err
 	})
 }
 
@@ -204,128 +184,41 @@ func (b *backend) pathRotateStageDelete(ctx context.Context, req *logical.Reques
 }
 
 func (b *backend) pathRotateActivateWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
-		resp := new(logical.Response)
-		p := entry.Previous
-		switch {
-		case entry.RolledBack && entry.Pending == nil:
-			resp.Warnings = unretire(p)
-			entry.makeCurrent(p, now)
-			entry.RolledBack = false
-			return resp, nil
-		case entry.Pending == nil:
-			return logical.ErrorResponse("no version is staged, and the current one is %d; stage one with: vault write %sconfig/rotate/stage proxy_url=https://…", entry.Current.Version, req.MountPoint), nil
-		case p != nil && p.RetiredAt.IsZero():
-			return logical.ErrorResponse("version %d is not retired yet; end minting under it with: vault write -f %sconfig/rotate/retire", p.Version, req.MountPoint), nil
-		case p != nil:
-			resp.AddWarning(fmt.Sprintf("version %d is forgotten here, but its tokens pass its proxy until %s", p.Version, p.TokensExpireBy.Format(time.RFC3339)))
-		}
-		entry.makeCurrent(entry.Pending, now)
-		entry.Pending, entry.RolledBack = nil, false
-		if entry.Current.ProxyURL == entry.Previous.ProxyURL {
-			resp.AddWarning(fmt.Sprintf("the proxy refuses tokens until it has started again with version %d, whose proxy_url is that of version %d", entry.Current.Version, entry.Previous.Version))
-		}
-		return resp, nil
-	})
+	return b.rotate(ctx, req, keyring.Step.Activate)
 }
 
-// pathRotateRollbackWrite swaps the two versions. A second rollback is refused,
-// since clients, and Vault itself when a plugin's process ends, repeat a request
-// whose answer was lost: to go forward again is activate's.
 func (b *backend) pathRotateRollbackWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
-		p := entry.Previous
-		switch {
-		case p == nil:
-			return logical.ErrorResponse("there is no previous version to go back to; the current one is %d", entry.Current.Version), nil
-		case entry.RolledBack:
-			return logical.ErrorResponse("version %d is the current one by a rollback already; to go forward to version %d again: vault write -f %sconfig/rotate/activate", entry.Current.Version, p.Version, req.MountPoint), nil
-		}
-		resp := &logical.Response{Warnings: unretire(p)}
-		entry.makeCurrent(p, now)
-		entry.RolledBack = true
-		return resp, nil
-	})
-}
-
-// makeCurrent activates a version. The one that was current becomes the
-// previous one.
-func (e *configEntry) makeCurrent(k *keyEntry, now time.Time) {
-	e.Current, e.Previous = k, e.Current
-	k.ActivatedAt = toSecond(now)
-}
-
-// unretire lets a retired version mint again.
-func unretire(k *keyEntry) (warnings []string) {
-	if !k.RetiredAt.IsZero() {
-		warnings = []string{fmt.Sprintf("version %d was retired, and is no longer: its tokens don't expire by %s; keep its proxies running", k.Version, k.TokensExpireBy.Format(time.RFC3339))}
-		k.RetiredAt, k.TokensExpireBy = time.Time{}, time.Time{}
-	}
-	return warnings
+	return b.rotate(ctx, req, keyring.Step.Rollback)
 }
 
 func (b *backend) pathRotateRetireWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, func(entry *configEntry, now time.Time) (*logical.Response, error) {
-		p := entry.Previous
-		switch {
-		case p == nil:
-			return logical.ErrorResponse("there is no previous version to retire; the current one is %d", entry.Current.Version), nil
-		case !p.RetiredAt.IsZero():
-			return logical.ErrorResponse("version %d was retired at %s already", p.Version, p.RetiredAt.Format(time.RFC3339)), nil
-		}
-		p.RetiredAt, p.TokensExpireBy = toSecond(now), entry.lastExpiry(now)
-		resp := new(logical.Response)
-		if !p.Generated {
-			resp.AddWarning(fmt.Sprintf("the key of version %d was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped", p.Version))
-		}
-		return resp, nil
-	})
-}
-
-// lastExpiry is when the last token that is minted by now has expired at every
-// proxy. The proxy cuts its time to the second, as iat is, and takes a token in
-// the 60th second after exp still. (The longest TTL by itself may be the longest
-// duration that there is.)
-func (e *configEntry) lastExpiry(now time.Time) time.Time {
-	return toSecond(now).Add(e.LongestTTL).Add(ati.MaxLeeway + time.Second)
+	return b.rotate(ctx, req, keyring.Step.Retire)
 }
 
 // nextKey makes the next version of the key from a request's parameters.
-func (b *backend) nextKey(entry *configEntry, d *framework.FieldData, now time.Time) (*keyEntry, *logical.Response, error) {
-	p, err := parseKeyParams(d)
+func (b *backend) nextKey(entry *keyring.Ring, d *framework.FieldData, now time.Time) (*keyring.Entry, error) {
+	var p keyring.Request
+	if err := keyring.RequestParams.Apply(d.Raw, &p); err != nil {
+		return nil, refuse.Error(err)
+	}
+	key, err := keyring.NewEntry(p, *entry.Current, entry.LastKeyVersion+1, now)
 	if err != nil {
-		return nil, logical.ErrorResponse(err.Error()), nil
+		return nil, refuse.Error(err)
 	}
-	key, err := newKeyEntry(p, *entry.Current, entry.LastKeyVersion+1, now)
-	if err != nil {
-		return nil, logical.ErrorResponse(err.Error()), nil
+	if _, err := key.Generate(b.GetRandomReader()); err != nil {
+		return nil, err
 	}
-	if _, err := key.generate(b.GetRandomReader()); err != nil {
-		return nil, nil, err
+	if err := entry.CheckNew(key, now); err != nil {
+		return nil, err
 	}
-	parsed, err := key.parse()
-	if err != nil {
-		return nil, nil, err
-	}
-	cfg, err := entry.parse()
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, k := range cfg.known(now) {
-		if k.fingerprint == parsed.fingerprint {
-			return nil, logical.ErrorResponse("this is the key of version %d; a new version needs another one: leave it out, and Vault generates one", k.Version), nil
-		}
-	}
-	resp := new(logical.Response)
-	warnOfClearText(resp, key.ProxyURL)
 	entry.LastKeyVersion = key.Version
-	return key, resp, nil
+	return key, nil
 }
 
 // forgetGoneKeys drops, within about a minute, the key of a version of which no
 // token passes any more.
 func (b *backend) forgetGoneKeys(ctx context.Context, req *logical.Request) error {
-	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.previous == nil || !cfg.previous.gone(b.now()) {
+	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.Previous == nil || !cfg.Previous.Gone(b.now()) {
 		return err
 	}
 	// A standby writes no storage, and a secondary its local mounts' only.
@@ -340,7 +233,7 @@ func (b *backend) forgetGoneKeys(ctx context.Context, req *logical.Request) erro
 		return err
 	}
 	before := entry.Previous
-	if entry.forgetGone(b.now()); entry.Previous == before {
+	if entry.ForgetGone(b.now()); entry.Previous == before {
 		return nil
 	}
 	if err := b.putConfig(ctx, req.Storage, entry); err != nil {

@@ -1,10 +1,12 @@
 package atisecrets
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,41 +14,16 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
+	"vault-plugin-secrets-ati/internal/keyring"
+	"vault-plugin-secrets-ati/internal/param"
+	"vault-plugin-secrets-ati/internal/refuse"
 )
 
 func pathValidate(b *backend) []*framework.Path {
-	token := &framework.FieldSchema{
-		Type:         framework.TypeString,
-		Required:     true,
-		Description:  "The session token. White space around it is cut.",
-		DisplayAttrs: &framework.DisplayAttributes{Name: "Token", Group: "Check", Sensitive: true, EditType: "textarea"},
-	}
 	return []*framework.Path{
 		{
-			Pattern: "validate",
-			Fields: map[string]*framework.FieldSchema{
-				"token": token,
-				"audience": {
-					Type:         framework.TypeString,
-					Description:  "Required audience. Default: one of config's audience and accepted_audiences.",
-					DisplayAttrs: display("Audience", "Check"),
-				},
-				"issuer": {
-					Type:         framework.TypeString,
-					Description:  "Required issuer. Default: config's issuer.",
-					DisplayAttrs: display("Issuer", "Check"),
-				},
-				"leeway": {
-					Type:         framework.TypeDurationSecond,
-					Description:  "Tolerated clock skew, up to 60s, which is the proxy's. Default: 60s.",
-					DisplayAttrs: display("Leeway", "Check"),
-				},
-				"scope": {
-					Type:         framework.TypeString,
-					Description:  "A scope, such as tool:web_search, of which the answer says whether the token opens it now.",
-					DisplayAttrs: display("Scope", "Check"),
-				},
-			},
+			Pattern:      "validate",
+			Fields:       validateParams.Fields(),
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.UpdateOperation: operation(b.pathValidateWrite, "Tell whether the proxy and its clients accept a token.", "validate", "token",
@@ -57,7 +34,7 @@ func pathValidate(b *backend) []*framework.Path {
 		},
 		{
 			Pattern:      "inspect",
-			Fields:       map[string]*framework.FieldSchema{"token": token},
+			Fields:       tokenParam.Fields(),
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.UpdateOperation: operation(b.pathInspectWrite, "Decode a token without verifying it.", "inspect", "token",
@@ -117,39 +94,13 @@ func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d
 		return nil, err
 	}
 	if cfg == nil {
-		return noConfig(req), nil
+		return nil, noConfig(req)
 	}
-	token, err := tokenField(d)
-	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+	ask := asked{leeway: ati.MaxLeeway}
+	if err := validateParams.Apply(d.Raw, &ask); err != nil {
+		return nil, refuse.Error(err)
 	}
-	options := []ati.ValidateOption{ati.WithTime(b.now), ati.WithAudience(cfg.audiences()...)}
-	if cfg.Issuer != "" {
-		options = append(options, ati.WithIssuer(cfg.Issuer))
-	}
-	for _, name := range []string{"audience", "issuer", "scope"} {
-		if given(d, name) && d.Get(name).(string) == "" {
-			return logical.ErrorResponse(emptyParameter(name).Error()), nil
-		}
-	}
-	if given(d, "audience") {
-		options = append(options, ati.WithAudience(d.Get("audience").(string)))
-	}
-	if given(d, "issuer") {
-		options = append(options, ati.WithIssuer(d.Get("issuer").(string)))
-	}
-	leeway, ok, err := durationField(d, "leeway")
-	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
-	}
-	if ok {
-		if leeway > ati.MaxLeeway {
-			return logical.ErrorResponse("leeway %v: must be at most %v, which is the proxy's", leeway, ati.MaxLeeway), nil
-		}
-		options = append(options, ati.WithLeeway(leeway))
-	}
-
-	claims, key, err := validateWith(cfg.known(b.now()), token, options)
+	claims, key, err := validateWith(cfg.Known(b.now()), ask.token, ask.options(cfg, b.now))
 	data := map[string]any{"valid": err == nil}
 	if key != nil {
 		data["key_version"] = key.Version
@@ -157,23 +108,69 @@ func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d
 	switch {
 	case err == nil:
 		addClaims(data, claims)
-	case key == nil && errors.Is(err, ati.ErrSignature) && !cfg.LastRotatedAt.IsZero():
-		data["error"] = signedByNone + "; last rotated at " + cfg.LastRotatedAt.Format(time.RFC3339)
+	case key == nil && errors.Is(err, ati.ErrSignature) && !cfg.Stored.LastRotatedAt.IsZero():
+		data["error"] = signedByNone + "; last rotated at " + cfg.Stored.LastRotatedAt.Format(time.RFC3339)
 	default:
 		data["error"] = reasonOf(err)
 	}
-	if given(d, "scope") {
+	if ask.scope != "" {
 		// The proxy's check of scopes has no leeway.
-		data["allowed"] = err == nil && b.now().Unix() <= claims.ExpiresAt && ati.Allows(claims.Scopes(), d.Get("scope").(string))
+		data["allowed"] = err == nil && b.now().Unix() <= claims.ExpiresAt && ati.Allows(claims.Scopes(), ask.scope)
 	}
 	return &logical.Response{Data: data}, nil
 }
 
+// asked is what a token is to be held against. What was not given is empty.
+type asked struct {
+	token, audience, issuer, scope string
+	leeway                         time.Duration
+}
+
+var tokenParam = param.Set[asked]{
+	param.Parsed("token", param.SecretDisplay("Token", "Check", "textarea"), "The session token. White space around it is cut.",
+		func(a *asked) *string { return &a.token }, trimToken).Required(", in the request's body"),
+}
+
+var validateParams = slices.Concat(tokenParam, param.Set[asked]{
+	param.Text("audience", param.Display("Audience", "Check"), "Required audience. Default: one of config's audience and accepted_audiences.",
+		func(a *asked) *string { return &a.audience }),
+	param.Text("issuer", param.Display("Issuer", "Check"), "Required issuer. Default: config's issuer.",
+		func(a *asked) *string { return &a.issuer }),
+	param.Duration("leeway", param.Display("Leeway", "Check"), "Tolerated clock skew, up to 60s, which is the proxy's. Default: 60s.",
+		func(a *asked) *time.Duration { return &a.leeway }).
+		Checked(func(a *asked) error {
+			if a.leeway > ati.MaxLeeway {
+				return fmt.Errorf("leeway %v: must be at most %v, which is the proxy's", a.leeway, ati.MaxLeeway)
+			}
+			return nil
+		}),
+	param.Text("scope", param.Display("Scope", "Check"), "A scope, such as tool:web_search, of which the answer says whether the token opens it now.",
+		func(a *asked) *string { return &a.scope }),
+}.Filled())
+
+func trimToken(text string) (string, error) {
+	if text = strings.TrimSpace(text); text == "" {
+		return "", errors.New("token is required, in the request's body")
+	}
+	return text, nil
+}
+
+func (a *asked) options(cfg *config, now func() time.Time) []ati.ValidateOption {
+	options := []ati.ValidateOption{ati.WithTime(now), ati.WithLeeway(a.leeway), ati.WithAudience(cfg.Audiences()...)}
+	if a.audience != "" {
+		options = append(options, ati.WithAudience(a.audience))
+	}
+	if issuer := cmp.Or(a.issuer, cfg.Issuer); issuer != "" {
+		options = append(options, ati.WithIssuer(issuer))
+	}
+	return options
+}
+
 // validateWith tries the keys, and returns the verdict of the one that signed
 // the token, or the last one's and no key.
-func validateWith(keys []*signingKey, token string, options []ati.ValidateOption) (claims *ati.Claims, key *signingKey, err error) {
+func validateWith(keys []*keyring.Key, token string, options []ati.ValidateOption) (claims *ati.Claims, key *keyring.Key, err error) {
 	for _, k := range keys {
-		if claims, err = ati.ValidateToken(token, k.key, options...); err == nil {
+		if claims, err = ati.ValidateToken(token, k.Key, options...); err == nil {
 			return claims, k, nil
 		}
 		for _, reason := range []error{ati.ErrExpired, ati.ErrNotYetValid, ati.ErrAudience, ati.ErrIssuer} {
@@ -216,11 +213,11 @@ func addClaims(data map[string]any, c *ati.Claims) {
 }
 
 func (b *backend) pathInspectWrite(_ context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	token, err := tokenField(d)
-	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+	var ask asked
+	if err := tokenParam.Apply(d.Raw, &ask); err != nil {
+		return nil, refuse.Error(err)
 	}
-	claims, err := ati.InspectToken(token)
+	claims, err := ati.InspectToken(ask.token)
 	resp := &logical.Response{Data: map[string]any{"decoded": err == nil}}
 	if err != nil {
 		resp.Data["error"] = reasonOf(err)
@@ -271,14 +268,6 @@ func exact(value any) any {
 		}
 	}
 	return value
-}
-
-func tokenField(d *framework.FieldData) (string, error) {
-	token := strings.TrimSpace(d.Get("token").(string))
-	if token == "" {
-		return "", fmt.Errorf("token is required, in the request's body")
-	}
-	return token, nil
 }
 
 const pathValidateHelpSyn = `Tell whether the proxy and its clients accept a token.`

@@ -1,4 +1,4 @@
-package atisecrets
+package role
 
 import (
 	"errors"
