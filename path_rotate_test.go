@@ -28,6 +28,8 @@ import (
 const (
 	greenSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f0a1b2c3d4e5f60718293a4b5c6d7e8f90"
 	greenProxy  = "https://green.example.com"
+
+	greenFingerprint = "55f60e7f9fffc5cc"
 )
 
 // pair is a P-256 key, as its owner and as its public have it.
