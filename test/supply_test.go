@@ -137,37 +137,3 @@ func testSources(t testing.TB) string {
 	}
 	return source
 }
-
-// The arrows of docs/architecture.md: ati imports neither Vault nor the backend, and
-// nothing that is for tests is in the plugin.
-func TestImportsGoOneWay(t *testing.T) {
-	t.Parallel()
-	imports := func(of string) []string {
-		t.Helper()
-		out, err := exec.Command("go", "list", "-deps", of).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Fields(string(out))
-	}
-	out, err := exec.Command("go", "list", "-m").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	module := strings.TrimSpace(string(out))
-	for of, forbidden := range map[string]*regexp.Regexp{
-		"../ati":               regexp.MustCompile("^(" + module + "|github.com/hashicorp/.*)$"),
-		"..":                   regexp.MustCompile("^" + module + "/(cmd|test|tools|bench)"),
-		"../cmd/" + pluginName: regexp.MustCompile("^(" + module + "/(test|tools|bench).*)$"),
-	} {
-		all := imports(of)
-		if len(all) < 20 {
-			t.Errorf("%s imports only %v", of, all)
-		}
-		for _, path := range all {
-			if forbidden.MatchString(path) {
-				t.Errorf("%s imports %s", of, path)
-			}
-		}
-	}
-}
