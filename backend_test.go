@@ -6,318 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/framework"
-	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	atisecrets "vault-plugin-secrets-ati"
-	"vault-plugin-secrets-ati/ati"
 )
-
-const (
-	testSecret = "efca767f4799094360a8673bdab2a37e6c6f89662ae447b51e47d2593facc112"
-	testProxy  = "https://ati.example.com"
-	testID     = "5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10" // of a request, and so the jti
-)
-
-type data = map[string]any
-
-// rounds is the number of rounds of a test that has a longer form for make soak.
-func rounds(short, soak int) int {
-	if os.Getenv("SOAK") != "" {
-		return soak
-	}
-	return short
-}
-
-// mount is a backend with its storage, a clock, and the Vault around it.
-type mount struct {
-	t       testing.TB
-	b       *atisecrets.Backend
-	storage *testStorage
-	system  *testSystem
-	log     *strings.Builder
-	now     time.Time
-
-	// The caller of the next requests.
-	entityID, displayName string
-}
-
-func newMount(t testing.TB) *mount {
-	t.Helper()
-	m := &mount{
-		t:           t,
-		storage:     &testStorage{Storage: new(logical.InmemStorage)},
-		system:      &testSystem{StaticSystemView: logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour, PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}},
-		log:         new(strings.Builder),
-		now:         time.Unix(1_800_000_000, 0),
-		displayName: "token",
-	}
-	m.b = m.newBackend()
-	return m
-}
-
-// newBackend is what a restart of the plugin makes of the same mount.
-func (m *mount) newBackend() *atisecrets.Backend {
-	m.t.Helper()
-	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{
-		Logger:      hclog.New(&hclog.LoggerOptions{Output: m.log, Level: hclog.Trace}),
-		System:      m.system,
-		StorageView: m.storage,
-	}, func() time.Time { return m.now })
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return b
-}
-
-// configured is a mount with a config and a role "r".
-func configured(t testing.TB, config, role data) *mount {
-	t.Helper()
-	m := newMount(t)
-	c := data{"proxy_url": testProxy, "secret": testSecret}
-	maps.Copy(c, config)
-	m.ok(logical.CreateOperation, "config", c)
-	r := data{"tools": "web_search"}
-	maps.Copy(r, role)
-	m.ok(logical.CreateOperation, "roles/r", r)
-	return m
-}
-
-func (m *mount) request(op logical.Operation, path string, d data) (*logical.Response, error) {
-	return m.b.HandleRequest(m.t.Context(), &logical.Request{
-		ID: testID, Operation: op, Path: path, Data: d, Storage: m.storage, MountPoint: "ati/",
-		EntityID: m.entityID, DisplayName: m.displayName,
-	})
-}
-
-// ok makes a request that must succeed, and holds its response against what
-// the path declares.
-func (m *mount) ok(op logical.Operation, path string, d data) *logical.Response {
-	m.t.Helper()
-	resp, err := m.request(op, path, d)
-	if err != nil || resp.IsError() {
-		m.t.Fatalf("%s %s %v: %v %v", op, path, d, err, resp.Error())
-	}
-	if t, ok := m.t.(*testing.T); ok && resp != nil { // nil is Vault's 204 or 404
-		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), unwrapped(t, resp), true)
-	}
-	return resp
-}
-
-// unwrapped is a response as the client sees it, where that is a raw body.
-func unwrapped(t testing.TB, resp *logical.Response) *logical.Response {
-	t.Helper()
-	body, raw := resp.Data[logical.HTTPRawBody].([]byte)
-	if !raw {
-		return resp
-	}
-	seen := data{}
-	if err := json.Unmarshal(body, &seen); err != nil {
-		t.Fatal(err)
-	}
-	return &logical.Response{Data: seen}
-}
-
-// refused makes a request that must be refused as the user's mistake with
-// exactly this text, and checks that nothing was changed.
-func (m *mount) refused(op logical.Operation, path string, d data, want string) {
-	m.t.Helper()
-	before := m.storage.dump(m.t)
-	resp, err := m.request(op, path, d)
-	if err != nil {
-		m.t.Fatalf("%s %s %v: %v, and not a refusal", op, path, d, err)
-	}
-	if !resp.IsError() {
-		m.t.Fatalf("%s %s %v was not refused: %v", op, path, d, resp)
-	}
-	if got := resp.Error().Error(); got != want {
-		m.t.Errorf("%s %s %v:\n got %s\nwant %s", op, path, d, got, want)
-	}
-	if diff := cmp.Diff(before, m.storage.dump(m.t)); diff != "" {
-		m.t.Errorf("%s %s was refused, but changed storage:\n%s", op, path, diff)
-	}
-}
-
-func (m *mount) failed(op logical.Operation, path string, d data, want string) {
-	m.t.Helper()
-	resp, err := m.request(op, path, d)
-	if err == nil {
-		m.t.Fatalf("%s %s did not fail: %v", op, path, resp)
-	}
-	if err.Error() != want {
-		m.t.Errorf("%s %s:\n got %v\nwant %s", op, path, err, want)
-	}
-}
-
-func (m *mount) warnings(resp *logical.Response, want ...string) {
-	m.t.Helper()
-	var got []string
-	if resp != nil {
-		got = resp.Warnings
-	}
-	if diff := cmp.Diff(want, got, cmp.Transformer("empty", func(s []string) []string { return append([]string{}, s...) })); diff != "" {
-		m.t.Errorf("warnings (-want +got):\n%s", diff)
-	}
-}
-
-// claims validates a response's token as proxy and client do.
-func (m *mount) claims(resp *logical.Response) *ati.Claims {
-	m.t.Helper()
-	return m.claimsOf(resp.Data["token"].(string), resp.Data["aud"].(string))
-}
-
-func (m *mount) claimsOf(token, audience string) *ati.Claims {
-	m.t.Helper()
-	key, err := ati.ParseSecret(testSecret)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	c, err := ati.ValidateToken(token, key, ati.WithAudience(audience), ati.WithTime(func() time.Time { return m.now }))
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return c
-}
-
-// testStorage counts what is done to it, and fails where it is told.
-type testStorage struct {
-	logical.Storage
-	calls atomic.Int64
-	mu    sync.Mutex
-	fail  string // verb and key, "put config"
-	late  bool   // a put that fails is carried out all the same
-	order []string
-	// afterGet is called with the key once its value was read.
-	afterGet atomic.Pointer[func(key string)]
-}
-
-var errStorage = errors.New("disk on fire")
-
-func (s *testStorage) do(verb, key string) error {
-	s.calls.Add(1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if verb == "put" {
-		s.order = append(s.order, key)
-	}
-	if s.fail == verb+" "+key {
-		return errStorage
-	}
-	return nil
-}
-
-func (s *testStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	if err := s.do("get", key); err != nil {
-		return nil, err
-	}
-	entry, err := s.Storage.Get(ctx, key)
-	if f := s.afterGet.Load(); f != nil {
-		(*f)(key)
-	}
-	return entry, err
-}
-
-func (s *testStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
-	err := s.do("put", e.Key)
-	if err != nil && !s.late {
-		return err
-	}
-	return errors.Join(s.Storage.Put(ctx, e), err)
-}
-
-func (s *testStorage) Delete(ctx context.Context, key string) error {
-	if err := s.do("delete", key); err != nil {
-		return err
-	}
-	return s.Storage.Delete(ctx, key)
-}
-
-func (s *testStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	if err := s.do("list", prefix); err != nil {
-		return nil, err
-	}
-	return s.Storage.List(ctx, prefix)
-}
-
-// dump has all entries, read past the counters.
-func (s *testStorage) dump(t testing.TB) map[string]string {
-	t.Helper()
-	all := map[string]string{}
-	err := logical.ScanView(t.Context(), s.Storage.(logical.ClearableView), func(key string) {
-		e, err := s.Storage.Get(t.Context(), key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all[key] = string(e.Value)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
-}
-
-// testSystem counts the calls that are round trips to Vault for a plugin.
-type testSystem struct {
-	logical.StaticSystemView
-	maxTTLCalls, entityCalls, groupCalls atomic.Int64
-	entityErr, groupErr                  error
-	onEntity                             func()
-}
-
-func (s *testSystem) MaxLeaseTTL() time.Duration {
-	s.maxTTLCalls.Add(1)
-	return s.StaticSystemView.MaxLeaseTTL()
-}
-
-func (s *testSystem) EntityInfo(id string) (*logical.Entity, error) {
-	s.entityCalls.Add(1)
-	if s.onEntity != nil {
-		s.onEntity()
-	}
-	if s.entityErr != nil {
-		return nil, s.entityErr
-	}
-	return s.StaticSystemView.EntityInfo(id)
-}
-
-func (s *testSystem) GroupsForEntity(id string) ([]*logical.Group, error) {
-	s.groupCalls.Add(1)
-	if s.groupErr != nil {
-		return nil, s.groupErr
-	}
-	return s.StaticSystemView.GroupsForEntity(id)
-}
-
-// paths are the backend's, as a request would name them.
-var paths = map[string][]logical.Operation{
-	"config":                 {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
-	"config/rotate":          {logical.ReadOperation, logical.UpdateOperation},
-	"config/rotate/stage":    {logical.UpdateOperation, logical.DeleteOperation},
-	"config/rotate/activate": {logical.UpdateOperation},
-	"config/rotate/rollback": {logical.UpdateOperation},
-	"config/rotate/retire":   {logical.UpdateOperation},
-	"jwks":                   {logical.ReadOperation},
-	"roles/":                 {logical.ListOperation},
-	"roles/r":                {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
-	"creds/r":                {logical.ReadOperation, logical.UpdateOperation},
-	"batch/r":                {logical.UpdateOperation},
-	"proxy-env":              {logical.ReadOperation},
-	"proxy-env/1":            {logical.ReadOperation},
-	"check/r":                {logical.ReadOperation, logical.UpdateOperation},
-	"validate":               {logical.UpdateOperation},
-	"inspect":                {logical.UpdateOperation},
-}
 
 func TestEachPathDescribesItselfWhole(t *testing.T) {
 	t.Parallel()
@@ -428,10 +128,10 @@ func TestKeysAreRootProtectedAndSealWrappedAndFieldsWithSecretsAreSensitive(t *t
 	if diff := cmp.Diff(want, m.b.SpecialPaths()); diff != "" {
 		t.Errorf("special paths (-want +got):\n%s", diff)
 	}
-	creds := m.b.Route("creds/r").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
+	creds := m.returned(logical.ReadOperation, "creds/r")
 	for _, f := range []*framework.FieldSchema{
 		m.b.Route("config").Fields["secret"], m.b.Route("config").Fields["private_key"], m.b.Route("config/rotate").Fields["secret"], m.b.Route("config/rotate/stage").Fields["private_key"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
-		creds["token"], creds["ATI_SESSION_TOKEN"], m.b.Route("batch/r").Operations[logical.UpdateOperation].Properties().Responses[200][0].Fields["tokens"], m.b.Route("proxy-env").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields["ATI_JWT_SECRET"],
+		creds["token"], creds["ATI_SESSION_TOKEN"], m.returned(logical.UpdateOperation, "batch/r")["tokens"], m.returned(logical.ReadOperation, "proxy-env")["ATI_JWT_SECRET"],
 	} {
 		if f.DisplayAttrs == nil || !f.DisplayAttrs.Sensitive {
 			t.Errorf("%q is not sensitive", f.Description)
@@ -683,8 +383,7 @@ func TestInvalidateDropsWhatAnotherNodeChanged(t *testing.T) {
 	m := configured(t, nil, nil)
 	m.ok(logical.ReadOperation, "creds/r", nil)
 
-	other := *m
-	other.b = m.newBackend()
+	other := m.otherNode()
 	other.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://green.example.com"})
 	other.ok(logical.UpdateOperation, "roles/r", data{"tools": "arxiv"})
 
@@ -744,33 +443,6 @@ func TestCachesHoldAgainstConcurrentWritesAndMints(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-}
-
-// during runs a request while another one, started before it, has read a key
-// from storage and not gone on yet. Where a lock keeps the two apart, the
-// second one waits for the first.
-func (m *mount) during(key string, first, second func()) {
-	m.t.Helper()
-	read, done := make(chan struct{}), make(chan struct{})
-	var fired atomic.Bool // no sync.Once: the second's read would wait for it
-	hook := func(k string) {
-		if k != key || !fired.CompareAndSwap(false, true) {
-			return
-		}
-		close(read)
-		select {
-		case <-done: // no lock: the second overtook the first
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	m.storage.afterGet.Store(&hook)
-	var wg sync.WaitGroup
-	wg.Go(first)
-	<-read
-	second()
-	close(done)
-	wg.Wait()
-	m.storage.afterGet.Store(nil)
 }
 
 func TestARoleThatIsDeletedWhileAMintReadsItIsGone(t *testing.T) {
@@ -882,13 +554,10 @@ func TestAfterAFailedWriteStorageDecides(t *testing.T) {
 func TestTheRoleCacheIsBounded(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	storage := manyRoles{m.storage}
+	m.storage.oneRole = true
 	reads := func(role int) int64 {
 		before := m.storage.calls.Load()
-		resp, err := m.b.HandleRequest(t.Context(), &logical.Request{ID: testID, Operation: logical.ReadOperation, Path: fmt.Sprintf("creds/r%d", role), Storage: storage, DisplayName: "token"})
-		if err != nil || resp.IsError() {
-			t.Fatal(err, resp.Error())
-		}
+		m.do(t, logical.ReadOperation, fmt.Sprintf("creds/r%d", role), nil)
 		return m.storage.calls.Load() - before
 	}
 	for i := range 10_000 {

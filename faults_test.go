@@ -13,70 +13,6 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// nthFault is a storage whose n-th call fails. Where late is set, a write that
-// fails is carried out all the same.
-type nthFault struct {
-	logical.Storage
-	n, calls int
-	late     bool
-	failed   string // what the call was
-}
-
-func (s *nthFault) fails(verb, key string) bool {
-	s.calls++
-	if s.calls != s.n {
-		return false
-	}
-	s.failed = verb + " " + key
-	return true
-}
-
-func (s *nthFault) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	if s.fails("get", key) {
-		return nil, errStorage
-	}
-	return s.Storage.Get(ctx, key)
-}
-
-func (s *nthFault) Put(ctx context.Context, e *logical.StorageEntry) error {
-	if s.fails("put", e.Key) {
-		if s.late {
-			return errors.Join(s.Storage.Put(ctx, e), errStorage)
-		}
-		return errStorage
-	}
-	return s.Storage.Put(ctx, e)
-}
-
-func (s *nthFault) Delete(ctx context.Context, key string) error {
-	if s.fails("delete", key) {
-		if s.late {
-			return errors.Join(s.Storage.Delete(ctx, key), errStorage)
-		}
-		return errStorage
-	}
-	return s.Storage.Delete(ctx, key)
-}
-
-func (s *nthFault) List(ctx context.Context, prefix string) ([]string, error) {
-	if s.fails("list", prefix) {
-		return nil, errStorage
-	}
-	return s.Storage.List(ctx, prefix)
-}
-
-// state is all that a mount tells of itself.
-func (m *mount) state() data {
-	m.t.Helper()
-	all := data{}
-	for _, path := range []string{"config", "config/rotate", "roles/r", "roles/new"} {
-		if resp := m.ok(logical.ReadOperation, path, nil); resp != nil {
-			all[path] = resp.Data
-		}
-	}
-	return all
-}
-
 // The promise: whichever call to storage fails, in whichever request, there is a
 // 500 that says what failed; what the mount tells of itself is as before the
 // request or as after it; and the next request works.
@@ -139,7 +75,7 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 		name := fmt.Sprintf("%s %s", r.op, r.path)
 		for _, c := range []struct{ late, warm bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
 			late := c.late
-			for n := 1; ; n++ {
+			for n := int64(1); ; n++ {
 				m := configured(t, nil, data{"allowed_agent_ids": "*"})
 				if r.prepare != nil {
 					r.prepare(m)
@@ -150,9 +86,9 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 				if c.warm {
 					_, _ = m.request(logical.ReadOperation, "creds/r", nil)
 				}
-				storage := &nthFault{Storage: m.storage.Storage, n: n, late: late}
-				resp, err := m.b.HandleRequest(t.Context(), &logical.Request{ID: testID, Operation: r.op, Path: r.path, Data: r.data, Storage: storage, MountPoint: "ati/", DisplayName: "token"})
-				if storage.failed == "" {
+				m.storage.failNth(n, late)
+				resp, err := m.request(r.op, r.path, r.data)
+				if m.storage.failed == "" {
 					if err != nil || resp.IsError() {
 						t.Errorf("%s without a fault: %v %v", name, err, resp.Error())
 					}
@@ -160,7 +96,7 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 				}
 				faults++
 				if !errors.Is(err, errStorage) || resp != nil || !strings.Contains(err.Error(), "disk on fire") || err.Error() == errStorage.Error() {
-					t.Errorf("%s, %s fails: %v %v", name, storage.failed, resp, err)
+					t.Errorf("%s, %s fails: %v %v", name, m.storage.failed, resp, err)
 				}
 				var kept data // by the caches
 				for _, restarted := range []bool{false, true} {
@@ -171,14 +107,14 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 					if kept == nil {
 						kept = after
 					} else if diff := cmp.Diff(after, kept); diff != "" {
-						t.Errorf("%s, %s fails, carried out %v: the caches differ from storage (-storage +cache):\n%s", name, storage.failed, late, diff)
+						t.Errorf("%s, %s fails, carried out %v: the caches differ from storage (-storage +cache):\n%s", name, m.storage.failed, late, diff)
 					}
 					if !cmp.Equal(before, after) && !m.isDone(r.op, r.path, r.data, r.prepare, after) {
-						t.Errorf("%s, %s fails, carried out %v, restarted %v: neither before nor after\n%s", name, storage.failed, late, restarted, cmp.Diff(before, after))
+						t.Errorf("%s, %s fails, carried out %v, restarted %v: neither before nor after\n%s", name, m.storage.failed, late, restarted, cmp.Diff(before, after))
 					}
 				}
 				if _, err := m.request(r.op, r.path, r.data); err != nil {
-					t.Errorf("%s after %s failed: %v", name, storage.failed, err)
+					t.Errorf("%s after %s failed: %v", name, m.storage.failed, err)
 				}
 			}
 		}
@@ -187,54 +123,6 @@ func TestAnyStorageFaultIsAnErrorAndLeavesNoHalfState(t *testing.T) {
 	if faults < 60 {
 		t.Errorf("%d faults are too few to tell", faults)
 	}
-}
-
-// isDone reports whether a state is what the request makes, on another mount of
-// the same past. Keys that are generated differ between the two.
-func (m *mount) isDone(op logical.Operation, path string, d data, prepare func(*mount), state data) bool {
-	m.t.Helper()
-	other := configured(m.t, nil, data{"allowed_agent_ids": "*"})
-	if prepare != nil {
-		prepare(other)
-	}
-	if _, err := other.request(op, path, d); err != nil {
-		m.t.Fatal(err)
-	}
-	generated := cmp.FilterPath(func(p cmp.Path) bool {
-		return strings.Contains(p.Last().String(), "fingerprint")
-	}, cmp.Ignore())
-	return cmp.Equal(other.state(), state, generated)
-}
-
-// givenUp is a storage as Vault's is: a write that has begun is carried out when
-// its time comes, whatever became of the request.
-type givenUp struct {
-	logical.Storage
-	begun, comes, came chan struct{}
-}
-
-func (s *givenUp) later(ctx context.Context, write func(ctx context.Context) error) error {
-	close(s.begun)
-	done := make(chan error, 1)
-	go func() {
-		defer close(s.came)
-		<-s.comes
-		done <- write(context.WithoutCancel(ctx))
-	}()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-done:
-		return err
-	}
-}
-
-func (s *givenUp) Put(ctx context.Context, e *logical.StorageEntry) error {
-	return s.later(ctx, func(ctx context.Context) error { return s.Storage.Put(ctx, e) })
-}
-
-func (s *givenUp) Delete(ctx context.Context, key string) error {
-	return s.later(ctx, func(ctx context.Context) error { return s.Storage.Delete(ctx, key) })
 }
 
 // A client that hangs up, or a time-out, ends a write's request, and not the write:
@@ -261,12 +149,13 @@ func TestAWriteWhoseRequestIsGivenUpLeavesNoStaleCache(t *testing.T) {
 			t.Parallel()
 			m := configured(t, nil, nil)
 			ctx, giveUp := context.WithCancel(t.Context())
-			storage := &givenUp{Storage: m.storage, begun: make(chan struct{}), comes: make(chan struct{}), came: make(chan struct{})}
+			write := newHeldWrite()
+			m.storage.held = write
 			var running sync.WaitGroup
 			running.Go(func() {
-				_, _ = m.b.HandleRequest(ctx, &logical.Request{Operation: c.op, Path: c.path, Data: c.data, Storage: storage, MountPoint: "ati/"})
+				_, _ = m.b.HandleRequest(ctx, &logical.Request{Operation: c.op, Path: c.path, Data: c.data, Storage: m.storage, MountPoint: "ati/"})
 			})
-			<-storage.begun
+			<-write.begun
 			giveUp()
 			minted := make(chan struct{})
 			running.Go(func() { defer close(minted); _, _ = m.request(logical.ReadOperation, "creds/r", nil) })
@@ -274,9 +163,9 @@ func TestAWriteWhoseRequestIsGivenUpLeavesNoStaleCache(t *testing.T) {
 			case <-minted: // it has filled the caches with what is there still
 			case <-time.After(100 * time.Millisecond):
 			}
-			close(storage.comes)
+			close(write.released)
 			running.Wait()
-			<-storage.came
+			<-write.done
 			c.want(m)
 		})
 	}

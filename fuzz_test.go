@@ -21,10 +21,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/errutil"
 	"github.com/hashicorp/vault/sdk/helper/identitytpl"
-	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
@@ -55,27 +53,6 @@ func parameters(text string) (data, bool) {
 		}
 	}
 	return d, true
-}
-
-// try makes a request that may be refused, but must not fail: then the answer is
-// nil, and nothing was changed.
-func (m *mount) try(op logical.Operation, path string, d data) *logical.Response {
-	m.t.Helper()
-	before := m.storage.dump(m.t)
-	resp, err := m.request(op, path, d)
-	if err != nil {
-		m.t.Fatalf("%s %s %v: %v", op, path, d, err)
-	}
-	if resp.IsError() {
-		if diff := cmp.Diff(before, m.storage.dump(m.t)); diff != "" {
-			m.t.Errorf("%s %s was refused, but changed storage:\n%s", op, path, diff)
-		}
-		return nil
-	}
-	if resp == nil { // stored
-		return new(logical.Response)
-	}
-	return resp
 }
 
 // fuzzID states the engine's form of ids anew.
@@ -504,11 +481,11 @@ func FuzzRequest(f *testing.F) {
 		}
 		r := requests[int(which)%len(requests)]
 		before := m.storage.dump(t)
-		storage := &nthFault{Storage: m.storage.Storage, n: int(fault)}
-		req := &logical.Request{ID: testID, Operation: r.op, Path: r.path, Data: d, Storage: storage, MountPoint: "ati/", DisplayName: "token"}
+		m.storage.failNth(int64(fault), false)
+		req := &logical.Request{ID: testID, Operation: r.op, Path: r.path, Data: d, Storage: m.storage, MountPoint: "ati/", DisplayName: "token"}
 		failed := func(resp *logical.Response, err error) bool {
-			if err != nil && (!errors.Is(err, errStorage) || storage.failed == "" || resp != nil) {
-				t.Fatalf("%s %s %v fails with %v and %v, after %q", req.Operation, r.path, d, err, resp, storage.failed)
+			if err != nil && (!errors.Is(err, errStorage) || m.storage.failed == "" || resp != nil) {
+				t.Fatalf("%s %s %v fails with %v and %v, after %q", req.Operation, r.path, d, err, resp, m.storage.failed)
 			}
 			return err != nil
 		}
@@ -548,26 +525,6 @@ func FuzzRequest(f *testing.F) {
 			}
 		}
 	})
-}
-
-// declared holds an answer against the path's declaration.
-func (m *mount) declared(t *testing.T, req *logical.Request, resp *logical.Response) {
-	t.Helper()
-	want := schema.GetResponseSchema(t, m.b.Route(req.Path), req.Operation)
-	if req.Path == "inspect" { // an unverified claim may have any type
-		fields := map[string]*framework.FieldSchema{}
-		for name, field := range want.Fields {
-			any := *field
-			any.Type = framework.TypeString
-			fields[name] = &any
-		}
-		texts := data{}
-		for name := range resp.Data {
-			texts[name] = "x"
-		}
-		want, resp = &framework.Response{Fields: fields}, &logical.Response{Data: texts}
-	}
-	schema.ValidateResponse(t, want, unwrapped(t, resp), true)
 }
 
 func isWhite(r rune) bool {

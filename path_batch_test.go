@@ -49,8 +49,7 @@ func TestABatchHasATokenForEachAgent(t *testing.T) {
 		}
 	}
 	// While a rotation goes on, a batch is for one of the two proxies.
-	m.write("config/rotate/stage", data{"proxy_url": greenProxy})
-	m.write("config/rotate/activate", nil)
+	m.activateGreen()
 	resp = m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": "sandbox:1", "proxy_url": testProxy})
 	if resp.Data["key_version"] != 1 || resp.Data["proxy_url"] != testProxy {
 		t.Errorf("for the previous proxy: %v", resp.Data)
@@ -78,14 +77,6 @@ func TestABatchAsksForTheIdentityOnce(t *testing.T) {
 			t.Fatalf("job_id %q, want %q", c.JobID, want)
 		}
 	}
-}
-
-func agentIDs(n int) []any {
-	ids := make([]any, n)
-	for i := range ids {
-		ids[i] = fmt.Sprintf("sandbox:%d", i)
-	}
-	return ids
 }
 
 // manyTools are names of 37 bytes, 43 as scopes.

@@ -2,7 +2,6 @@ package atisecrets_test
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"testing"
 	"time"
@@ -10,10 +9,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/vault/sdk/logical"
 )
-
-const rotateHint = "an update doesn't change the key; config/rotate replaces it at once, config/rotate/stage without downtime"
-
-const generatedWarning = "Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says"
 
 func TestConfigDefaultsStandAtCreationOnly(t *testing.T) {
 	t.Parallel()
@@ -55,10 +50,6 @@ func TestConfigDefaultsStandAtCreationOnly(t *testing.T) {
 	}
 }
 
-// The first 16 hex digits of:
-// printf 'ati key fingerprint' | openssl dgst -sha256 -mac HMAC -macopt hexkey:<testSecret>
-const testFingerprint = "605611d75fa41291"
-
 func TestConfigGeneratesASecretThatNobodyBrought(t *testing.T) {
 	t.Parallel()
 	fingerprints := map[any]bool{}
@@ -72,10 +63,6 @@ func TestConfigGeneratesASecretThatNobodyBrought(t *testing.T) {
 		t.Errorf("three generated secrets have the fingerprints %v", fingerprints)
 	}
 }
-
-type brokenRandom struct{ *testSystem }
-
-func (brokenRandom) GetRandom(int) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
 
 func TestConfigTakesTheSamePresentSecretAgain(t *testing.T) {
 	t.Parallel()
@@ -292,11 +279,7 @@ func TestDeletingConfigForgetsTheKeyAndNeverReusesItsVersion(t *testing.T) {
 func TestNoRandomnessIsAnErrorAndNoConfig(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	b := m.newBackend()
-	if err := b.Setup(t.Context(), &logical.BackendConfig{System: brokenRandom{m.system}}); err != nil {
-		t.Fatal(err)
-	}
-	m.b = b
+	m.breakRandom()
 	_, err := m.request(logical.CreateOperation, "config", data{"proxy_url": testProxy})
 	if err == nil || err.Error() != "generate a signing secret: unable to fill provided buffer with entropy: unexpected EOF" {
 		t.Errorf("got %v", err)

@@ -1,11 +1,7 @@
 package atisecrets_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"strings"
 	"testing"
 	"time"
@@ -13,16 +9,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/vault/sdk/logical"
 )
-
-// decodedSegment is a segment of a token: 0 is its header.
-func decodedSegment(t *testing.T, token string, segment int) string {
-	t.Helper()
-	b, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[segment])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
 
 // The JWK Set as it crosses the wire, through the steps of a rotation.
 func TestJWKS(t *testing.T) {
@@ -63,20 +49,4 @@ func TestJWKS(t *testing.T) {
 	}
 	m.ok(logical.DeleteOperation, "config", nil)
 	set()
-}
-
-// jwk is what a JWK Set has of a key.
-func (p pair) jwk(t *testing.T) string {
-	t.Helper()
-	block, _ := pem.Decode([]byte(p.public))
-	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	encode := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
-	point, err := parsed.(*ecdsa.PublicKey).Bytes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return `{"kty":"EC","use":"sig","alg":"ES256","kid":"` + p.fingerprint + `","crv":"P-256","x":"` + encode(point[1:33]) + `","y":"` + encode(point[33:]) + `"}`
 }

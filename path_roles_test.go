@@ -171,22 +171,6 @@ func TestTheLongestTTLIsStoredInConfigBeforeTheRole(t *testing.T) {
 	}
 }
 
-const (
-	patternForm  = `a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one "*"`
-	skillForm    = `after "skill:" come 1 to 128 letters, digits and _.:/@+- beginning with a letter, digit or _, then at most one "*"`
-	rateFormText = `a rate is a count from 0 to 999999999, "/", and one of s, sec, second, m, min, minute, h, hr, hour, d, day, as in "10/hour"`
-	idFormText   = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
-	globFormText = "a glob is 1 to 128 letters, digits and ._:@/+=-*"
-	starMiddle   = `a "*" is a wildcard only at the end of a pattern`
-	starColon    = `a "*" needs a colon before it, as in "tool:github:*", or stands alone`
-	noValue      = "an entity has no such value; see the identity templates in Vault's documentation of policies"
-	literalText  = "outside of {{…}} only letters, digits and ._:@/+=- are allowed"
-)
-
-func whiteSpace(field, item string) string {
-	return fmt.Sprintf("%s %q: has white space in it, which separates scopes at the proxy; give several with commas, as in %s=a,b", field, item, field)
-}
-
 func TestARoleRefuses(t *testing.T) {
 	t.Parallel()
 	many := make([]any, 10_000)

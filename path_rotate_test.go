@@ -16,52 +16,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
-	atisecrets "vault-plugin-secrets-ati"
 	"vault-plugin-secrets-ati/ati"
 )
-
-const (
-	greenSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f0a1b2c3d4e5f60718293a4b5c6d7e8f90"
-	greenProxy  = "https://green.example.com"
-
-	greenFingerprint = "55f60e7f9fffc5cc"
-)
-
-// pair is a P-256 key, as its owner and as its public have it.
-type pair struct {
-	key                              *ecdsa.PrivateKey
-	sec1, pkcs8, public, fingerprint string
-}
-
-func newPair(t testing.TB) pair {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sec1, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(public)
-	encode := func(kind string, der []byte) string {
-		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-	}
-	return pair{key, encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
-}
 
 // weak is a private key that is not random.
 func weak(t testing.TB) string {
@@ -76,63 +35,6 @@ func weak(t testing.TB) string {
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
-
-// write is a write with -f or with parameters, whose answer is the status.
-func (m *mount) write(path string, d data) *logical.Response {
-	m.t.Helper()
-	return m.ok(logical.UpdateOperation, path, d)
-}
-
-// step makes a write of config/rotate, and checks that its answer is what a
-// read says then.
-func (m *mount) step(step string, d data, warnings ...string) data {
-	m.t.Helper()
-	resp := m.write("config/rotate"+step, d)
-	m.warnings(resp, warnings...)
-	if diff := cmp.Diff(m.ok(logical.ReadOperation, "config/rotate", nil).Data, resp.Data); diff != "" {
-		m.t.Errorf("config/rotate%s answered otherwise than a read (-read +answer):\n%s", step, diff)
-	}
-	return resp.Data
-}
-
-func (m *mount) same(what string, want, got any) {
-	m.t.Helper()
-	if diff := cmp.Diff(want, got); diff != "" {
-		m.t.Errorf("%s (-want +got):\n%s", what, diff)
-	}
-}
-
-// tokenFor is a token for a proxy, and the version of the key that it is said to
-// have.
-func (m *mount) tokenFor(proxy string) (token string, version int) {
-	m.t.Helper()
-	var d data
-	if proxy != "" {
-		d = data{"proxy_url": proxy}
-	}
-	resp := m.ok(logical.UpdateOperation, "creds/r", d)
-	if proxy != "" && resp.Data["proxy_url"] != proxy {
-		m.t.Errorf("a token for %s came with proxy_url %v", proxy, resp.Data["proxy_url"])
-	}
-	return resp.Data["token"].(string), resp.Data["key_version"].(int)
-}
-
-// verdict is what validate says of a token.
-func (m *mount) verdict(token string) any {
-	m.t.Helper()
-	got := m.write("validate", data{"token": token}).Data
-	if got["valid"] == true {
-		return got["key_version"]
-	}
-	return got["error"]
-}
-
-const (
-	broughtWarning = "the key of version 1 was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped"
-	pinnedWarning  = "a proxy that reads ati/proxy-env/<version> does not start again by itself; start it with ati/proxy-env"
-	stageWarning   = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
-	rotatedWarning = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
-)
 
 // The promises of a rotation at once: every token from before is of no key of
 // this mount, and one write switches key and proxy_url together.
@@ -259,22 +161,15 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 	t.Parallel()
 	retired := func() *mount {
 		m := configured(t, nil, nil)
-		m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-		m.step("/activate", nil)
+		m.activateGreen()
 		m.step("/retire", nil, broughtWarning)
 		return m
 	}
-	tick := func(m *mount) {
-		t.Helper()
-		if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
-			t.Fatal(err)
-		}
-	}
 	there := func(m *mount) bool { return strings.Contains(m.storage.dump(t)["config"], testSecret) }
 	m := retired()
-	tick(m)
+	m.periodic()
 	m.now = m.now.Add(time.Hour + time.Minute)
-	tick(m)
+	m.periodic()
 	if !there(m) {
 		t.Error("the key was forgotten a second too early")
 	}
@@ -284,12 +179,12 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 		t.Errorf("a failed write: %v", err)
 	}
 	m.storage.fail = ""
-	tick(m)
+	m.periodic()
 	if there(m) {
 		t.Error("the key was not forgotten")
 	}
 	puts := len(m.storage.order)
-	tick(m)
+	m.periodic()
 	m.same("writes when there is nothing to forget", 0, len(m.storage.order)-puts)
 	m.tokenFor(greenProxy)
 
@@ -310,8 +205,7 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 func TestRollback(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
+	m.activateGreen()
 	versions := func(status data) []any {
 		return []any{status["current_version"], status["previous_version"], status["current_activated_at"], status["previous_tokens_expire_by"]}
 	}
@@ -453,8 +347,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 
 	// The previous version's address again.
 	m = configured(t, nil, nil)
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
+	m.activateGreen()
 	m.warnings(m.write("config/rotate/stage", data{"proxy_url": testProxy}),
 		"version 3 has the proxy_url of version 1: its tokens are refused when the proxy there has started again with version 3",
 		"a proxy that is started from ati/proxy-env gets version 3 when that is activated; one that is to stay with version 2 has to read ati/proxy-env/2")
@@ -651,8 +544,7 @@ func TestAStaleConfigBoundsTheTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "1h"})
 	m.tokenFor("")
-	other := *m
-	other.b = m.newBackend()
+	other := m.otherNode()
 	other.ok(logical.UpdateOperation, "roles/r", data{"ttl": "5h"})
 	m.b.InvalidateKey(t.Context(), "role/r")
 	resp := m.ok(logical.ReadOperation, "creds/r", nil)
@@ -891,16 +783,6 @@ func TestNoStepTellsAKey(t *testing.T) {
 	}
 }
 
-// withClock gives the mount a backend with another clock.
-func (m *mount) withClock(clock func() time.Time) {
-	m.t.Helper()
-	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{Logger: hclog.NewNullLogger(), System: m.system, StorageView: m.storage}, clock)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.b = b
-}
-
 // A disabled role, which isn't judged against the ceilings, doesn't count.
 func TestADisabledRoleDoesNotMoveTheEndOfTheTokens(t *testing.T) {
 	t.Parallel()
@@ -912,21 +794,6 @@ func TestADisabledRoleDoesNotMoveTheEndOfTheTokens(t *testing.T) {
 			m.endsBy("2027-01-15T09:01:01Z")
 		})
 	}
-}
-
-// endsBy retires version 1, when tokens of it must expire by want, and live on.
-func (m *mount) endsBy(want string) {
-	m.t.Helper()
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
-	token := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}).Data["token"]
-	if got := m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"]; got != want {
-		m.t.Errorf("tokens expire by %v, want %s", got, want)
-	}
-	if got := m.ok(logical.UpdateOperation, "validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != 1 {
-		m.t.Errorf("after the retirement a token is %v", got)
-	}
-	m.write("config/rotate/rollback", nil)
 }
 
 // A bound that is the longest duration of Go's is still in the future.
@@ -972,8 +839,7 @@ func TestNoTokenIsIssuedAfterTheEndOfMinting(t *testing.T) {
 		t.Run(overtaken, func(t *testing.T) {
 			t.Parallel()
 			m := configured(t, nil, nil)
-			m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-			m.step("/activate", nil)
+			m.activateGreen()
 			var mu sync.Mutex
 			now, hook := m.now, func() {}
 			m.withClock(func() time.Time {
@@ -1045,8 +911,7 @@ func TestStepsAndOtherWritesAtOnceLoseNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := configured(t, nil, nil)
-			m.write("config/rotate/stage", data{"proxy_url": greenProxy})
-			m.write("config/rotate/activate", nil)
+			m.activateGreen()
 			m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 			switch name {
 			case "a stage":
@@ -1088,8 +953,7 @@ func TestTimesAreInUTCAndWholeSeconds(t *testing.T) {
 	m.now = m.now.Add(900 * time.Millisecond).In(time.FixedZone("", 3600))
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret})
 	m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
+	m.activateGreen()
 	status := m.step("/retire", nil, broughtWarning)
 	for name, want := range map[string]string{
 		"current_created_at": "2027-01-15T08:00:00Z", "current_activated_at": "2027-01-15T08:00:00Z", "previous_created_at": "2027-01-15T08:00:00Z",
@@ -1141,11 +1005,7 @@ func TestNoRandomnessIsAnErrorAndNoRotation(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	before := m.storage.dump(t)["config"]
-	b := m.newBackend()
-	if err := b.Setup(t.Context(), &logical.BackendConfig{System: brokenRandom{m.system}}); err != nil {
-		t.Fatal(err)
-	}
-	m.b = b
+	m.breakRandom()
 	for _, path := range []string{"config/rotate", "config/rotate/stage"} {
 		m.failed(logical.UpdateOperation, path, nil, "generate a signing secret: unable to fill provided buffer with entropy: unexpected EOF")
 	}
@@ -1169,29 +1029,6 @@ func TestADamagedKeyIsAnErrorThatNamesItsVersion(t *testing.T) {
 	m.failed(logical.ReadOperation, "creds/r", nil, "read config: decode the storage entry: a stored key is not a string")
 }
 
-// damage changes what storage has of config, and starts anew.
-func (m *mount) damage(before, after string) {
-	m.t.Helper()
-	m.replaceStored("config", before, after)
-	m.b = m.newBackend()
-}
-
-// replaceStored changes a storage entry behind the backend's back.
-func (m *mount) replaceStored(key, before, after string) {
-	m.t.Helper()
-	entry, err := m.storage.Storage.Get(m.t.Context(), key)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	if !strings.Contains(string(entry.Value), before) {
-		m.t.Fatalf("%s has no %s", key, before)
-	}
-	entry.Value = []byte(strings.Replace(string(entry.Value), before, after, 1))
-	if err := m.storage.Storage.Put(m.t.Context(), entry); err != nil {
-		m.t.Fatal(err)
-	}
-}
-
 // Without a bound there is no cap on the TTL, and no tokens_expire_by.
 func TestAMintWithoutABoundIsAnError(t *testing.T) {
 	t.Parallel()
@@ -1212,8 +1049,7 @@ func TestARolesOwnMaximumHoldsBelowTheLongest(t *testing.T) {
 func TestAStagedVersionStays(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
+	m.activateGreen()
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 	pending := func() any { return m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_version"] }
 	m.step("/rollback", nil)
@@ -1230,8 +1066,7 @@ func TestARoleWriteGoesByStorage(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.tokenFor("") // warm
-	other := *m
-	other.b = m.newBackend()
+	other := m.otherNode()
 	other.write("config/rotate", nil)
 	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "9h"})
 	m.same("version", any(2), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
@@ -1289,15 +1124,12 @@ func TestWhichNodeForgetsAKey(t *testing.T) {
 		{consts.ReplicationPerformanceStandby, true, false},
 	} {
 		m := configured(t, nil, nil)
-		m.write("config/rotate/stage", data{"proxy_url": greenProxy})
-		m.write("config/rotate/activate", nil)
+		m.activateGreen()
 		m.write("config/rotate/retire", nil)
 		m.now = m.now.Add(2 * time.Hour)
 		m.system.ReplicationStateVal, m.system.LocalMountVal = c.state, c.local
 		puts := len(m.storage.order)
-		if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
-			t.Error(err)
-		}
+		m.periodic()
 		if got := len(m.storage.order) > puts; got != c.want {
 			t.Errorf("replication %s, local %v: wrote %v", c.state.GetPerformanceString(), c.local, got)
 		}
@@ -1309,23 +1141,16 @@ func TestWhichNodeForgetsAKey(t *testing.T) {
 func TestForgettingTwiceWritesOnce(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	m.write("config/rotate/stage", data{"proxy_url": greenProxy})
-	m.write("config/rotate/activate", nil)
+	m.activateGreen()
 	m.write("config/rotate/retire", nil)
-	tick := func() {
-		if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
-			t.Fatal(err)
-		}
-	}
 	calls := m.storage.calls.Load()
-	tick()
+	m.periodic()
 	m.same("storage calls before the time", calls, m.storage.calls.Load())
 	m.now = m.now.Add(2 * time.Hour)
-	other := *m
-	other.b = m.newBackend()
+	other := m.otherNode()
 	other.write("config", data{"issuer": "x"})
 	puts := len(m.storage.order)
-	tick()
+	m.periodic()
 	m.same("writes", puts, len(m.storage.order))
 }
 
@@ -1340,9 +1165,7 @@ func TestTheLogNamesTheVersions(t *testing.T) {
 	m.write("config/rotate/activate", nil)
 	m.write("config/rotate/retire", nil)
 	m.now = m.now.Add(2 * time.Hour)
-	if _, err := m.request(logical.RollbackOperation, "", nil); err != nil {
-		t.Fatal(err)
-	}
+	m.periodic()
 	for _, want := range []string{
 		`key versions changed: path=config/rotate/stage parameters=proxy_url versions="current 1, pending 2"`,
 		"the proxy's environment was read: key_version=2",
@@ -1359,8 +1182,7 @@ func TestTheLogNamesTheVersions(t *testing.T) {
 func TestNoVersionMintsForAStrangersProxy(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.step("/activate", nil)
+	m.activateGreen()
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": "https://third.example.com"}, `proxy_url "https://third.example.com": this mount has no key for it; the current proxy is at "https://green.example.com"`)
 }
 

@@ -15,18 +15,6 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-const testEntity = "a3f5d7c1-0b6d-4d52-9a5b-2f5c1f0e9d11"
-
-// entity makes the next requests come from an entity.
-func (m *mount) entity(e *logical.Entity, groups ...*logical.Group) {
-	m.entityID = testEntity
-	if e == nil {
-		e = new(logical.Entity)
-	}
-	e.ID = testEntity
-	m.system.EntityVal, m.system.GroupsVal = e, groups
-}
-
 func TestATokenHasWhatTheRoleGrantsAndTheAnswerSaysIt(t *testing.T) {
 	t.Parallel()
 	role := data{
@@ -571,21 +559,6 @@ func TestTokenSizeBoundaries(t *testing.T) {
 	}
 }
 
-// roleSize is the warning about the size of a role that is just large enough.
-func (m *mount) roleSize(d data) string {
-	m.t.Helper()
-	role := data{}
-	items := []any{"web_search"}
-	for i := range 14 {
-		items = append(items, fmt.Sprintf("p:%0198d", i))
-	}
-	role["tools"] = items
-	maps.Copy(role, d)
-	resp := m.ok(logical.CreateOperation, "roles/size", role)
-	m.ok(logical.DeleteOperation, "roles/size", nil)
-	return resp.Warnings[len(resp.Warnings)-1]
-}
-
 func TestTokenSizeIsBoundedAtTheMint(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"tools": "p:*"})
@@ -709,7 +682,7 @@ func TestAShortOrLateTokenHasNoLongerLease(t *testing.T) {
 func TestTheAnswerHasNoKeyThatAgentReadsMeaningInto(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	fields := m.b.Route("creds/r").Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
+	fields := m.returned(logical.ReadOperation, "creds/r")
 	for _, key := range []string{"rotation_period", "certificate", "secret_id", "metadata", "data", "_raw", "ttl", "lease_duration"} {
 		if _, ok := fields[key]; ok {
 			t.Errorf("creds answers with %q", key)

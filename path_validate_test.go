@@ -77,9 +77,7 @@ func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
 		"of another issuer":      {0, data{"issuer": "x"}, `issuer is not accepted: iss is "ati-orchestrator", not "x"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			clock := *m
-			m := &clock
-			m.b = m.newBackend()
+			m := m.otherNode()
 			m.now = m.now.Add(c.after)
 			d := data{"token": token, "scope": "tool:web_search"}
 			for k, v := range c.data {

@@ -80,7 +80,7 @@ func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 			return m.ok(logical.ReadOperation, c.readPath, nil).Data
 		}
 		fields := newMount(t).b.Route(path).Fields
-		returned := newMount(t).b.Route(c.readPath).Operations[logical.ReadOperation].Properties().Responses[200][0].Fields
+		returned := newMount(t).returned(logical.ReadOperation, c.readPath)
 		for _, name := range sampled(t, path, c.samples) {
 			t.Run(path+" "+name, func(t *testing.T) {
 				t.Parallel()
@@ -213,13 +213,4 @@ func attributes(field *framework.FieldSchema) framework.DisplayAttributes {
 		return framework.DisplayAttributes{}
 	}
 	return *field.DisplayAttrs
-}
-
-// merge returns a map with the entries of all sources, the later ones overriding the earlier ones.
-func merge[V any](sources ...map[string]V) map[string]V {
-	merged := map[string]V{}
-	for _, m := range sources {
-		maps.Copy(merged, m)
-	}
-	return merged
 }

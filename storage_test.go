@@ -1,10 +1,6 @@
 package atisecrets_test
 
 import (
-	"encoding/json"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -49,30 +45,4 @@ func TestTheStorageOfEachSchemaVersionIsRead(t *testing.T) {
 	if _, err := ati.ValidateToken(creds.Data["token"].(string), public, ati.WithAudience("b"), ati.WithTime(func() time.Time { return m.now })); err != nil {
 		t.Error(err)
 	}
-}
-
-// load fills storage with what testdata has of a schema version.
-func (m *mount) load(version string) {
-	m.t.Helper()
-	b, err := os.ReadFile(filepath.Join("testdata", "storage", version+".json"))
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	var entries map[string]json.RawMessage
-	if err := json.Unmarshal(b, &entries); err != nil {
-		m.t.Fatal(err)
-	}
-	for key, value := range entries {
-		// Compact, as it was stored.
-		var compact strings.Builder
-		enc := json.NewEncoder(&compact)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(value); err != nil {
-			m.t.Fatal(err)
-		}
-		if err := m.storage.Storage.Put(m.t.Context(), &logical.StorageEntry{Key: key, Value: []byte(strings.TrimSpace(compact.String()))}); err != nil {
-			m.t.Fatal(err)
-		}
-	}
-	m.now = m.now.Add(time.Hour)
 }

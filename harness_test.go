@@ -1,0 +1,784 @@
+package atisecrets_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	atisecrets "vault-plugin-secrets-ati"
+	"vault-plugin-secrets-ati/ati"
+)
+
+const (
+	testSecret = "efca767f4799094360a8673bdab2a37e6c6f89662ae447b51e47d2593facc112"
+	testProxy  = "https://ati.example.com"
+	testID     = "5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10" // of a request, and so the jti
+)
+
+const (
+	greenSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f0a1b2c3d4e5f60718293a4b5c6d7e8f90"
+	greenProxy  = "https://green.example.com"
+
+	greenFingerprint = "55f60e7f9fffc5cc"
+)
+
+const testEntity = "a3f5d7c1-0b6d-4d52-9a5b-2f5c1f0e9d11"
+
+// The first 16 hex digits of:
+// printf 'ati key fingerprint' | openssl dgst -sha256 -mac HMAC -macopt hexkey:<testSecret>
+const testFingerprint = "605611d75fa41291"
+
+const (
+	patternForm  = `a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one "*"`
+	skillForm    = `after "skill:" come 1 to 128 letters, digits and _.:/@+- beginning with a letter, digit or _, then at most one "*"`
+	rateFormText = `a rate is a count from 0 to 999999999, "/", and one of s, sec, second, m, min, minute, h, hr, hour, d, day, as in "10/hour"`
+	idFormText   = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
+	globFormText = "a glob is 1 to 128 letters, digits and ._:@/+=-*"
+	starMiddle   = `a "*" is a wildcard only at the end of a pattern`
+	starColon    = `a "*" needs a colon before it, as in "tool:github:*", or stands alone`
+	noValue      = "an entity has no such value; see the identity templates in Vault's documentation of policies"
+	literalText  = "outside of {{…}} only letters, digits and ._:@/+=- are allowed"
+)
+
+const rotateHint = "an update doesn't change the key; config/rotate replaces it at once, config/rotate/stage without downtime"
+
+const generatedWarning = "Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says"
+
+const (
+	broughtWarning = "the key of version 1 was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped"
+	pinnedWarning  = "a proxy that reads ati/proxy-env/<version> does not start again by itself; start it with ati/proxy-env"
+	stageWarning   = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
+	rotatedWarning = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
+)
+
+type data = map[string]any
+
+// mount is a backend with its storage, a clock, and the Vault around it.
+type mount struct {
+	t       testing.TB
+	b       *atisecrets.Backend
+	storage *testStorage
+	system  *testSystem
+	log     *strings.Builder
+	now     time.Time
+
+	// The caller of the next requests.
+	entityID, displayName string
+}
+
+func newMount(t testing.TB) *mount {
+	t.Helper()
+	m := &mount{
+		t:           t,
+		storage:     &testStorage{Storage: new(logical.InmemStorage)},
+		system:      &testSystem{StaticSystemView: logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour, PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}},
+		log:         new(strings.Builder),
+		now:         time.Unix(1_800_000_000, 0),
+		displayName: "token",
+	}
+	m.b = m.newBackend()
+	return m
+}
+
+// newBackend is what a restart of the plugin makes of the same mount.
+func (m *mount) newBackend() *atisecrets.Backend {
+	m.t.Helper()
+	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{
+		Logger:      hclog.New(&hclog.LoggerOptions{Output: m.log, Level: hclog.Trace}),
+		System:      m.system,
+		StorageView: m.storage,
+	}, func() time.Time { return m.now })
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return b
+}
+
+// otherNode is the same mount on another node of the cluster: it shares the storage,
+// and not the caches.
+func (m *mount) otherNode() *mount {
+	m.t.Helper()
+	other := *m
+	other.b = other.newBackend()
+	return &other
+}
+
+// configured is a mount with a config and a role "r".
+func configured(t testing.TB, config, role data) *mount {
+	t.Helper()
+	m := newMount(t)
+	c := data{"proxy_url": testProxy, "secret": testSecret}
+	maps.Copy(c, config)
+	m.ok(logical.CreateOperation, "config", c)
+	r := data{"tools": "web_search"}
+	maps.Copy(r, role)
+	m.ok(logical.CreateOperation, "roles/r", r)
+	return m
+}
+
+func (m *mount) request(op logical.Operation, path string, d data) (*logical.Response, error) {
+	return m.b.HandleRequest(m.t.Context(), &logical.Request{
+		ID: testID, Operation: op, Path: path, Data: d, Storage: m.storage, MountPoint: "ati/",
+		EntityID: m.entityID, DisplayName: m.displayName,
+	})
+}
+
+// ok makes a request that must succeed, and holds its response against what
+// the path declares.
+func (m *mount) ok(op logical.Operation, path string, d data) *logical.Response {
+	m.t.Helper()
+	resp, err := m.request(op, path, d)
+	if err != nil || resp.IsError() {
+		m.t.Fatalf("%s %s %v: %v %v", op, path, d, err, resp.Error())
+	}
+	if t, ok := m.t.(*testing.T); ok && resp != nil { // nil is Vault's 204 or 404
+		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), unwrapped(t, resp), true)
+	}
+	return resp
+}
+
+// refused makes a request that must be refused as the user's mistake with
+// exactly this text, and checks that nothing was changed.
+func (m *mount) refused(op logical.Operation, path string, d data, want string) {
+	m.t.Helper()
+	before := m.storage.dump(m.t)
+	resp, err := m.request(op, path, d)
+	if err != nil {
+		m.t.Fatalf("%s %s %v: %v, and not a refusal", op, path, d, err)
+	}
+	if !resp.IsError() {
+		m.t.Fatalf("%s %s %v was not refused: %v", op, path, d, resp)
+	}
+	if got := resp.Error().Error(); got != want {
+		m.t.Errorf("%s %s %v:\n got %s\nwant %s", op, path, d, got, want)
+	}
+	if diff := cmp.Diff(before, m.storage.dump(m.t)); diff != "" {
+		m.t.Errorf("%s %s was refused, but changed storage:\n%s", op, path, diff)
+	}
+}
+
+func (m *mount) failed(op logical.Operation, path string, d data, want string) {
+	m.t.Helper()
+	resp, err := m.request(op, path, d)
+	if err == nil {
+		m.t.Fatalf("%s %s did not fail: %v", op, path, resp)
+	}
+	if err.Error() != want {
+		m.t.Errorf("%s %s:\n got %v\nwant %s", op, path, err, want)
+	}
+}
+
+// try makes a request that may be refused, but must not fail: then the answer is
+// nil, and nothing was changed.
+func (m *mount) try(op logical.Operation, path string, d data) *logical.Response {
+	m.t.Helper()
+	before := m.storage.dump(m.t)
+	resp, err := m.request(op, path, d)
+	if err != nil {
+		m.t.Fatalf("%s %s %v: %v", op, path, d, err)
+	}
+	if resp.IsError() {
+		if diff := cmp.Diff(before, m.storage.dump(m.t)); diff != "" {
+			m.t.Errorf("%s %s was refused, but changed storage:\n%s", op, path, diff)
+		}
+		return nil
+	}
+	if resp == nil { // stored
+		return new(logical.Response)
+	}
+	return resp
+}
+
+// do is a request without the checks that tests make.
+func (m *mount) do(b testing.TB, op logical.Operation, path string, d data) {
+	resp, err := m.request(op, path, d)
+	if err != nil || resp.IsError() {
+		b.Fatal(err, resp.Error())
+	}
+}
+
+func (m *mount) mint(b *testing.B, path string, d data) {
+	m.do(b, logical.ReadOperation, path, d)
+}
+
+// write is a write with -f or with parameters, whose answer is the status.
+func (m *mount) write(path string, d data) *logical.Response {
+	m.t.Helper()
+	return m.ok(logical.UpdateOperation, path, d)
+}
+
+// periodic runs what Vault runs about every minute.
+func (m *mount) periodic() {
+	m.t.Helper()
+	m.ok(logical.RollbackOperation, "", nil)
+}
+
+// returned is what an operation declares to return.
+func (m *mount) returned(op logical.Operation, path string) map[string]*framework.FieldSchema {
+	return m.b.Route(path).Operations[op].Properties().Responses[200][0].Fields
+}
+
+func (m *mount) warnings(resp *logical.Response, want ...string) {
+	m.t.Helper()
+	var got []string
+	if resp != nil {
+		got = resp.Warnings
+	}
+	if diff := cmp.Diff(want, got, cmp.Transformer("empty", func(s []string) []string { return append([]string{}, s...) })); diff != "" {
+		m.t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+}
+
+func (m *mount) same(what string, want, got any) {
+	m.t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		m.t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+// declared holds an answer against the path's declaration.
+func (m *mount) declared(t *testing.T, req *logical.Request, resp *logical.Response) {
+	t.Helper()
+	want := schema.GetResponseSchema(t, m.b.Route(req.Path), req.Operation)
+	if req.Path == "inspect" { // an unverified claim may have any type
+		fields := map[string]*framework.FieldSchema{}
+		for name, field := range want.Fields {
+			any := *field
+			any.Type = framework.TypeString
+			fields[name] = &any
+		}
+		texts := data{}
+		for name := range resp.Data {
+			texts[name] = "x"
+		}
+		want, resp = &framework.Response{Fields: fields}, &logical.Response{Data: texts}
+	}
+	schema.ValidateResponse(t, want, unwrapped(t, resp), true)
+}
+
+// unwrapped is a response as the client sees it, where that is a raw body.
+func unwrapped(t testing.TB, resp *logical.Response) *logical.Response {
+	t.Helper()
+	body, raw := resp.Data[logical.HTTPRawBody].([]byte)
+	if !raw {
+		return resp
+	}
+	seen := data{}
+	if err := json.Unmarshal(body, &seen); err != nil {
+		t.Fatal(err)
+	}
+	return &logical.Response{Data: seen}
+}
+
+// entity makes the next requests come from an entity.
+func (m *mount) entity(e *logical.Entity, groups ...*logical.Group) {
+	m.entityID = testEntity
+	if e == nil {
+		e = new(logical.Entity)
+	}
+	e.ID = testEntity
+	m.system.EntityVal, m.system.GroupsVal = e, groups
+}
+
+// withClock gives the mount a backend with another clock.
+func (m *mount) withClock(clock func() time.Time) {
+	m.t.Helper()
+	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{Logger: hclog.NewNullLogger(), System: m.system, StorageView: m.storage}, clock)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.b = b
+}
+
+// breakRandom gives the mount a backend without a source of randomness.
+func (m *mount) breakRandom() {
+	m.t.Helper()
+	m.b = m.newBackend()
+	if err := m.b.Setup(m.t.Context(), &logical.BackendConfig{System: brokenRandom{m.system}}); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// load fills storage with what testdata has of a schema version.
+func (m *mount) load(version string) {
+	m.t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", "storage", version+".json"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var entries map[string]json.RawMessage
+	if err := json.Unmarshal(b, &entries); err != nil {
+		m.t.Fatal(err)
+	}
+	for key, value := range entries {
+		// Compact, as it was stored.
+		var compact strings.Builder
+		enc := json.NewEncoder(&compact)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(value); err != nil {
+			m.t.Fatal(err)
+		}
+		if err := m.storage.Storage.Put(m.t.Context(), &logical.StorageEntry{Key: key, Value: []byte(strings.TrimSpace(compact.String()))}); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	m.now = m.now.Add(time.Hour)
+}
+
+// damage changes what storage has of config, and starts anew.
+func (m *mount) damage(before, after string) {
+	m.t.Helper()
+	m.replaceStored("config", before, after)
+	m.b = m.newBackend()
+}
+
+// replaceStored changes a storage entry behind the backend's back.
+func (m *mount) replaceStored(key, before, after string) {
+	m.t.Helper()
+	entry, err := m.storage.Storage.Get(m.t.Context(), key)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if !strings.Contains(string(entry.Value), before) {
+		m.t.Fatalf("%s has no %s", key, before)
+	}
+	entry.Value = []byte(strings.Replace(string(entry.Value), before, after, 1))
+	if err := m.storage.Storage.Put(m.t.Context(), entry); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// during runs a request while another one, started before it, has read a key
+// from storage and not gone on yet. Where a lock keeps the two apart, the
+// second one waits for the first.
+func (m *mount) during(key string, first, second func()) {
+	m.t.Helper()
+	read, done := make(chan struct{}), make(chan struct{})
+	var fired atomic.Bool // no sync.Once: the second's read would wait for it
+	hook := func(k string) {
+		if k != key || !fired.CompareAndSwap(false, true) {
+			return
+		}
+		close(read)
+		select {
+		case <-done: // no lock: the second overtook the first
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	m.storage.afterGet.Store(&hook)
+	var wg sync.WaitGroup
+	wg.Go(first)
+	<-read
+	second()
+	close(done)
+	wg.Wait()
+	m.storage.afterGet.Store(nil)
+}
+
+// step makes a write of config/rotate, and checks that its answer is what a
+// read says then.
+func (m *mount) step(step string, d data, warnings ...string) data {
+	m.t.Helper()
+	resp := m.write("config/rotate"+step, d)
+	m.warnings(resp, warnings...)
+	if diff := cmp.Diff(m.ok(logical.ReadOperation, "config/rotate", nil).Data, resp.Data); diff != "" {
+		m.t.Errorf("config/rotate%s answered otherwise than a read (-read +answer):\n%s", step, diff)
+	}
+	return resp.Data
+}
+
+// activateGreen stages version 2 for the green proxy, and makes it the current one.
+func (m *mount) activateGreen() {
+	m.t.Helper()
+	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
+	m.step("/activate", nil)
+}
+
+// tokenFor is a token for a proxy, and the version of the key that it is said to
+// have.
+func (m *mount) tokenFor(proxy string) (token string, version int) {
+	m.t.Helper()
+	var d data
+	if proxy != "" {
+		d = data{"proxy_url": proxy}
+	}
+	resp := m.ok(logical.UpdateOperation, "creds/r", d)
+	if proxy != "" && resp.Data["proxy_url"] != proxy {
+		m.t.Errorf("a token for %s came with proxy_url %v", proxy, resp.Data["proxy_url"])
+	}
+	return resp.Data["token"].(string), resp.Data["key_version"].(int)
+}
+
+// verdict is what validate says of a token.
+func (m *mount) verdict(token string) any {
+	m.t.Helper()
+	got := m.write("validate", data{"token": token}).Data
+	if got["valid"] == true {
+		return got["key_version"]
+	}
+	return got["error"]
+}
+
+// endsBy retires version 1, when tokens of it must expire by want, and live on.
+func (m *mount) endsBy(want string) {
+	m.t.Helper()
+	m.activateGreen()
+	token := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}).Data["token"]
+	if got := m.write("config/rotate/retire", nil).Data["previous_tokens_expire_by"]; got != want {
+		m.t.Errorf("tokens expire by %v, want %s", got, want)
+	}
+	if got := m.ok(logical.UpdateOperation, "validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != 1 {
+		m.t.Errorf("after the retirement a token is %v", got)
+	}
+	m.write("config/rotate/rollback", nil)
+}
+
+// claims validates a response's token as proxy and client do.
+func (m *mount) claims(resp *logical.Response) *ati.Claims {
+	m.t.Helper()
+	return m.claimsOf(resp.Data["token"].(string), resp.Data["aud"].(string))
+}
+
+func (m *mount) claimsOf(token, audience string) *ati.Claims {
+	m.t.Helper()
+	key, err := ati.ParseSecret(testSecret)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	c, err := ati.ValidateToken(token, key, ati.WithAudience(audience), ati.WithTime(func() time.Time { return m.now }))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return c
+}
+
+// roleSize is the warning about the size of a role that is just large enough.
+func (m *mount) roleSize(d data) string {
+	m.t.Helper()
+	role := data{}
+	items := []any{"web_search"}
+	for i := range 14 {
+		items = append(items, fmt.Sprintf("p:%0198d", i))
+	}
+	role["tools"] = items
+	maps.Copy(role, d)
+	resp := m.ok(logical.CreateOperation, "roles/size", role)
+	m.ok(logical.DeleteOperation, "roles/size", nil)
+	return resp.Warnings[len(resp.Warnings)-1]
+}
+
+// state is all that a mount tells of itself.
+func (m *mount) state() data {
+	m.t.Helper()
+	all := data{}
+	for _, path := range []string{"config", "config/rotate", "roles/r", "roles/new"} {
+		if resp := m.ok(logical.ReadOperation, path, nil); resp != nil {
+			all[path] = resp.Data
+		}
+	}
+	return all
+}
+
+// isDone reports whether a state is what the request makes, on another mount of
+// the same past. Keys that are generated differ between the two.
+func (m *mount) isDone(op logical.Operation, path string, d data, prepare func(*mount), state data) bool {
+	m.t.Helper()
+	other := configured(m.t, nil, data{"allowed_agent_ids": "*"})
+	if prepare != nil {
+		prepare(other)
+	}
+	if _, err := other.request(op, path, d); err != nil {
+		m.t.Fatal(err)
+	}
+	generated := cmp.FilterPath(func(p cmp.Path) bool {
+		return strings.Contains(p.Last().String(), "fingerprint")
+	}, cmp.Ignore())
+	return cmp.Equal(other.state(), state, generated)
+}
+
+// testStorage records what is done to it, and fails or waits where a test asks
+// for that.
+type testStorage struct {
+	logical.Storage
+	calls    atomic.Int64
+	mu       sync.Mutex
+	fail     string // the verb and key of the calls that fail, such as "put config"
+	failCall int64  // the number of the call that fails, from 1
+	failed   string // the verb and key of the last call that failed
+	late     bool   // whether a write that fails is carried out all the same
+	order    []string
+	oneRole  bool // whether each role reads as role r
+
+	afterGet atomic.Pointer[func(key string)]
+	held     *heldWrite // nil: writes are carried out immediately
+}
+
+var errStorage = errors.New("disk on fire")
+
+func (s *testStorage) do(ctx context.Context, verb, key string, carryOut func(context.Context) error) error {
+	call := s.calls.Add(1)
+	writes := verb == "put" || verb == "delete"
+	s.mu.Lock()
+	if verb == "put" {
+		s.order = append(s.order, key)
+	}
+	fails := s.fail == verb+" "+key || call == s.failCall
+	if fails {
+		s.failed = verb + " " + key
+	}
+	s.mu.Unlock()
+	switch {
+	case fails && writes && s.late:
+		return errors.Join(carryOut(ctx), errStorage)
+	case fails:
+		return errStorage
+	case writes && s.held != nil:
+		return s.held.do(ctx, carryOut)
+	}
+	return carryOut(ctx)
+}
+
+// failNth makes the n-th call from now on fail.
+func (s *testStorage) failNth(n int64, late bool) {
+	s.calls.Store(0)
+	s.failCall, s.late = n, late
+}
+
+func (s *testStorage) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {
+	if s.oneRole && strings.HasPrefix(key, "role/") {
+		key = "role/r"
+	}
+	err = s.do(ctx, "get", key, func(ctx context.Context) (err error) {
+		entry, err = s.Storage.Get(ctx, key)
+		if f := s.afterGet.Load(); f != nil {
+			(*f)(key)
+		}
+		return err
+	})
+	return entry, err
+}
+
+func (s *testStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
+	return s.do(ctx, "put", e.Key, func(ctx context.Context) error { return s.Storage.Put(ctx, e) })
+}
+
+func (s *testStorage) Delete(ctx context.Context, key string) error {
+	return s.do(ctx, "delete", key, func(ctx context.Context) error { return s.Storage.Delete(ctx, key) })
+}
+
+func (s *testStorage) List(ctx context.Context, prefix string) (keys []string, err error) {
+	err = s.do(ctx, "list", prefix, func(ctx context.Context) (err error) {
+		keys, err = s.Storage.List(ctx, prefix)
+		return err
+	})
+	return keys, err
+}
+
+// A heldWrite is a write that waits until it is released. As in Vault's storage, a
+// write that has begun is carried out even if its request is canceled.
+type heldWrite struct {
+	begun, released, done chan struct{}
+}
+
+func newHeldWrite() *heldWrite {
+	return &heldWrite{make(chan struct{}), make(chan struct{}), make(chan struct{})}
+}
+
+func (h *heldWrite) do(ctx context.Context, carryOut func(context.Context) error) error {
+	close(h.begun)
+	result := make(chan error, 1)
+	go func() {
+		defer close(h.done)
+		<-h.released
+		result <- carryOut(context.WithoutCancel(ctx))
+	}()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-result:
+		return err
+	}
+}
+
+// dump has all entries, read past the counters.
+func (s *testStorage) dump(t testing.TB) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := logical.ScanView(t.Context(), s.Storage.(logical.ClearableView), func(key string) {
+		e, err := s.Storage.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[key] = string(e.Value)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// testSystem counts the calls that are round trips to Vault for a plugin.
+type testSystem struct {
+	logical.StaticSystemView
+	maxTTLCalls, entityCalls, groupCalls atomic.Int64
+	entityErr, groupErr                  error
+	onEntity                             func()
+}
+
+func (s *testSystem) MaxLeaseTTL() time.Duration {
+	s.maxTTLCalls.Add(1)
+	return s.StaticSystemView.MaxLeaseTTL()
+}
+
+func (s *testSystem) EntityInfo(id string) (*logical.Entity, error) {
+	s.entityCalls.Add(1)
+	if s.onEntity != nil {
+		s.onEntity()
+	}
+	if s.entityErr != nil {
+		return nil, s.entityErr
+	}
+	return s.StaticSystemView.EntityInfo(id)
+}
+
+func (s *testSystem) GroupsForEntity(id string) ([]*logical.Group, error) {
+	s.groupCalls.Add(1)
+	if s.groupErr != nil {
+		return nil, s.groupErr
+	}
+	return s.StaticSystemView.GroupsForEntity(id)
+}
+
+type brokenRandom struct{ *testSystem }
+
+func (brokenRandom) GetRandom(int) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
+
+// paths are the backend's, as a request would name them.
+var paths = map[string][]logical.Operation{
+	"config":                 {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"config/rotate":          {logical.ReadOperation, logical.UpdateOperation},
+	"config/rotate/stage":    {logical.UpdateOperation, logical.DeleteOperation},
+	"config/rotate/activate": {logical.UpdateOperation},
+	"config/rotate/rollback": {logical.UpdateOperation},
+	"config/rotate/retire":   {logical.UpdateOperation},
+	"jwks":                   {logical.ReadOperation},
+	"roles/":                 {logical.ListOperation},
+	"roles/r":                {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"creds/r":                {logical.ReadOperation, logical.UpdateOperation},
+	"batch/r":                {logical.UpdateOperation},
+	"proxy-env":              {logical.ReadOperation},
+	"proxy-env/1":            {logical.ReadOperation},
+	"check/r":                {logical.ReadOperation, logical.UpdateOperation},
+	"validate":               {logical.UpdateOperation},
+	"inspect":                {logical.UpdateOperation},
+}
+
+// pair is a P-256 key, as its owner and as its public have it.
+type pair struct {
+	key                              *ecdsa.PrivateKey
+	sec1, pkcs8, public, fingerprint string
+}
+
+func newPair(t testing.TB) pair {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sec1, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(public)
+	encode := func(kind string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+	}
+	return pair{key, encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
+}
+
+// jwk is what a JWK Set has of a key.
+func (p pair) jwk(t *testing.T) string {
+	t.Helper()
+	block, _ := pem.Decode([]byte(p.public))
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encode := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+	point, err := parsed.(*ecdsa.PublicKey).Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return `{"kty":"EC","use":"sig","alg":"ES256","kid":"` + p.fingerprint + `","crv":"P-256","x":"` + encode(point[1:33]) + `","y":"` + encode(point[33:]) + `"}`
+}
+
+// decodedSegment is a segment of a token: 0 is its header.
+func decodedSegment(t *testing.T, token string, segment int) string {
+	t.Helper()
+	b, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[segment])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func agentIDs(n int) []any {
+	ids := make([]any, n)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("sandbox:%d", i)
+	}
+	return ids
+}
+
+func whiteSpace(field, item string) string {
+	return fmt.Sprintf("%s %q: has white space in it, which separates scopes at the proxy; give several with commas, as in %s=a,b", field, item, field)
+}
+
+// merge returns a map with the entries of all sources, the later ones overriding the earlier ones.
+func merge[V any](sources ...map[string]V) map[string]V {
+	merged := map[string]V{}
+	for _, m := range sources {
+		maps.Copy(merged, m)
+	}
+	return merged
+}
+
+// rounds is the number of rounds of a test that has a longer form for make soak.
+func rounds(short, soak int) int {
+	if os.Getenv("SOAK") != "" {
+		return soak
+	}
+	return short
+}
