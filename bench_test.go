@@ -55,7 +55,7 @@ func BenchmarkMint(b *testing.B) {
 	}
 	b.Run("identity template", func(b *testing.B) {
 		m := configured(b, nil, data{"subject": "team/{{identity.entity.name}}"})
-		m.entity(&logical.Entity{Name: "alice"})
+		m.useEntity(&logical.Entity{Name: "alice"})
 		b.ReportAllocs()
 		for b.Loop() {
 			m.mint(b, "creds/r", nil)
@@ -108,7 +108,7 @@ func BenchmarkMint(b *testing.B) {
 
 // The promise: a request allocates about as much as it did when these figures
 // were measured. (Its time is benchmarked, never asserted.)
-func TestRequestsAllocateLittle(t *testing.T) {
+func TestRequests_Allocations(t *testing.T) {
 	role := data{
 		"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"},
 		"allowed_agent_ids": "sandbox:*", "subject": "sandbox:abc",

@@ -14,7 +14,7 @@ import (
 // Everything at once, for the race detector: and each token comes with the proxy
 // that holds its key, two updates of one role both survive, and no request fails
 // but those that are out of turn.
-func TestEverythingAtOnce(t *testing.T) {
+func TestConcurrency_AllRequests(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*", "tools": "a,b,c"})
 	address := func(i int) string { return fmt.Sprintf("https://p%d.example.com", i) }
@@ -29,7 +29,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 	times := rounds(60, 3000)
 	var proxies sync.Map // of each version
-	pair := func(version, proxy any) {
+	record := func(version, proxy any) {
 		if known, ok := proxies.LoadOrStore(version, proxy); ok && known != proxy {
 			t.Errorf("version %v is at %v and at %v", version, known, proxy)
 		}
@@ -91,7 +91,7 @@ func TestEverythingAtOnce(t *testing.T) {
 				t.Errorf("a mint is refused: %v", resp.Error())
 				return
 			}
-			pair(resp.Data["key_version"], resp.Data["proxy_url"])
+			record(resp.Data["key_version"], resp.Data["proxy_url"])
 			request(logical.UpdateOperation, "validate", data{"token": resp.Data["token"]})
 			minted.Add(1)
 		})
@@ -101,13 +101,13 @@ func TestEverythingAtOnce(t *testing.T) {
 				t.Errorf("a batch is refused: %v", resp.Error())
 				return
 			}
-			pair(resp.Data["key_version"], resp.Data["proxy_url"])
+			record(resp.Data["key_version"], resp.Data["proxy_url"])
 		})
 		read(func() {
 			status := request(logical.ReadOperation, "config/rotate", nil).Data
 			for _, name := range []string{"current", "pending", "previous"} {
 				if version, ok := status[name+"_version"]; ok {
-					pair(version, status[name+"_proxy_url"])
+					record(version, status[name+"_proxy_url"])
 				}
 			}
 			for _, path := range []string{"config", "proxy-env", "jwks", "roles/r", "check/r"} {
@@ -126,7 +126,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	close(done)
 	readers.Wait()
 	role := m.ok(logical.ReadOperation, "roles/r", nil).Data
-	m.same("the role after both", []any{int64(60 + times - 1), fmt.Sprint("round ", times-1)}, []any{role["ttl"], role["description"]})
+	m.equal("the role after both", []any{int64(60 + times - 1), fmt.Sprint("round ", times-1)}, []any{role["ttl"], role["description"]})
 	t.Logf("%d steps and %d mints", steps.Load(), minted.Load())
 	if minted.Load() < 20 || steps.Load() < int64(times) {
 		t.Error("these are too few to tell")
@@ -134,8 +134,8 @@ func TestEverythingAtOnce(t *testing.T) {
 }
 
 // The clock of a node steps back and forth: a token's life is its TTL all the
-// same, and nothing is issued for the past or the future of that clock.
-func TestTheClockStepsBackAndForth(t *testing.T) {
+// equal, and nothing is issued for the past or the future of that clock.
+func TestCreds_ClockSteps(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "10m", "max_ttl": "1h", "generate_lease": true})
 	for _, step := range []time.Duration{0, -48 * time.Hour, 72 * time.Hour, -time.Second, 999 * time.Millisecond, -10 * time.Minute, 1500 * time.Millisecond} {

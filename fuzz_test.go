@@ -28,10 +28,10 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// parameters reads a request's data: a JSON object, with its numbers as Vault
+// parseParameters reads a request's data: a JSON object, with its numbers as Vault
 // itself has them or as they reach a plugin; or, since a fuzzer breaks JSON too
 // easily, lines of key=value as the CLI takes them.
-func parameters(text string) (data, bool) {
+func parseParameters(text string) (data, bool) {
 	d := data{}
 	if strings.HasPrefix(text, "{") {
 		return d, json.Unmarshal([]byte(text), &d) == nil
@@ -55,8 +55,8 @@ func parameters(text string) (data, bool) {
 	return d, true
 }
 
-// fuzzID states the engine's form of ids anew.
-func fuzzID(id string) bool {
+// isValidID states the engine's form of ids anew.
+func isValidID(id string) bool {
 	ok := len(id) >= 1 && len(id) <= 128 && !strings.Contains(id, "..") && !strings.ContainsAny(id[:1], "._:@/+=-")
 	for _, r := range id {
 		ok = ok && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._:@/+=-", r))
@@ -64,7 +64,7 @@ func fuzzID(id string) bool {
 	return ok
 }
 
-var fuzzDirective = regexp.MustCompile(`\{\{(.*?)\}\}`)
+var directiveForm = regexp.MustCompile(`\{\{(.*?)\}\}`)
 
 // The promise: a template that a role may have renders to an id or to a refusal,
 // and never to the same id for callers whose values differ. In a template, the
@@ -122,7 +122,7 @@ func FuzzTemplates(f *testing.F) {
 			c := m.claims(resp)
 			ids := map[string]string{"subject": c.Subject, "job_id": c.JobID, "sandbox_id": c.SandboxID}
 			for field, id := range ids {
-				if !fuzzID(id) && (field == "subject" || id != "" || texts[field] != "") {
+				if !isValidID(id) && (field == "subject" || id != "" || texts[field] != "") {
 					t.Errorf("%s %q becomes %q", field, texts[field], id)
 				}
 			}
@@ -148,7 +148,7 @@ func FuzzTemplates(f *testing.F) {
 
 // directiveValues are what Vault's templates say for each directive.
 func directiveValues(text string, e *logical.Entity, groups []*logical.Group) (values []string) {
-	for _, directive := range fuzzDirective.FindAllString(text, -1) {
+	for _, directive := range directiveForm.FindAllString(text, -1) {
 		if strings.Contains(directive, "jti") {
 			continue // the same in one request
 		}
@@ -161,8 +161,8 @@ func directiveValues(text string, e *logical.Entity, groups []*logical.Group) (v
 	return values
 }
 
-// fuzzRate states the proxy's parser of rates anew.
-func fuzzRate(t *testing.T, spec string) (count uint64, window string) {
+// proxyRate states the proxy's parser of rates anew.
+func proxyRate(t *testing.T, spec string) (count uint64, window string) {
 	t.Helper()
 	number, unit, _ := strings.Cut(spec, "/")
 	count, err := strconv.ParseUint(number, 10, 64)
@@ -175,19 +175,19 @@ func fuzzRate(t *testing.T, spec string) (count uint64, window string) {
 	return count, windows[unit]
 }
 
-// noLooser checks a token's rates against its role's.
-func noLooser(t *testing.T, token, role map[string]string) {
+// checkRates checks a token's rates against its role's.
+func checkRates(t *testing.T, token, role map[string]string) {
 	t.Helper()
 	if !cmp.Equal(slices.Sorted(maps.Keys(token)), slices.Sorted(maps.Keys(role))) {
 		t.Errorf("a role with the rates %v gives a token with %v", role, token)
 	}
 	for key, spec := range token {
-		got, window := fuzzRate(t, spec)
-		most, roleWindow := fuzzRate(t, role[key])
+		got, window := proxyRate(t, spec)
+		most, roleWindow := proxyRate(t, role[key])
 		if got > most || window != roleWindow {
 			t.Errorf("rate %q is %s, and %s in the role", key, spec, role[key])
 		}
-		if key != "*" && !strings.HasPrefix(key, "tool:") || strings.ContainsFunc(key, isWhite) {
+		if key != "*" && !strings.HasPrefix(key, "tool:") || strings.ContainsFunc(key, isSpace) {
 			t.Errorf("rate %q limits no call", key)
 		}
 	}
@@ -208,8 +208,8 @@ func FuzzRates(f *testing.F) {
 	f.Add(`{"rate":{}}`, `{"rate":{"tool:a":1}}`)
 	f.Add(`{"rate":{"tool:A":"10/hour","tool:a":"1/hour"}}`, `{"rate":{"tool:a ":"1/hour"}}`)
 	f.Fuzz(func(t *testing.T, roleText, requestText string) {
-		role, ok1 := parameters(roleText)
-		request, ok2 := parameters(requestText)
+		role, ok1 := parseParameters(roleText)
+		request, ok2 := parseParameters(requestText)
 		if !ok1 || !ok2 {
 			return
 		}
@@ -223,24 +223,24 @@ func FuzzRates(f *testing.F) {
 		if isMap && len(given) != len(have) {
 			t.Errorf("of the rates %v the role has %v", given, have)
 		}
-		noLooser(t, m.claims(m.ok(logical.ReadOperation, "creds/r", nil)).ATI.Rate, have)
+		checkRates(t, m.claims(m.ok(logical.ReadOperation, "creds/r", nil)).ATI.Rate, have)
 		resp := m.try(logical.UpdateOperation, "creds/r", data{"rate": request["rate"]})
 		if resp == nil {
 			return
 		}
 		got := m.claims(resp).ATI.Rate
-		noLooser(t, got, have)
-		for key, spec := range askedRates(request["rate"]) {
-			want, wantWindow := fuzzRate(t, spec)
-			if count, window := fuzzRate(t, got[key]); count != want || window != wantWindow {
+		checkRates(t, got, have)
+		for key, spec := range requestedRates(request["rate"]) {
+			want, wantWindow := proxyRate(t, spec)
+			if count, window := proxyRate(t, got[key]); count != want || window != wantWindow {
 				t.Errorf("rate %q of %s was asked for, and the token has %s", key, spec, got[key])
 			}
 		}
 	})
 }
 
-// askedRates reads rates that were taken: an object, an item, or a list of items.
-func askedRates(value any) map[string]string {
+// requestedRates reads rates that were taken: an object, an item, or a list of items.
+func requestedRates(value any) map[string]string {
 	rates := map[string]string{}
 	item := func(text string) {
 		text = strings.TrimSpace(text)
@@ -262,9 +262,9 @@ func askedRates(value any) map[string]string {
 	return rates
 }
 
-// fuzzKey is the P-256 key whose number is the test's secret, in the forms of
+// testKeyPEM is the P-256 key whose number is the test's secret, in the forms of
 // its owner.
-func fuzzKey(f *testing.F) (sec1, pkcs8 string) {
+func testKeyPEM(f *testing.F) (sec1, pkcs8 string) {
 	f.Helper()
 	raw, err := hex.DecodeString(testSecret)
 	if err != nil {
@@ -284,7 +284,7 @@ func fuzzKey(f *testing.F) (sec1, pkcs8 string) {
 
 var (
 	proxySecret = regexp.MustCompile(`^[0-9a-f]{64}\z`)
-	takenPEM    = regexp.MustCompile(`^[\s\v]*(-----BEGIN EC PARAMETERS-----[A-Za-z0-9+/=\s]*-----END EC PARAMETERS-----\s+)?` +
+	acceptedPEM = regexp.MustCompile(`^[\s\v]*(-----BEGIN EC PARAMETERS-----[A-Za-z0-9+/=\s]*-----END EC PARAMETERS-----\s+)?` +
 		`(-----BEGIN PRIVATE KEY-----[A-Za-z0-9+/=\s]+-----END PRIVATE KEY-----|-----BEGIN EC PRIVATE KEY-----[A-Za-z0-9+/=\s]+-----END EC PRIVATE KEY-----)[\s\v]*\z`)
 	proxyPEM = regexp.MustCompile(`^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n)+-----END PUBLIC KEY-----\n\z`)
 )
@@ -292,7 +292,7 @@ var (
 // The promise: a key that is refused is not told, and one that is taken comes
 // out of proxy-env in the form that the proxy takes, and verifies the tokens.
 func FuzzSecretAndPEM(f *testing.F) {
-	sec1, pkcs8 := fuzzKey(f)
+	sec1, pkcs8 := testKeyPEM(f)
 	for _, secret := range []string{testSecret, strings.ToUpper(testSecret) + "\n", " " + testSecret, "\u00a0" + testSecret, testSecret[:62], strings.Repeat("ab", 32), "0x" + testSecret[2:], ""} {
 		f.Add(secret, "")
 	}
@@ -341,7 +341,7 @@ func FuzzSecretAndPEM(f *testing.F) {
 		if resp.IsError() {
 			return
 		}
-		if private != "" && !takenPEM.MatchString(private) {
+		if private != "" && !acceptedPEM.MatchString(private) {
 			t.Errorf("%q is taken as a key", private)
 		}
 		m.write("config", d) // Terraform
@@ -387,8 +387,8 @@ func FuzzSecretAndPEM(f *testing.F) {
 	})
 }
 
-// fuzzRequests are the backend's paths and operations, in an order.
-func fuzzRequests() (all []struct {
+// allRequests are the backend's paths and operations, in an order.
+func allRequests() (all []struct {
 	path string
 	op   logical.Operation
 }) {
@@ -415,7 +415,7 @@ const (
 	leases
 )
 
-func prepared(t *testing.T, state uint8) *mount {
+func mountInState(t *testing.T, state uint8) *mount {
 	m := newMount(t)
 	if state&emptyMount != 0 {
 		return m
@@ -452,7 +452,7 @@ func prepared(t *testing.T, state uint8) *mount {
 // and no key in answer or log but proxy-env's. In the text, TOKEN stands for a
 // token of the mount.
 func FuzzRequest(f *testing.F) {
-	requests := fuzzRequests()
+	requests := allRequests()
 	texts := []string{
 		"", "{}", `{"tool":"web_search"}`, `{"token":"TOKEN","scope":"tool:web_search","leeway":5}`, `{"token":"TOKEN"}`,
 		"proxy_url=https://new.example.com\nissuer=x\nallowed_scopes=tool:*\nmax_ttl=5h", `{"proxy_url":"https://green.example.com","algorithm":"ES256"}`,
@@ -471,11 +471,11 @@ func FuzzRequest(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, which, state, fault uint8, text string) {
-		m := prepared(t, state)
+		m := mountInState(t, state)
 		if strings.Contains(text, "TOKEN") && state&(emptyMount|noRole) == 0 {
 			text = strings.ReplaceAll(text, "TOKEN", m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string))
 		}
-		d, ok := parameters(text)
+		d, ok := parseParameters(text)
 		if !ok {
 			return
 		}
@@ -516,7 +516,7 @@ func FuzzRequest(f *testing.F) {
 				told += string(answer)
 			}
 			if !resp.IsError() {
-				m.declared(t, req, resp)
+				m.checkDeclared(t, req, resp)
 			}
 		}
 		for _, secret := range []string{testSecret, greenSecret} {
@@ -527,20 +527,20 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-func isWhite(r rune) bool {
+func isSpace(r rune) bool {
 	return strings.ContainsRune("\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000", r)
 }
 
-// proxyOpens states the proxy's rule anew: whether a token with this scope claim
+// proxyAllows states the proxy's rule anew: whether a token with this scope claim
 // opens what needs a scope. The claim is split at white space; a pattern is
 // exact, or ends in "*", which stands for anything; a skill opens by its exact
 // name or by "*"; and a provider's tool also by the name with "_" for its colon.
-func proxyOpens(claim, required string) bool {
+func proxyAllows(claim, required string) bool {
 	names := []string{required}
 	if name, isTool := strings.CutPrefix(required, "tool:"); isTool {
 		names = append(names, "tool:"+strings.Replace(name, ":", "_", 1))
 	}
-	for _, pattern := range strings.FieldsFunc(claim, isWhite) {
+	for _, pattern := range strings.FieldsFunc(claim, isSpace) {
 		for _, name := range names {
 			n := len(pattern) - 1
 			switch {
@@ -554,8 +554,8 @@ func proxyOpens(claim, required string) bool {
 	return false
 }
 
-// borders are scopes of tools and skills on the borders of what patterns open.
-func borders(patterns ...string) (all []string) {
+// boundaryScopes are scopes of tools and skills on the borders of what patterns open.
+func boundaryScopes(patterns ...string) (all []string) {
 	for _, p := range patterns {
 		base := strings.TrimSuffix(p, "*")
 		name := base[strings.IndexByte(base, ':')+1:]
@@ -566,23 +566,23 @@ func borders(patterns ...string) (all []string) {
 	return append(all, "help", "tool:x", "tool:a:b", "skill:x", "x:y")
 }
 
-// globbed reports whether "*" in a glob can stand for what is in a text.
-func globbed(glob, text string) bool {
+// matchesGlob reports whether "*" in a glob can stand for what is in a text.
+func matchesGlob(glob, text string) bool {
 	head, tail, star := strings.Cut(glob, "*")
 	rest, ok := strings.CutPrefix(text, head)
 	if !star || !ok {
 		return glob == text
 	}
 	for i := range len(rest) + 1 {
-		if globbed(tail, rest[i:]) {
+		if matchesGlob(tail, rest[i:]) {
 			return true
 		}
 	}
 	return false
 }
 
-// grantedBy joins what tools, skills and scopes ask for to a scope claim.
-func grantedBy(d data) string {
+// scopeClaim joins what tools, skills and scopes ask for to a scope claim.
+func scopeClaim(d data) string {
 	var all []string
 	for field, prefix := range map[string]string{"tools": "tool:", "skills": "skill:", "scopes": ""} {
 		var items []string
@@ -627,7 +627,7 @@ func FuzzMint(f *testing.F) {
 	f.Fuzz(func(t *testing.T, configText, laterText, roleText, requestText string, mountMax uint32) {
 		var texts [4]data
 		for i, text := range []string{configText, laterText, roleText, requestText} {
-			d, ok := parameters(text)
+			d, ok := parseParameters(text)
 			if !ok {
 				return
 			}
@@ -674,15 +674,15 @@ func FuzzMint(f *testing.F) {
 			if have["disabled"] == true {
 				t.Error("a disabled role mints")
 			}
-			roleScope, allowed, asked := grantedBy(have), strings.Join(ceiling["allowed_scopes"].([]string), " "), grantedBy(request)
-			for _, call := range borders(strings.FieldsFunc(strings.Join([]string{c.Scope, roleScope, allowed, asked}, " "), isWhite)...) {
+			roleScope, allowed, asked := scopeClaim(have), strings.Join(ceiling["allowed_scopes"].([]string), " "), scopeClaim(request)
+			for _, call := range boundaryScopes(strings.FieldsFunc(strings.Join([]string{c.Scope, roleScope, allowed, asked}, " "), isSpace)...) {
 				switch {
-				case !proxyOpens(c.Scope, call):
-				case !proxyOpens(roleScope, call):
+				case !proxyAllows(c.Scope, call):
+				case !proxyAllows(roleScope, call):
 					t.Errorf("a token with %q opens %q, which its role with %q does not", c.Scope, call, roleScope)
-				case allowed != "" && !proxyOpens(allowed, call):
+				case allowed != "" && !proxyAllows(allowed, call):
 					t.Errorf("a token with %q opens %q, beyond config's %q", c.Scope, call, allowed)
-				case asked != "" && !proxyOpens(asked, call):
+				case asked != "" && !proxyAllows(asked, call):
 					t.Errorf("a token with %q opens %q, and only %q was asked for", c.Scope, call, asked)
 				}
 			}
@@ -708,20 +708,20 @@ func FuzzMint(f *testing.F) {
 				"job_id":     {request["job_id"], c.JobID, have["allowed_job_ids"]},
 				"sandbox_id": {request["sandbox_id"], c.SandboxID, have["allowed_sandbox_ids"]},
 			} {
-				if !fuzzID(id.got) && (name == "agent_id" || id.got != "") {
+				if !isValidID(id.got) && (name == "agent_id" || id.got != "") {
 					t.Errorf("%s is %q", name, id.got)
 				}
 				if id.chosen == nil || id.chosen == "" {
 					continue
 				}
-				if id.chosen != id.got || !slices.ContainsFunc(id.globs.([]string), func(glob string) bool { return globbed(glob, id.got) }) {
+				if id.chosen != id.got || !slices.ContainsFunc(id.globs.([]string), func(glob string) bool { return matchesGlob(glob, id.got) }) {
 					t.Errorf("%s %q was asked for, and %q given; the role allows %q", name, id.chosen, id.got, id.globs)
 				}
 			}
 			if c.Aud != ceiling["audience"] && !slices.Contains(ceiling["accepted_audiences"].([]string), c.Aud) || c.Iss != ceiling["issuer"] {
 				t.Errorf("aud is %q and iss %q, and config %v", c.Aud, c.Iss, ceiling)
 			}
-			noLooser(t, c.Ati.Rate, have["rate"].(map[string]string))
+			checkRates(t, c.Ati.Rate, have["rate"].(map[string]string))
 			if len(token) > 8<<10 {
 				t.Errorf("a token has %d bytes", len(token))
 			}

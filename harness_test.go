@@ -69,10 +69,10 @@ const rotateHint = "an update doesn't change the key; config/rotate replaces it 
 const generatedWarning = "Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says"
 
 const (
-	broughtWarning = "the key of version 1 was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped"
-	pinnedWarning  = "a proxy that reads ati/proxy-env/<version> does not start again by itself; start it with ati/proxy-env"
-	stageWarning   = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
-	rotatedWarning = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
+	importedWarning = "the key of version 1 was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped"
+	pinnedWarning   = "a proxy that reads ati/proxy-env/<version> does not start again by itself; start it with ati/proxy-env"
+	stageWarning    = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
+	rotatedWarning  = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
 )
 
 type data = map[string]any
@@ -156,7 +156,7 @@ func (m *mount) ok(op logical.Operation, path string, d data) *logical.Response 
 		m.t.Fatalf("%s %s %v: %v %v", op, path, d, err, resp.Error())
 	}
 	if t, ok := m.t.(*testing.T); ok && resp != nil { // nil is Vault's 204 or 404
-		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), unwrapped(t, resp), true)
+		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), decodeRawBody(t, resp), true)
 	}
 	return resp
 }
@@ -237,8 +237,8 @@ func (m *mount) periodic() {
 	m.ok(logical.RollbackOperation, "", nil)
 }
 
-// returned is what an operation declares to return.
-func (m *mount) returned(op logical.Operation, path string) map[string]*framework.FieldSchema {
+// responseFields is what an operation declares to return.
+func (m *mount) responseFields(op logical.Operation, path string) map[string]*framework.FieldSchema {
 	return m.b.Route(path).Operations[op].Properties().Responses[200][0].Fields
 }
 
@@ -253,15 +253,15 @@ func (m *mount) warnings(resp *logical.Response, want ...string) {
 	}
 }
 
-func (m *mount) same(what string, want, got any) {
+func (m *mount) equal(what string, want, got any) {
 	m.t.Helper()
 	if diff := cmp.Diff(want, got); diff != "" {
 		m.t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
 }
 
-// declared holds an answer against the path's declaration.
-func (m *mount) declared(t *testing.T, req *logical.Request, resp *logical.Response) {
+// checkDeclared holds an answer against the path's declaration.
+func (m *mount) checkDeclared(t *testing.T, req *logical.Request, resp *logical.Response) {
 	t.Helper()
 	want := schema.GetResponseSchema(t, m.b.Route(req.Path), req.Operation)
 	if req.Path == "inspect" { // an unverified claim may have any type
@@ -277,11 +277,11 @@ func (m *mount) declared(t *testing.T, req *logical.Request, resp *logical.Respo
 		}
 		want, resp = &framework.Response{Fields: fields}, &logical.Response{Data: texts}
 	}
-	schema.ValidateResponse(t, want, unwrapped(t, resp), true)
+	schema.ValidateResponse(t, want, decodeRawBody(t, resp), true)
 }
 
-// unwrapped is a response as the client sees it, where that is a raw body.
-func unwrapped(t testing.TB, resp *logical.Response) *logical.Response {
+// decodeRawBody is a response as the client sees it, where that is a raw body.
+func decodeRawBody(t testing.TB, resp *logical.Response) *logical.Response {
 	t.Helper()
 	body, raw := resp.Data[logical.HTTPRawBody].([]byte)
 	if !raw {
@@ -294,8 +294,8 @@ func unwrapped(t testing.TB, resp *logical.Response) *logical.Response {
 	return &logical.Response{Data: seen}
 }
 
-// entity makes the next requests come from an entity.
-func (m *mount) entity(e *logical.Entity, groups ...*logical.Group) {
+// useEntity makes the next requests come from an entity.
+func (m *mount) useEntity(e *logical.Entity, groups ...*logical.Group) {
 	m.entityID = testEntity
 	if e == nil {
 		e = new(logical.Entity)
@@ -304,8 +304,8 @@ func (m *mount) entity(e *logical.Entity, groups ...*logical.Group) {
 	m.system.EntityVal, m.system.GroupsVal = e, groups
 }
 
-// withClock gives the mount a backend with another clock.
-func (m *mount) withClock(clock func() time.Time) {
+// useClock gives the mount a backend with another clock.
+func (m *mount) useClock(clock func() time.Time) {
 	m.t.Helper()
 	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{Logger: hclog.NewNullLogger(), System: m.system, StorageView: m.storage}, clock)
 	if err != nil {
@@ -323,8 +323,8 @@ func (m *mount) breakRandom() {
 	}
 }
 
-// load fills storage with what testdata has of a schema version.
-func (m *mount) load(version string) {
+// loadStorage fills storage with what testdata has of a schema version.
+func (m *mount) loadStorage(version string) {
 	m.t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "storage", version+".json"))
 	if err != nil {
@@ -372,10 +372,10 @@ func (m *mount) replaceStored(key, before, after string) {
 	}
 }
 
-// during runs a request while another one, started before it, has read a key
+// duringRead runs a request while another one, started before it, has read a key
 // from storage and not gone on yet. Where a lock keeps the two apart, the
 // second one waits for the first.
-func (m *mount) during(key string, first, second func()) {
+func (m *mount) duringRead(key string, first, second func()) {
 	m.t.Helper()
 	read, done := make(chan struct{}), make(chan struct{})
 	var fired atomic.Bool // no sync.Once: the second's read would wait for it
@@ -443,8 +443,8 @@ func (m *mount) verdict(token string) any {
 	return got["error"]
 }
 
-// endsBy retires version 1, when tokens of it must expire by want, and live on.
-func (m *mount) endsBy(want string) {
+// checkTokensExpireBy retires version 1, when tokens of it must expire by want, and live on.
+func (m *mount) checkTokensExpireBy(want string) {
 	m.t.Helper()
 	m.activateGreen()
 	token := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}).Data["token"]
@@ -476,8 +476,8 @@ func (m *mount) claimsOf(token, audience string) *ati.Claims {
 	return c
 }
 
-// roleSize is the warning about the size of a role that is just large enough.
-func (m *mount) roleSize(d data) string {
+// roleSizeWarning is the warning about the size of a role that is just large enough.
+func (m *mount) roleSizeWarning(d data) string {
 	m.t.Helper()
 	role := data{}
 	items := []any{"web_search"}
@@ -491,8 +491,8 @@ func (m *mount) roleSize(d data) string {
 	return resp.Warnings[len(resp.Warnings)-1]
 }
 
-// state is all that a mount tells of itself.
-func (m *mount) state() data {
+// readAll is all that a mount tells of itself.
+func (m *mount) readAll() data {
 	m.t.Helper()
 	all := data{}
 	for _, path := range []string{"config", "config/rotate", "roles/r", "roles/new"} {
@@ -503,9 +503,9 @@ func (m *mount) state() data {
 	return all
 }
 
-// isDone reports whether a state is what the request makes, on another mount of
+// isStateAfter reports whether a state is what the request makes, on another mount of
 // the same past. Keys that are generated differ between the two.
-func (m *mount) isDone(op logical.Operation, path string, d data, prepare func(*mount), state data) bool {
+func (m *mount) isStateAfter(op logical.Operation, path string, d data, prepare func(*mount), state data) bool {
 	m.t.Helper()
 	other := configured(m.t, nil, data{"allowed_agent_ids": "*"})
 	if prepare != nil {
@@ -517,7 +517,7 @@ func (m *mount) isDone(op logical.Operation, path string, d data, prepare func(*
 	generated := cmp.FilterPath(func(p cmp.Path) bool {
 		return strings.Contains(p.Last().String(), "fingerprint")
 	}, cmp.Ignore())
-	return cmp.Equal(other.state(), state, generated)
+	return cmp.Equal(other.readAll(), state, generated)
 }
 
 // testStorage records what is done to it, and fails or waits where a test asks
@@ -697,13 +697,13 @@ var paths = map[string][]logical.Operation{
 	"inspect":                {logical.UpdateOperation},
 }
 
-// pair is a P-256 key, as its owner and as its public have it.
-type pair struct {
+// keyPair is a P-256 key, as its owner and as its public have it.
+type keyPair struct {
 	key                              *ecdsa.PrivateKey
 	sec1, pkcs8, public, fingerprint string
 }
 
-func newPair(t testing.TB) pair {
+func newPair(t testing.TB) keyPair {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -725,11 +725,11 @@ func newPair(t testing.TB) pair {
 	encode := func(kind string, der []byte) string {
 		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 	}
-	return pair{key, encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
+	return keyPair{key, encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
 }
 
 // jwk is what a JWK Set has of a key.
-func (p pair) jwk(t *testing.T) string {
+func (p keyPair) jwk(t *testing.T) string {
 	t.Helper()
 	block, _ := pem.Decode([]byte(p.public))
 	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
@@ -762,7 +762,7 @@ func agentIDs(n int) []any {
 	return ids
 }
 
-func whiteSpace(field, item string) string {
+func whiteSpaceError(field, item string) string {
 	return fmt.Sprintf("%s %q: has white space in it, which separates scopes at the proxy; give several with commas, as in %s=a,b", field, item, field)
 }
 

@@ -13,7 +13,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-func TestABatchHasATokenForEachAgent(t *testing.T) {
+func TestBatch_TokenForEachAgent(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{
 		"tools": "web_search,github:*", "rate": data{"*": "5/s"}, "ttl": "30m", "allowed_agent_ids": "sandbox:*", "subject": "never/{{identity.entity.name}}",
@@ -57,10 +57,10 @@ func TestABatchHasATokenForEachAgent(t *testing.T) {
 }
 
 // A batch asks Vault for the caller's identity once, and not for a subject.
-func TestABatchAsksForTheIdentityOnce(t *testing.T) {
+func TestBatch_LooksUpIdentityOnce(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*", "subject": "{{identity.groups.names.x.id}}"})
-	m.entity(&logical.Entity{Name: "alice"})
+	m.useEntity(&logical.Entity{Name: "alice"})
 	ids := agentIDs(1000)
 	m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": ids})
 	if got := m.system.entityCalls.Load(); got != 0 {
@@ -88,7 +88,7 @@ func manyTools(n int) []string {
 	return tools
 }
 
-func TestABatchIsRefusedAsAWhole(t *testing.T) {
+func TestBatch_Rejects(t *testing.T) {
 	t.Parallel()
 	role := data{"tools": "web_search", "allowed_agent_ids": "sandbox:*,*-ci"}
 	last := func(ids []any, id string) []any { return append(ids[:len(ids)-1], id) }
@@ -97,26 +97,26 @@ func TestABatchIsRefusedAsAWhole(t *testing.T) {
 		role, data data
 		want       string
 	}{
-		"no ids":                    {nil, data{}, "agent_ids is required: the subjects of the tokens, as in agent_ids=sandbox:1,sandbox:2"},
-		"an empty list":             {nil, data{"agent_ids": []any{}}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
-		"an empty string":           {nil, data{"agent_ids": ""}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
-		"a number":                  {nil, data{"agent_ids": 5}, "agent_ids must be a list of strings"},
-		"a number in the list":      {nil, data{"agent_ids": []any{"sandbox:1", 5}}, "agent_ids: item 2 is not a string"},
-		"an empty id":               {nil, data{"agent_ids": "sandbox:1,"}, `item 2 of agent_ids "": ` + idRule},
-		"a malformed id":            {nil, data{"agent_ids": []any{"sandbox:1", "sandbox:2", "sandbox:${X}"}}, `item 3 of agent_ids "sandbox:${X}": ` + idRule},
-		"the last id of many":       {data{"allowed_agent_ids": "*"}, data{"agent_ids": last(agentIDs(1000), "a..b")}, `item 1000 of agent_ids "a..b": ` + idRule},
-		"the last id beyond":        {nil, data{"agent_ids": last(agentIDs(1000), "other")}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"an id twice":               {nil, data{"agent_ids": "sandbox:1,sandbox:2,sandbox:1"}, `agent_ids "sandbox:1": is given twice`},
-		"an id beyond the role":     {nil, data{"agent_ids": "sandbox:1,other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"1001 ids":                  {nil, data{"agent_ids": agentIDs(1001)}, "agent_ids has 1001 items; at most 1000 are allowed"},
-		"a role without ids":        {data{"allowed_agent_ids": ""}, data{"agent_ids": "sandbox:1"}, `agent_id "sandbox:1" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"a scope beyond the role":   {nil, data{"agent_ids": "sandbox:1", "tools": "shell"}, `scope "tool:shell" is not covered by what role "r" grants`},
-		"another proxy":             {nil, data{"agent_ids": "sandbox:1", "proxy_url": "https://x.example.com"}, `proxy_url "https://x.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
-		"a role with leases":        {data{"generate_lease": true}, data{"agent_ids": "sandbox:1"}, `role "r" gives its tokens leases, which a batch can't; mint them one by one, or set generate_lease=false`},
-		"a disabled role":           {data{"disabled": true}, data{"agent_ids": "sandbox:1"}, `role "r" is disabled; disabled=false enables it`},
-		"agent_id":                  {nil, data{"agent_ids": "sandbox:1", "agent_id": "sandbox:1"}, `unknown parameter "agent_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
-		"job_id":                    {nil, data{"agent_ids": "sandbox:1", "job_id": "x"}, `unknown parameter "job_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
-		"an identity without value": {data{"job_id": "{{identity.entity.name}}"}, data{"agent_ids": "sandbox:1"}, "job_id: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole"},
+		"no ids":                      {nil, data{}, "agent_ids is required: the subjects of the tokens, as in agent_ids=sandbox:1,sandbox:2"},
+		"an empty list":               {nil, data{"agent_ids": []any{}}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
+		"an empty string":             {nil, data{"agent_ids": ""}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
+		"a number":                    {nil, data{"agent_ids": 5}, "agent_ids must be a list of strings"},
+		"a number in the list":        {nil, data{"agent_ids": []any{"sandbox:1", 5}}, "agent_ids: item 2 is not a string"},
+		"an empty id":                 {nil, data{"agent_ids": "sandbox:1,"}, `item 2 of agent_ids "": ` + idRule},
+		"a malformed id":              {nil, data{"agent_ids": []any{"sandbox:1", "sandbox:2", "sandbox:${X}"}}, `item 3 of agent_ids "sandbox:${X}": ` + idRule},
+		"the last id of many":         {data{"allowed_agent_ids": "*"}, data{"agent_ids": last(agentIDs(1000), "a..b")}, `item 1000 of agent_ids "a..b": ` + idRule},
+		"the last id not allowed":     {nil, data{"agent_ids": last(agentIDs(1000), "other")}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"an id twice":                 {nil, data{"agent_ids": "sandbox:1,sandbox:2,sandbox:1"}, `agent_ids "sandbox:1": is given twice`},
+		"an id that is not allowed":   {nil, data{"agent_ids": "sandbox:1,other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"1001 ids":                    {nil, data{"agent_ids": agentIDs(1001)}, "agent_ids has 1001 items; at most 1000 are allowed"},
+		"a role without ids":          {data{"allowed_agent_ids": ""}, data{"agent_ids": "sandbox:1"}, `agent_id "sandbox:1" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"a scope that is not granted": {nil, data{"agent_ids": "sandbox:1", "tools": "shell"}, `scope "tool:shell" is not covered by what role "r" grants`},
+		"another proxy":               {nil, data{"agent_ids": "sandbox:1", "proxy_url": "https://x.example.com"}, `proxy_url "https://x.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
+		"a role with leases":          {data{"generate_lease": true}, data{"agent_ids": "sandbox:1"}, `role "r" gives its tokens leases, which a batch can't; mint them one by one, or set generate_lease=false`},
+		"a disabled role":             {data{"disabled": true}, data{"agent_ids": "sandbox:1"}, `role "r" is disabled; disabled=false enables it`},
+		"agent_id":                    {nil, data{"agent_ids": "sandbox:1", "agent_id": "sandbox:1"}, `unknown parameter "agent_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
+		"job_id":                      {nil, data{"agent_ids": "sandbox:1", "job_id": "x"}, `unknown parameter "job_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
+		"an identity without value":   {data{"job_id": "{{identity.entity.name}}"}, data{"agent_ids": "sandbox:1"}, "job_id: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -125,14 +125,14 @@ func TestABatchIsRefusedAsAWhole(t *testing.T) {
 			configured(t, nil, r).refused(logical.UpdateOperation, "batch/r", c.data, c.want)
 		})
 	}
-	t.Run("a role that isn't there", func(t *testing.T) {
+	t.Run("a role that does not exist", func(t *testing.T) {
 		t.Parallel()
 		configured(t, nil, nil).refused(logical.UpdateOperation, "batch/x", data{"agent_ids": "a"}, `role "x" does not exist; vault list ati/roles shows those that do`)
 	})
 }
 
 // The limits: 1,000 ids, 8 KB a token, 4 MiB in all.
-func TestTheLimitsOfABatch(t *testing.T) {
+func TestBatch_Limits(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*"})
 	resp := m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": agentIDs(1000)})

@@ -7,7 +7,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-func TestCheckTellsWhatARoleOpens(t *testing.T) {
+func TestCheck(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{
 		"tools": "web_search,github:*,linear_*,git*", "skills": "summarize,research-*", "scopes": "help,finance:*",
@@ -69,7 +69,7 @@ func TestCheckTellsWhatARoleOpens(t *testing.T) {
 	m.refused(logical.UpdateOperation, "creds/nobody", nil, `role "nobody" does not exist; vault list ati/roles shows those that do`)
 }
 
-func TestCheckSaysWhenNoTokenCanBeMinted(t *testing.T) {
+func TestCheck_WarnsWhenNoTokenCanBeMinted(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"accepted_audiences": "mcp"}, data{"scopes": "help", "disabled": true, "audience": "mcp"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "help", "accepted_audiences": ""})

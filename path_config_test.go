@@ -10,7 +10,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-func TestConfigDefaultsStandAtCreationOnly(t *testing.T) {
+func TestConfig_DefaultsAndPartialUpdate(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": "https://ati.example.com/base//", "secret": testSecret}))
@@ -50,7 +50,7 @@ func TestConfigDefaultsStandAtCreationOnly(t *testing.T) {
 	}
 }
 
-func TestConfigGeneratesASecretThatNobodyBrought(t *testing.T) {
+func TestConfig_GeneratesSecret(t *testing.T) {
 	t.Parallel()
 	fingerprints := map[any]bool{}
 	for range 3 {
@@ -64,7 +64,7 @@ func TestConfigGeneratesASecretThatNobodyBrought(t *testing.T) {
 	}
 }
 
-func TestConfigTakesTheSamePresentSecretAgain(t *testing.T) {
+func TestConfig_AcceptsCurrentSecret(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.ok(logical.UpdateOperation, "config", data{"secret": strings.ToUpper(testSecret) + "\n", "algorithm": "HS256"})
@@ -74,7 +74,7 @@ func TestConfigTakesTheSamePresentSecretAgain(t *testing.T) {
 	m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
 }
 
-func TestConfigWarnsOfClearText(t *testing.T) {
+func TestConfig_WarnsOfPlaintextHTTP(t *testing.T) {
 	t.Parallel()
 	for url, warned := range map[string]bool{
 		"http://ati.example.com": true, "http://10.0.0.1:8090": true, "http://localhost.example.com": true,
@@ -95,7 +95,7 @@ func TestConfigWarnsOfClearText(t *testing.T) {
 	}
 }
 
-func TestProxyURLIsStoredInOneSpelling(t *testing.T) {
+func TestConfig_NormalizesProxyURL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	for given, want := range map[string]string{
@@ -113,14 +113,14 @@ func TestProxyURLIsStoredInOneSpelling(t *testing.T) {
 	}
 }
 
-func TestConfigWarnsOfACeilingThatLetsNoSkillPass(t *testing.T) {
+func TestConfig_WarnsOfSkillWildcard(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.warnings(m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:*,skill:x-*,skill:y"}),
 		`allowed_scopes "skill:x-*" lets no skill pass: the proxy matches skills by their exact names`)
 }
 
-func TestConfigTakesTheLongestLegalForms(t *testing.T) {
+func TestConfig_AcceptsLongestValues(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	long := "9" + strings.Repeat("a", 127)
@@ -137,7 +137,7 @@ func TestConfigTakesTheLongestLegalForms(t *testing.T) {
 	}
 }
 
-func TestConfigRefuses(t *testing.T) {
+func TestConfig_Rejects(t *testing.T) {
 	t.Parallel()
 	const hint = ". One is made by: openssl rand -hex 32"
 	const form = "a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one \"*\""
@@ -150,18 +150,18 @@ func TestConfigRefuses(t *testing.T) {
 		data data
 		want string
 	}{
-		"an empty secret":               {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hint},
-		"a short secret":                {data{"secret": testSecret[:63]}, "secret must be 64 hex characters; it has 63 characters" + hint},
-		"a long secret":                 {data{"secret": testSecret + "00"}, "secret must be 64 hex characters; it has 66 characters" + hint},
-		"a secret that is not hex":      {data{"secret": "x" + testSecret[1:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
-		"a secret in quotes":            {data{"secret": `"` + testSecret + `"`}, "secret must be 64 hex characters; it has 66 characters" + hint},
-		"no value from a template":      {data{"secret": "<no value>"}, "secret must be 64 hex characters; it has 10 characters" + hint},
-		"a secret with a blank inside":  {data{"secret": testSecret[:31] + " " + testSecret[32:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
-		"a secret of zeros":             {data{"secret": strings.Repeat("0", 64)}, "secret has 1 different bytes; a random one has at least 8" + hint},
-		"a secret of 7 different bytes": {data{"secret": strings.Repeat("01020304050607", 5)[:64]}, "secret has 7 different bytes; a random one has at least 8" + hint},
-		"another secret":                {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret is not the present one, and " + rotateHint},
-		"another algorithm":             {data{"algorithm": "HS512"}, `algorithm "HS512": must be "HS256" or "ES256"`},
-		"an empty algorithm":            {data{"algorithm": ""}, `algorithm "": must be "HS256" or "ES256"`},
+		"an empty secret":                  {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hint},
+		"a short secret":                   {data{"secret": testSecret[:63]}, "secret must be 64 hex characters; it has 63 characters" + hint},
+		"a long secret":                    {data{"secret": testSecret + "00"}, "secret must be 64 hex characters; it has 66 characters" + hint},
+		"a secret that is not hexadecimal": {data{"secret": "x" + testSecret[1:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
+		"a secret in quotes":               {data{"secret": `"` + testSecret + `"`}, "secret must be 64 hex characters; it has 66 characters" + hint},
+		"no value from a template":         {data{"secret": "<no value>"}, "secret must be 64 hex characters; it has 10 characters" + hint},
+		"a secret with a blank inside":     {data{"secret": testSecret[:31] + " " + testSecret[32:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
+		"a secret of zeros":                {data{"secret": strings.Repeat("0", 64)}, "secret has 1 different bytes; a random one has at least 8" + hint},
+		"a secret of 7 different bytes":    {data{"secret": strings.Repeat("01020304050607", 5)[:64]}, "secret has 7 different bytes; a random one has at least 8" + hint},
+		"another secret":                   {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret is not the present one, and " + rotateHint},
+		"another algorithm":                {data{"algorithm": "HS512"}, `algorithm "HS512": must be "HS256" or "ES256"`},
+		"an empty algorithm":               {data{"algorithm": ""}, `algorithm "": must be "HS256" or "ES256"`},
 
 		"an empty URL":                 {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
 		"a URL without a scheme":       {data{"proxy_url": "ati.example.com"}, `proxy_url "ati.example.com": the scheme must be http or https`},
@@ -180,8 +180,8 @@ func TestConfigRefuses(t *testing.T) {
 		"a URL with a dash for a host": {data{"proxy_url": "https://-"}, `proxy_url "https://-": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
 		"a URL with an empty label":    {data{"proxy_url": "https://a..b"}, `proxy_url "https://a..b": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
 		"a URL with a list of hosts":   {data{"proxy_url": "https://a,b"}, `proxy_url "https://a,b": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL that goes up":           {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": the path must be without "//", ".", ".." and needless %-encoding`},
-		"a URL that stays":             {data{"proxy_url": "https://h/a/./b"}, `proxy_url "https://h/a/./b": the path must be without "//", ".", ".." and needless %-encoding`},
+		"a URL with two dots":          {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": the path must be without "//", ".", ".." and needless %-encoding`},
+		"a URL with a dot":             {data{"proxy_url": "https://h/a/./b"}, `proxy_url "https://h/a/./b": the path must be without "//", ".", ".." and needless %-encoding`},
 		"a URL with two slashes":       {data{"proxy_url": "https://h//a"}, `proxy_url "https://h//a": the path must be without "//", ".", ".." and needless %-encoding`},
 		"a URL with an encoded letter": {data{"proxy_url": "https://h/%41"}, `proxy_url "https://h/%41": the path must be without "//", ".", ".." and needless %-encoding`},
 		"a URL with a long label":      {data{"proxy_url": "https://" + strings.Repeat("h", 64)}, `proxy_url "https://` + strings.Repeat("h", 64) + `": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
@@ -224,11 +224,11 @@ func TestConfigRefuses(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a creation without proxy_url", func(t *testing.T) {
+	t.Run("a new config without proxy_url", func(t *testing.T) {
 		t.Parallel()
 		newMount(t).refused(logical.CreateOperation, "config", data{"secret": testSecret}, "proxy_url is required: the address of the ATI proxy, such as https://ati.example.com")
 	})
-	t.Run("a refused creation leaves no config", func(t *testing.T) {
+	t.Run("does not store a rejected config", func(t *testing.T) {
 		t.Parallel()
 		m := newMount(t)
 		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": "x"}, "secret must be 64 hex characters; it has 1 characters"+hint)
@@ -240,7 +240,7 @@ func TestConfigRefuses(t *testing.T) {
 
 // The promises: a version number is never used twice, a deleted config
 // included; deletion forgets the key, and says what it doesn't do.
-func TestDeletingConfigForgetsTheKeyAndNeverReusesItsVersion(t *testing.T) {
+func TestConfig_DeleteForgetsKey(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"audience": "a", "max_ttl": "24h"}, data{"ttl": "20h"})
 	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
@@ -276,7 +276,7 @@ func TestDeletingConfigForgetsTheKeyAndNeverReusesItsVersion(t *testing.T) {
 	}
 }
 
-func TestNoRandomnessIsAnErrorAndNoConfig(t *testing.T) {
+func TestConfig_NoRandomness(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	m.breakRandom()

@@ -8,7 +8,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-func TestProxyEnvIsTheEnvironmentThatTheProxyReads(t *testing.T) {
+func TestProxyEnv(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	read := func(path string) data { return m.ok(logical.ReadOperation, path, nil).Data }
@@ -40,7 +40,7 @@ func TestProxyEnvIsTheEnvironmentThatTheProxyReads(t *testing.T) {
 
 // The promise: never an empty value, whatever storage holds. The proxy would
 // open itself to everybody.
-func TestProxyEnvNeverHasAnEmptyValue(t *testing.T) {
+func TestProxyEnv_NeverHasEmptyValue(t *testing.T) {
 	t.Parallel()
 	for _, damage := range []string{`"secret":"` + testSecret + `"`, `"audience":"ati-proxy"`} {
 		m := configured(t, nil, nil)

@@ -20,7 +20,7 @@ func defaultRole() data {
 	}
 }
 
-func TestARoleHasDefaultsAndAnUpdateChangesOnlyTheGivenFields(t *testing.T) {
+func TestRoles_DefaultsAndPartialUpdate(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"accepted_audiences": "mcp"}, nil)
 	read := func() data { return m.ok(logical.ReadOperation, "roles/x", nil).Data }
@@ -70,7 +70,7 @@ func TestARoleHasDefaultsAndAnUpdateChangesOnlyTheGivenFields(t *testing.T) {
 
 // In an incident a role is disabled, whatever else was changed meanwhile. To
 // enable it, it has to fit again.
-func TestARoleCanBeDisabledUnderALoweredCeiling(t *testing.T) {
+func TestRoles_DisableUnderLoweredCeiling(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "2h"})
 	m.ok(logical.UpdateOperation, "config", data{"max_ttl": "1h"})
@@ -80,7 +80,7 @@ func TestARoleCanBeDisabledUnderALoweredCeiling(t *testing.T) {
 	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false, "ttl": "1h"})
 }
 
-func TestRolesAreListedByCaseSensitiveNamesAndDeleted(t *testing.T) {
+func TestRoles_ListAndDelete(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.ok(logical.CreateOperation, "roles/R", data{"tools": "arxiv"})
@@ -101,7 +101,7 @@ func TestRolesAreListedByCaseSensitiveNamesAndDeleted(t *testing.T) {
 }
 
 // The promise: ttl is 1h, or the ceiling where that is lower.
-func TestARolesDefaultTTLIsAnHourOrTheLowerMaximum(t *testing.T) {
+func TestRoles_DefaultTTL(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		mount  time.Duration
@@ -112,7 +112,7 @@ func TestARolesDefaultTTLIsAnHourOrTheLowerMaximum(t *testing.T) {
 		"config's":         {2 * time.Hour, "30m", 1800},
 		"the mount's":      {20 * time.Minute, "30m", 1200},
 	} {
-		t.Run("unless max_ttl is lower still, "+name, func(t *testing.T) {
+		t.Run("the role's max_ttl is lower than "+name, func(t *testing.T) {
 			t.Parallel()
 			m := newMount(t)
 			m.system.MaxLeaseTTLVal = c.mount
@@ -137,7 +137,7 @@ func TestARolesDefaultTTLIsAnHourOrTheLowerMaximum(t *testing.T) {
 
 // The promise: the bound on the life of tokens is raised before the role that
 // needs it is stored, and is never lowered.
-func TestTheLongestTTLIsStoredInConfigBeforeTheRole(t *testing.T) {
+func TestRoles_StoresLongestTTLFirst(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	longest := func() string {
@@ -171,7 +171,7 @@ func TestTheLongestTTLIsStoredInConfigBeforeTheRole(t *testing.T) {
 	}
 }
 
-func TestARoleRefuses(t *testing.T) {
+func TestRoles_Rejects(t *testing.T) {
 	t.Parallel()
 	many := make([]any, 10_000)
 	for i := range many {
@@ -205,10 +205,10 @@ func TestARoleRefuses(t *testing.T) {
 		"a long skill":                         {data{"skills": long[:129]}, fmt.Sprintf("skills %q: %s", "skill:"+long[:129], skillForm)},
 		"a skill with characters of a scope":   {data{"skills": "a=b"}, `skills "skill:a=b": ` + skillForm},
 		"ten thousand names":                   {data{"tools": many}, "tools has 10000 items; at most 500 are allowed"},
-		"500 rates, for their size":            {data{"rate": ratesOf(500)}, "a token of this role has 12224 bytes; at most 8192 are allowed: grant less, or use patterns"},
+		"500 rates, for their size":            {data{"rate": manyRates(500)}, "a token of this role has 12224 bytes; at most 8192 are allowed: grant less, or use patterns"},
 		"a template that can only be too long": {data{"job_id": strings.Repeat("a", 88) + "{{jti}}"}, fmt.Sprintf(`job_id "%s{{jti}}": renders to ids such as "%s00000000-0000-0000-0000-000000000000.1000"; %s`, strings.Repeat("a", 88), strings.Repeat("a", 88), idFormText)},
 		"a glob of 129 characters":             {data{"allowed_agent_ids": strings.Repeat("a", 129)}, fmt.Sprintf("allowed_agent_ids %q: %s", strings.Repeat("a", 129), globFormText)},
-		"501 rates":                            {data{"rate": ratesOf(501)}, "rate has 501 items; at most 500 are allowed"},
+		"501 rates":                            {data{"rate": manyRates(501)}, "rate has 501 items; at most 500 are allowed"},
 		"a token over 8 KB":                    {data{"tools": big}, "a token of this role has 19924 bytes; at most 8192 are allowed: grant less, or use patterns"},
 
 		"an unknown unit":             {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
@@ -264,17 +264,17 @@ func TestARoleRefuses(t *testing.T) {
 		"an open directive":                   {data{"subject": "{{identity.entity.id"}, `subject "{{identity.entity.id": a {{ has no }}`},
 		"a closing brace alone":               {data{"subject": "a}}"}, `subject "a}}": ` + literalText},
 		"a single brace":                      {data{"subject": "{identity.entity.id}"}, `subject "{identity.entity.id}": ` + literalText},
-		"a misspelt directive":                {data{"subject": "{{identity.entity.nam}}"}, `subject "{{identity.entity.nam}}": {{identity.entity.nam}}: ` + noValue},
+		"a misspelled directive":              {data{"subject": "{{identity.entity.nam}}"}, `subject "{{identity.entity.nam}}": {{identity.entity.nam}}: ` + noValue},
 		"a directive without identity":        {data{"subject": "{{entity.name}}"}, `subject "{{entity.name}}": {{entity.name}}: is neither identity.entity.… nor identity.groups.…`},
 		"an empty directive":                  {data{"subject": "{{}}"}, `subject "{{}}": {{}}: is neither identity.entity.… nor identity.groups.…`},
 		"the time":                            {data{"subject": "{{time.now}}"}, `subject "{{time.now}}": {{time.now}}: is neither identity.entity.… nor identity.groups.…`},
-		"all metadata at once":                {data{"subject": "{{identity.entity.metadata}}"}, `subject "{{identity.entity.metadata}}": {{identity.entity.metadata}}: ` + noValue},
+		"all metadata together":               {data{"subject": "{{identity.entity.metadata}}"}, `subject "{{identity.entity.metadata}}": {{identity.entity.metadata}}: ` + noValue},
 		"metadata without a key":              {data{"subject": "{{identity.entity.metadata.}}"}, `subject "{{identity.entity.metadata.}}": {{identity.entity.metadata.}}: ` + noValue},
-		"all groups at once":                  {data{"subject": "{{identity.entity.groups.names}}"}, `subject "{{identity.entity.groups.names}}": {{identity.entity.groups.names}}: ` + noValue},
+		"all groups together":                 {data{"subject": "{{identity.entity.groups.names}}"}, `subject "{{identity.entity.groups.names}}": {{identity.entity.groups.names}}: ` + noValue},
 		"an alias without a value":            {data{"subject": "{{identity.entity.aliases.acc}}"}, `subject "{{identity.entity.aliases.acc}}": {{identity.entity.aliases.acc}}: ` + noValue},
 		"a group without a value":             {data{"subject": "{{identity.groups.names.g}}"}, `subject "{{identity.groups.names.g}}": {{identity.groups.names.g}}: ` + noValue},
 		"a jti as subject":                    {data{"subject": "{{jti}}"}, `subject "{{jti}}": {{jti}}: is allowed in job_id and sandbox_id only`},
-		"a misspelt jti":                      {data{"job_id": "{{JTI}}"}, `job_id "{{JTI}}": {{JTI}}: is neither identity.entity.… nor identity.groups.…`},
+		"a misspelled jti":                    {data{"job_id": "{{JTI}}"}, `job_id "{{JTI}}": {{JTI}}: is neither identity.entity.… nor identity.groups.…`},
 		"values that run together":            {data{"sandbox_id": "{{identity.entity.name}}{{identity.entity.id}}"}, `sandbox_id "{{identity.entity.name}}{{identity.entity.id}}": between two directives must be one of ":/=", which no value has in it`},
 		"values joined by what they may have": {data{"job_id": "{{identity.entity.name}}-{{identity.entity.id}}"}, `job_id "{{identity.entity.name}}-{{identity.entity.id}}": between two directives must be one of ":/=", which no value has in it`},
 	}
@@ -285,7 +285,7 @@ func TestARoleRefuses(t *testing.T) {
 	for name, bad := range white {
 		cases["a subject with "+name] = c{data{"subject": bad}, fmt.Sprintf("subject %q: %s", bad, literalText)}
 		for _, field := range []string{"tools", "skills", "scopes"} {
-			cases["one of "+field+" with "+name] = c{data{field: []any{bad}}, whiteSpace(field, bad)}
+			cases["one of "+field+" with "+name] = c{data{field: []any{bad}}, whiteSpaceError(field, bad)}
 		}
 	}
 	for name, bad := range map[string]string{
@@ -321,23 +321,23 @@ func TestARoleRefuses(t *testing.T) {
 		m.system.MaxLeaseTTLVal = 2 * time.Hour
 		m.refused(logical.UpdateOperation, "roles/r", data{"max_ttl": "3h"}, "max_ttl 3h0m0s is longer than the mount's maximum 2h0m0s; to raise that: vault secrets tune -max-lease-ttl=… <mount>")
 	})
-	t.Run("a partial update is judged as the whole that it makes", func(t *testing.T) {
+	t.Run("checks the role that a partial update results in", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"max_ttl": "2h"})
 		m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "3h"}, "ttl 3h0m0s is longer than the role's max_ttl 2h0m0s")
 		m.refused(logical.UpdateOperation, "roles/r", data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes")
 	})
-	t.Run("a refused creation leaves no role", func(t *testing.T) {
+	t.Run("does not store a rejected role", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
-		m.refused(logical.CreateOperation, "roles/new", data{"tools": "a b"}, whiteSpace("tools", "a b"))
+		m.refused(logical.CreateOperation, "roles/new", data{"tools": "a b"}, whiteSpaceError("tools", "a b"))
 		if resp := m.ok(logical.ReadOperation, "roles/new", nil); resp != nil {
 			t.Errorf("it reads as %v", resp.Data)
 		}
 	})
 }
 
-func ratesOf(n int) data {
+func manyRates(n int) data {
 	rates := data{}
 	for i := range n {
 		rates[fmt.Sprintf("tool:t%d", i)] = "1/s"
@@ -345,7 +345,7 @@ func ratesOf(n int) data {
 	return rates
 }
 
-func TestARoleTakesAllLegalForms(t *testing.T) {
+func TestRoles_AcceptsAllForms(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ given, want data }{
 		"everything":              {data{"tools": "", "scopes": "*"}, data{"tools": []string{}, "scopes": []string{"*"}}},
@@ -369,7 +369,7 @@ func TestARoleTakesAllLegalForms(t *testing.T) {
 		"a group's name":          {data{"subject": "{{identity.groups.ids.1234.name}}"}, data{"subject": "{{identity.groups.ids.1234.name}}"}},
 		"a group's metadata":      {data{"subject": "{{identity.groups.names.g.metadata.cost.center}}"}, data{"subject": "{{identity.groups.names.g.metadata.cost.center}}"}},
 		"directives well apart":   {data{"job_id": "{{identity.entity.name}}/{{identity.entity.metadata.team}}:{{jti}}"}, data{"job_id": "{{identity.entity.name}}/{{identity.entity.metadata.team}}:{{jti}}"}},
-		"a jti beside a value":    {data{"job_id": "{{identity.entity.name}}{{jti}}"}, data{"job_id": "{{identity.entity.name}}{{jti}}"}},
+		"a jti next to a value":   {data{"job_id": "{{identity.entity.name}}{{jti}}"}, data{"job_id": "{{identity.entity.name}}{{jti}}"}},
 		"a glob with stars":       {data{"allowed_agent_ids": "*:a*b"}, data{"allowed_agent_ids": []string{"*:a*b"}}},
 		"500 globs":               {data{"allowed_agent_ids": strings.TrimSuffix(strings.Repeat("a,", 500), ",")}, data{"allowed_agent_ids": []string{"a"}}},
 		"a description in French": {data{"description": "réservé à l'équipe"}, data{"description": "réservé à l'équipe"}},
@@ -390,7 +390,7 @@ func TestARoleTakesAllLegalForms(t *testing.T) {
 }
 
 // The promise: what is legal and useless, or wider than it looks, is a warning.
-func TestARoleWarns(t *testing.T) {
+func TestRoles_Warns(t *testing.T) {
 	t.Parallel()
 	big := make([]any, 120)
 	for i := range big {
@@ -408,17 +408,17 @@ func TestARoleWarns(t *testing.T) {
 		"nothing about names with a colon":              {data{"tools": "a:b__c,a:b_*,__x,_*"}, nil},
 		"of a rate whose alias is looser":               {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "*": "11/hour", "tool:p_*": "1/min"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
 		"nothing where another rate is as tight":        {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "tool:*": "10/h"}}, nil},
-		"of a rate beside skills and help":              {data{"tools": "", "skills": "x", "scopes": "help", "rate": data{"tool:x": "1/s"}}, []string{`rate "tool:x" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
+		"of a rate with only skills and help":           {data{"tools": "", "skills": "x", "scopes": "help", "rate": data{"tool:x": "1/s"}}, []string{`rate "tool:x" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
 		"of a skill's wildcard":                         {data{"skills": "research-*"}, []string{`scope "skill:research-*" opens no skill: the proxy matches skills by their exact names`}},
 		"of an idle rate":                               {data{"rate": data{"tool:other": "1/s"}}, []string{`rate "tool:other" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
 		"of an idle rate's pattern":                     {data{"rate": data{"tool:webs*": "1/s"}}, []string{`rate "tool:webs*" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
-		"of no idle rate":                               {data{"tools": "git_*,a:b", "rate": data{"tool:git:*": "1/s", "tool:git_*": "1/s", "tool:a_b": "1/s"}}, []string{`scope "tool:git_*" opens also what "tool:git:*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
-		"of no idle rate beside a manifest's own scope": {data{"scopes": "finance:read", "rate": data{"tool:other": "1/s"}}, nil},
+		"not of a rate that applies":                    {data{"tools": "git_*,a:b", "rate": data{"tool:git:*": "1/s", "tool:git_*": "1/s", "tool:a_b": "1/s"}}, []string{`scope "tool:git_*" opens also what "tool:git:*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
+		"not of a rate with a scope from a manifest":    {data{"scopes": "finance:read", "rate": data{"tool:other": "1/s"}}, nil},
 		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
 		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`rate "*" allows 10001 calls; the proxy keeps the time of each`}},
 		"of a short ttl":                                {data{"ttl": "5m"}, []string{"ttl 5m0s is not longer than the 5m0s after which Vault Agent reads a new token by default; set its static_secret_render_interval to about 0.7 of the ttl"}},
 		"of a comma in a name":                          {data{"tools": []any{"a,b", "c"}}, []string{`scope "tool:a,b" is one name with a comma in it; to give several in a list, give each as an item of its own`}},
-		"nothing of a provider with two underscores":    {data{"tools": "a__b:c"}, nil},
+		"nothing about a provider with two underscores": {data{"tools": "a__b:c"}, nil},
 		"of a lease, not its ttl":                       {data{"ttl": "60s", "generate_lease": true}, []string{"revoking a lease does not revoke its token: that lives until it expires"}},
 		"of a big token":                                {data{"tools": big}, []string{"a token of this role has 5791 bytes; over 4096 some HTTP servers refuse the request"}},
 	} {

@@ -22,8 +22,8 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// weak is a private key that is not random.
-func weak(t testing.TB) string {
+// weakKey is a private key that is not random.
+func weakKey(t testing.TB) string {
 	t.Helper()
 	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), append(make([]byte, 31), 7))
 	if err != nil {
@@ -38,24 +38,24 @@ func weak(t testing.TB) string {
 
 // The promises of a rotation at once: every token from before is of no key of
 // this mount, and one write switches key and proxy_url together.
-func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
+func TestRotate_ReplacesKeyImmediately(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	before, _ := m.tokenFor("")
 	m.now = m.now.Add(time.Minute)
 	puts := len(m.storage.order)
 	status := m.step("", data{"secret": greenSecret, "proxy_url": greenProxy + "/"}, fmt.Sprintf(rotatedWarning, 2, "2027-01-15T09:02:01Z"), pinnedWarning)
-	m.same("status", data{
+	m.equal("status", data{
 		"current_version": 2, "current_proxy_url": greenProxy, "current_algorithm": "HS256", "current_fingerprint": status["current_fingerprint"], "current_generated": false,
 		"current_created_at": "2027-01-15T08:01:00Z", "current_activated_at": "2027-01-15T08:01:00Z", "last_rotated_at": "2027-01-15T08:01:00Z",
 	}, status)
-	m.same("writes", []string{"config"}, m.storage.order[puts:])
+	m.equal("writes", []string{"config"}, m.storage.order[puts:])
 	token, version := m.tokenFor("")
-	m.same("version", 2, version)
+	m.equal("version", 2, version)
 	for range 2 { // from the cache, and after a restart
-		m.same("the new token", any(2), m.verdict(token))
-		m.same("the old token", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(before))
-		m.same("proxy-env", data{"ATI_JWT_SECRET": greenSecret, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"},
+		m.equal("the new token", any(2), m.verdict(token))
+		m.equal("the old token", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(before))
+		m.equal("proxy-env", data{"ATI_JWT_SECRET": greenSecret, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"},
 			m.ok(logical.ReadOperation, "proxy-env", nil).Data)
 		m.b = m.newBackend()
 	}
@@ -67,8 +67,8 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 
 	// Nothing given: the same proxy and algorithm, and a secret of Vault's own.
 	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:01Z"), pinnedWarning)
-	m.same("version and proxy", []any{3, greenProxy, "HS256"}, []any{status["current_version"], status["current_proxy_url"], status["current_algorithm"]})
-	m.same("a token of version 2", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(token))
+	m.equal("version and proxy", []any{3, greenProxy, "HS256"}, []any{status["current_version"], status["current_proxy_url"], status["current_algorithm"]})
+	m.equal("a token of version 2", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(token))
 	secret := m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"]
 	if secret == greenSecret || len(secret.(string)) != 64 {
 		t.Error("no new secret was generated")
@@ -77,7 +77,7 @@ func TestRotateAtOnceReplacesTheKeyAndForgetsIt(t *testing.T) {
 
 // What somebody sees who reads the status at each step, and the tokens and keys
 // that there are then.
-func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
+func TestRotate_StageToRetire(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "30m", "max_ttl": "2h"})
 	blue := data{
@@ -108,35 +108,35 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 		}
 	}
 	first, _ := m.tokenFor("")
-	m.same("before", status(map[string]data{"current": blue}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
+	m.equal("before", status(map[string]data{"current": blue}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
 
 	m.now = m.now.Add(time.Minute)
 	got := m.step("/stage", data{"proxy_url": greenProxy, "secret": greenSecret}, stageWarning)
 	green["fingerprint"] = got["pending_fingerprint"]
-	m.same("staged", status(map[string]data{"current": blue, "pending": green}), got)
+	m.equal("staged", status(map[string]data{"current": blue, "pending": green}), got)
 	secrets(map[string]string{"": testSecret, "/1": testSecret, "/2": greenSecret})
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com": this mount has no key for it (version 2, whose it is, is not active yet); the current proxy is at "https://ati.example.com"`)
-	m.same("config", any(1), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
+	m.equal("config", any(1), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
 
 	m.now = m.now.Add(time.Minute)
 	green["activated_at"] = "2027-01-15T08:02:00Z"
 	puts := len(m.storage.order)
-	m.same("activated", status(map[string]data{"current": green, "previous": blue}), m.step("/activate", nil))
-	m.same("writes", []string{"config"}, m.storage.order[puts:])
+	m.equal("activated", status(map[string]data{"current": green, "previous": blue}), m.step("/activate", nil))
+	m.equal("writes", []string{"config"}, m.storage.order[puts:])
 	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret})
 	for proxy, want := range map[string]int{"": 2, greenProxy: 2, testProxy: 1} {
 		token, version := m.tokenFor(proxy)
-		m.same("version for "+proxy, want, version)
-		m.same("verdict on a token for "+proxy, any(want), m.verdict(token))
+		m.equal("version for "+proxy, want, version)
+		m.equal("verdict on a token for "+proxy, any(want), m.verdict(token))
 	}
-	m.same("a token from before", any(1), m.verdict(first))
+	m.equal("a token from before", any(1), m.verdict(first))
 	config := m.ok(logical.ReadOperation, "config", nil).Data
-	m.same("config", []any{greenProxy, 2, "2027-01-15T08:01:00Z", green["fingerprint"]}, []any{config["proxy_url"], config["key_version"], config["key_created_at"], config["key_fingerprint"]})
+	m.equal("config", []any{greenProxy, 2, "2027-01-15T08:01:00Z", green["fingerprint"]}, []any{config["proxy_url"], config["key_version"], config["key_created_at"], config["key_fingerprint"]})
 
 	m.now = m.now.Add(time.Hour)
 	last := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy, "ttl": "2h"}).Data["token"].(string)
 	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:01Z" // 2h, a minute and a second later
-	m.same("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil, broughtWarning))
+	m.equal("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil, importedWarning))
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); the current proxy is at "https://green.example.com"`)
 	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may start again
 	// A role that is written now, with a longer TTL, changes nothing about it.
@@ -144,12 +144,12 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 
 	// validate is stricter by a second than the proxy.
 	m.now = time.Date(2027, 1, 15, 11, 2, 59, 999_000_000, time.UTC)
-	m.same("the last token, two seconds before", any(1), m.verdict(last))
+	m.equal("the last token, two seconds before", any(1), m.verdict(last))
 	m.now = time.Date(2027, 1, 15, 11, 3, 0, 999_000_000, time.UTC)
-	m.same("the last token, a second before", any("token has expired: exp is 2027-01-15T11:02:00Z"), m.verdict(last))
+	m.equal("the last token, a second before", any("token has expired: exp is 2027-01-15T11:02:00Z"), m.verdict(last))
 	m.now = time.Date(2027, 1, 15, 11, 3, 1, 0, time.UTC)
-	m.same("the last token", any("signed by no key of this mount"), m.verdict(last))
-	m.same("gone", status(map[string]data{"current": green}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
+	m.equal("the last token", any("signed by no key of this mount"), m.verdict(last))
+	m.equal("gone", status(map[string]data{"current": green}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
 	secrets(map[string]string{"": greenSecret, "/1": "", "/2": greenSecret})
 	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 2")
 }
@@ -157,12 +157,12 @@ func TestBlueGreenRotationFromStageToRetire(t *testing.T) {
 // The key of a version of which no token passes any more is forgotten in
 // storage too, when Vault next calls the backend: but not on a node that can't
 // write.
-func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
+func TestRotate_PurgesExpiredKey(t *testing.T) {
 	t.Parallel()
 	retired := func() *mount {
 		m := configured(t, nil, nil)
 		m.activateGreen()
-		m.step("/retire", nil, broughtWarning)
+		m.step("/retire", nil, importedWarning)
 		return m
 	}
 	there := func(m *mount) bool { return strings.Contains(m.storage.dump(t)["config"], testSecret) }
@@ -185,7 +185,7 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 	}
 	puts := len(m.storage.order)
 	m.periodic()
-	m.same("writes when there is nothing to forget", 0, len(m.storage.order)-puts)
+	m.equal("writes when there is nothing to forget", 0, len(m.storage.order)-puts)
 	m.tokenFor(greenProxy)
 
 	// Any other change forgets it too.
@@ -202,7 +202,7 @@ func TestTheKeyOfARetiredVersionIsForgotten(t *testing.T) {
 // Rollback swaps the two, so that sandboxes at either proxy go on; activate goes
 // forward again. Either undoes a retirement. A repeated step is refused, and
 // changes nothing: clients repeat a request whose answer was lost.
-func TestRollback(t *testing.T) {
+func TestRotate_Rollback(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.activateGreen()
@@ -213,7 +213,7 @@ func TestRollback(t *testing.T) {
 		t.Helper()
 		for proxy, want := range map[string]int{"": wantCurrent, testProxy: 1, greenProxy: 2} {
 			_, version := m.tokenFor(proxy)
-			m.same("version for "+proxy, want, version)
+			m.equal("version for "+proxy, want, version)
 		}
 	}
 	again := func() {
@@ -221,24 +221,24 @@ func TestRollback(t *testing.T) {
 		m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "version 1 is the current one by a rollback already; to go forward to version 2 again: vault write -f ati/config/rotate/activate")
 	}
 	m.now = m.now.Add(time.Minute)
-	m.same("rolled back", []any{1, 2, "2027-01-15T08:01:00Z", nil}, versions(m.step("/rollback", nil)))
+	m.equal("rolled back", []any{1, 2, "2027-01-15T08:01:00Z", nil}, versions(m.step("/rollback", nil)))
 	mints(1)
-	m.same("proxy_url", any(testProxy), m.ok(logical.ReadOperation, "config", nil).Data["proxy_url"])
+	m.equal("proxy_url", any(testProxy), m.ok(logical.ReadOperation, "config", nil).Data["proxy_url"])
 	again()
 	m.b = m.newBackend()
 	again()
 	m.now = m.now.Add(time.Minute)
-	m.same("rolled forward", []any{2, 1, "2027-01-15T08:02:00Z", nil}, versions(m.step("/activate", nil)))
+	m.equal("rolled forward", []any{2, 1, "2027-01-15T08:02:00Z", nil}, versions(m.step("/activate", nil)))
 	mints(2)
 	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is staged, and the current one is 2; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
-	m.step("/retire", nil, broughtWarning)
+	m.step("/retire", nil, importedWarning)
 	m.now = m.now.Add(time.Hour)
 	const unretired = "version %d was retired, and is no longer: its tokens don't expire by %s; keep its proxies running"
-	m.same("rolled back after retire", []any{1, 2, "2027-01-15T09:02:00Z", nil}, versions(m.step("/rollback", nil, fmt.Sprintf(unretired, 1, "2027-01-15T09:03:01Z"))))
+	m.equal("rolled back after retire", []any{1, 2, "2027-01-15T09:02:00Z", nil}, versions(m.step("/rollback", nil, fmt.Sprintf(unretired, 1, "2027-01-15T09:03:01Z"))))
 	mints(1)
-	m.same("retired", []any{1, 2, "2027-01-15T09:02:00Z", "2027-01-15T10:03:01Z"}, versions(m.step("/retire", nil)))
+	m.equal("retired", []any{1, 2, "2027-01-15T09:02:00Z", "2027-01-15T10:03:01Z"}, versions(m.step("/retire", nil)))
 	again()
-	m.same("forward after retire", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil, fmt.Sprintf(unretired, 2, "2027-01-15T10:03:01Z"))))
+	m.equal("forward after retire", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil, fmt.Sprintf(unretired, 2, "2027-01-15T10:03:01Z"))))
 	mints(2)
 
 	// With a third version staged, activate is that one's.
@@ -246,7 +246,7 @@ func TestRollback(t *testing.T) {
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "version 2 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
-	m.same("forward, when it is dropped", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil)))
+	m.equal("forward, when it is dropped", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil)))
 
 	// What was rolled back, retired and forgotten doesn't come again.
 	m.step("/rollback", nil)
@@ -255,12 +255,12 @@ func TestRollback(t *testing.T) {
 	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is staged, and the current one is 1; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
 	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 1")
 	m.write("config/rotate/stage", data{"proxy_url": "https://fourth.example.com"})
-	m.same("the next", any(4), m.step("/activate", nil)["current_version"])
-	m.same("and back", any(1), m.step("/rollback", nil)["current_version"])
+	m.equal("the next", any(4), m.step("/activate", nil)["current_version"])
+	m.equal("and back", any(1), m.step("/rollback", nil)["current_version"])
 }
 
 // Each step where it can't be: a 400 that says what to do, and changes nothing.
-func TestStepsOutOfTurnAreRefused(t *testing.T) {
+func TestRotate_RejectsStepsOutOfOrder(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	refused := func(step string, d data, want string) {
@@ -280,31 +280,31 @@ func TestStepsOutOfTurnAreRefused(t *testing.T) {
 	refused("/activate", nil, "no version is staged, and the current one is 2; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 	refused("/activate", nil, "version 1 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
-	m.step("/retire", nil, broughtWarning)
+	m.step("/retire", nil, importedWarning)
 	refused("/retire", nil, "version 1 was retired at 2027-01-15T08:00:00Z already")
 	m.step("/activate", nil, "version 1 is forgotten here, but its tokens pass its proxy until 2027-01-15T09:01:01Z")
-	m.same("versions", []any{3, 2}, func() []any {
+	m.equal("versions", []any{3, 2}, func() []any {
 		s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
 		return []any{s["current_version"], s["previous_version"]}
 	}())
 }
 
 // The promise: a version number names one key, for ever.
-func TestVersionNumbersAreNeverUsedTwice(t *testing.T) {
+func TestRotate_NeverReusesVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
 	m.refused(logical.ReadOperation, "proxy-env/2", nil, "this mount has no key of version 2, but of 1")
 	m.refused(logical.UpdateOperation, "config/rotate/stage", data{"secret": "x"}, "secret must be 64 hex characters; it has 1 characters. One is made by: openssl rand -hex 32")
-	m.same("after a dropped one", any(3), m.write("config/rotate/stage", data{"proxy_url": greenProxy}).Data["pending_version"])
+	m.equal("after a dropped one", any(3), m.write("config/rotate/stage", data{"proxy_url": greenProxy}).Data["pending_version"])
 	// A pending version survives a rotation at once, below the current one.
 	got := m.write("config/rotate", nil).Data
-	m.same("rotated beside a staged one", []any{4, 3, nil}, []any{got["current_version"], got["pending_version"], got["previous_version"]})
+	m.equal("rotated beside a staged one", []any{4, 3, nil}, []any{got["current_version"], got["pending_version"], got["previous_version"]})
 	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 3 and 4")
 	m.ok(logical.DeleteOperation, "config", nil)
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
-	m.same("after deletion", data{"current_version": 5}, func() data {
+	m.equal("after deletion", data{"current_version": 5}, func() data {
 		s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
 		return data{"current_version": s["current_version"]}
 	}())
@@ -312,7 +312,7 @@ func TestVersionNumbersAreNeverUsedTwice(t *testing.T) {
 
 // Where two proxies would have one address, or a change would send tokens to a
 // proxy that holds another key.
-func TestProxyURLsOfTwoVersions(t *testing.T) {
+func TestRotate_ProxyURLs(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	same := "version 2 has the proxy_url of version 1: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own"
@@ -320,10 +320,10 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 	m.step("/activate", nil, "the proxy refuses tokens until it has started again with version 2, whose proxy_url is that of version 1")
 	// Both have it: the current one mints.
 	_, version := m.tokenFor(testProxy)
-	m.same("version", 2, version)
+	m.equal("version", 2, version)
 	m.step("/rollback", nil)
 	_, version = m.tokenFor(testProxy)
-	m.same("version after rollback", 1, version)
+	m.equal("version after rollback", 1, version)
 
 	m = configured(t, nil, nil)
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
@@ -333,7 +333,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 	// Terraform, say, writes what it wrote before the activation.
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "audience": "x"}, `proxy_url "https://ati.example.com" is that of version 1, whose key its proxy holds; the current version is 2`)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": greenProxy})
-	m.step("/retire", nil, broughtWarning)
+	m.step("/retire", nil, importedWarning)
 	m.now = m.now.Add(time.Hour + 61*time.Second)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
 
@@ -343,7 +343,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 	m.step("/stage", nil, same, stageWarning)
 	m.warnings(m.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://moved.example.com"}),
 		"tokens go to https://moved.example.com from here on, whose proxy must hold version 1 of the key; whoever asks with proxy_url=https://ati.example.com is refused")
-	m.same("moved along", any("https://moved.example.com"), m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_proxy_url"])
+	m.equal("moved along", any("https://moved.example.com"), m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_proxy_url"])
 
 	// The previous version's address again.
 	m = configured(t, nil, nil)
@@ -361,7 +361,7 @@ func TestProxyURLsOfTwoVersions(t *testing.T) {
 		"a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1")
 }
 
-func TestKeysThatCannotBeAreRefused(t *testing.T) {
+func TestRotate_RejectsInvalidKeys(t *testing.T) {
 	t.Parallel()
 	const (
 		hex  = ". One is made by: openssl rand -hex 32"
@@ -405,16 +405,16 @@ func TestKeysThatCannotBeAreRefused(t *testing.T) {
 		"a public key":                    {data{"algorithm": "ES256", "private_key": pair.public}, want + `it is a "PUBLIC KEY"` + made},
 		"an encrypted key, PKCS#8":        {data{"algorithm": "ES256", "private_key": block("ENCRYPTED PRIVATE KEY", nil, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
 		"an encrypted key, SEC1":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
-		"a key of another curve":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "it is a key of P-384" + made},
-		"a key that somebody guesses":     {data{"algorithm": "ES256", "private_key": weak(t)}, want + "it is not random" + made},
+		"a key on another curve":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "it is a key of P-384" + made},
+		"a key that can be guessed":       {data{"algorithm": "ES256", "private_key": weakKey(t)}, want + "it is not random" + made},
 		"a key that is junk":              {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read, or names a curve in a way that is not known here" + made},
-		"a key that is cut off":           {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
+		"a truncated key":                 {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
 		"two keys":                        {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "there is something behind it" + made},
 		"a broken key before one":         {data{"algorithm": "ES256", "private_key": strings.Replace(pair.pkcs8, "M", "\xff", 1) + pair.pkcs8}, want + "it can't be read" + made},
 		"a certificate":                   {data{"algorithm": "ES256", "private_key": block("CERTIFICATE", nil, []byte("x"))}, want + `it is a "CERTIFICATE"` + made},
-		"a key in the place of its label": {data{"algorithm": "ES256", "private_key": block(strings.Repeat("MIGHAgEA", 8), nil, []byte("x"))}, want + "it is something else" + made},
+		"a key in place of its label":     {data{"algorithm": "ES256", "private_key": block(strings.Repeat("MIGHAgEA", 8), nil, []byte("x"))}, want + "it is something else" + made},
 		"a key with text before it":       {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},
-		"a key with text behind it":       {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
+		"a key with text after it":        {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
 		"only the curve's parameter":      {data{"algorithm": "ES256", "private_key": parameters}, want + "its EC PARAMETERS are not followed by a key" + made},
 		"the parameters of another curve": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x")) + pair.sec1}, want + "its EC PARAMETERS don't name P-256" + made},
 		"two keys in one block":           {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, append(der, der...))}, want + "there is something behind it" + made},
@@ -478,20 +478,20 @@ func TestES256(t *testing.T) {
 			m.ok(logical.CreateOperation, "roles/r", data{"tools": "web_search", "rate": data{"*": "5/s"}})
 			env := m.ok(logical.ReadOperation, "proxy-env", nil).Data
 			public, _ := env["public_key"].(string)
-			m.same("proxy-env", data{"public_key": public, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"}, env)
+			m.equal("proxy-env", data{"public_key": public, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"}, env)
 			if key != "" {
-				m.same("public key", given.public, public)
+				m.equal("public key", given.public, public)
 			}
 			block, _ := pem.Decode([]byte(public))
 			sum := sha256.Sum256(block.Bytes)
 			fingerprint := hex.EncodeToString(sum[:8])
 			read := m.ok(logical.ReadOperation, "config", nil).Data
-			m.same("config", []any{"ES256", fingerprint, 1}, []any{read["algorithm"], read["key_fingerprint"], read["key_version"]})
+			m.equal("config", []any{"ES256", fingerprint, 1}, []any{read["algorithm"], read["key_fingerprint"], read["key_version"]})
 
 			m.b = m.newBackend()
 			token, version := m.tokenFor("")
-			m.same("version", 1, version)
-			m.same("verdict", any(1), m.verdict(token))
+			m.equal("version", 1, version)
+			m.equal("verdict", any(1), m.verdict(token))
 			verifier, err := ati.ParsePublicKey(public)
 			if err != nil {
 				t.Fatal(err)
@@ -500,27 +500,27 @@ func TestES256(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.same("claims", &ati.Claims{
+			m.equal("claims", &ati.Claims{
 				Subject: "token", Audience: "ati-proxy", IssuedAt: 1_800_000_000, ExpiresAt: 1_800_003_600, Scope: "tool:web_search", Issuer: "ati-orchestrator", ID: testID,
 				ATI: &ati.Namespace{Version: 1, Rate: map[string]string{"*": "5/s"}},
 			}, claims)
-			m.same("header", `{"alg":"ES256","typ":"JWT","kid":"`+fingerprint+`"}`, decodedSegment(t, token, 0))
+			m.equal("header", `{"alg":"ES256","typ":"JWT","kid":"`+fingerprint+`"}`, decodedSegment(t, token, 0))
 		})
 	}
 }
 
 // From HS256 to ES256 and back: a token under either is known while its version
 // is, and proxy-env has the one kind of key or the other.
-func TestAStageMayChangeTheAlgorithm(t *testing.T) {
+func TestRotate_ChangesAlgorithm(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	hs, _ := m.tokenFor("")
 	m.step("/stage", data{"proxy_url": greenProxy, "algorithm": "ES256"}, stageWarning)
 	status := m.step("/activate", nil)
-	m.same("algorithms", []any{"ES256", "HS256"}, []any{status["current_algorithm"], status["previous_algorithm"]})
+	m.equal("algorithms", []any{"ES256", "HS256"}, []any{status["current_algorithm"], status["previous_algorithm"]})
 	es, _ := m.tokenFor("")
-	m.same("verdicts", []any{1, 2}, []any{m.verdict(hs), m.verdict(es)})
-	m.same("header of an HS256 token", `{"alg":"HS256","typ":"JWT"}`, decodedSegment(t, hs, 0))
+	m.equal("verdicts", []any{1, 2}, []any{m.verdict(hs), m.verdict(es)})
+	m.equal("header of an HS256 token", `{"alg":"HS256","typ":"JWT"}`, decodedSegment(t, hs, 0))
 	for path, want := range map[string]string{"proxy-env": "public_key", "proxy-env/2": "public_key", "proxy-env/1": "ATI_JWT_SECRET"} {
 		env := m.ok(logical.ReadOperation, path, nil).Data
 		if env[want] == nil || len(env) != 4 {
@@ -529,18 +529,18 @@ func TestAStageMayChangeTheAlgorithm(t *testing.T) {
 	}
 	// A rotation at once follows the current algorithm, or changes it.
 	status = m.write("config/rotate", nil).Data
-	m.same("the algorithm stays", any("ES256"), status["current_algorithm"])
+	m.equal("the algorithm stays", any("ES256"), status["current_algorithm"])
 	const none = "signed by no key of this mount; last rotated at 2027-01-15T08:00:00Z"
-	m.same("verdicts", []any{none, none}, []any{m.verdict(hs), m.verdict(es)})
+	m.equal("verdicts", []any{none, none}, []any{m.verdict(hs), m.verdict(es)})
 	status = m.write("config/rotate", data{"algorithm": "HS256", "secret": greenSecret}).Data
-	m.same("the algorithm changes", []any{"HS256", 4}, []any{status["current_algorithm"], status["current_version"]})
+	m.equal("the algorithm changes", []any{"HS256", 4}, []any{status["current_algorithm"], status["current_version"]})
 	back, _ := m.tokenFor("")
-	m.same("verdict", any(4), m.verdict(back))
+	m.equal("verdict", any(4), m.verdict(back))
 }
 
 // A node that has not yet seen that the bound was raised keeps to the one that
 // it knows.
-func TestAStaleConfigBoundsTheTTL(t *testing.T) {
+func TestCreds_StaleConfigBoundsTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "1h"})
 	m.tokenFor("")
@@ -548,15 +548,15 @@ func TestAStaleConfigBoundsTheTTL(t *testing.T) {
 	other.ok(logical.UpdateOperation, "roles/r", data{"ttl": "5h"})
 	m.b.InvalidateKey(t.Context(), "role/r")
 	resp := m.ok(logical.ReadOperation, "creds/r", nil)
-	m.same("TTL", int64(3600), resp.Data["token_ttl"])
+	m.equal("TTL", int64(3600), resp.Data["token_ttl"])
 	m.b.InvalidateKey(t.Context(), "config")
-	m.same("TTL afterwards", int64(5*3600), m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"])
+	m.equal("TTL afterwards", int64(5*3600), m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"])
 }
 
 // Any sequence of steps, roles, mints, restarts and tunings: what status,
 // validate and proxy-env say agrees, no version names two keys, and no token
 // outlives its tokens_expire_by.
-func TestAnyLifeOfTheKey(t *testing.T) {
+func TestRotate_RandomSequences(t *testing.T) {
 	t.Parallel()
 	seeds := rounds(40, 2000)
 	var allSteps, allTokens atomic.Int64
@@ -679,7 +679,7 @@ func TestAnyLifeOfTheKey(t *testing.T) {
 
 // Two people at once, or one who clicks twice: one of them is told that it was
 // done already.
-func TestStepsAtOnceEndInOneOfTheTwoOrders(t *testing.T) {
+func TestRotate_ConcurrentSteps(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	for _, step := range []string{"/stage", "/activate", "/retire"} {
@@ -701,11 +701,11 @@ func TestStepsAtOnceEndInOneOfTheTwoOrders(t *testing.T) {
 		}
 	}
 	status := m.ok(logical.ReadOperation, "config/rotate", nil).Data
-	m.same("versions", []any{2, 1, nil}, []any{status["current_version"], status["previous_version"], status["pending_version"]})
+	m.equal("versions", []any{2, 1, nil}, []any{status["current_version"], status["previous_version"], status["pending_version"]})
 }
 
 // A write that fails leaves the step undone, or done, as storage has it.
-func TestAStepThatFailsIsDoneOrNot(t *testing.T) {
+func TestRotate_FailedWriteIsAtomic(t *testing.T) {
 	t.Parallel()
 	for _, late := range []bool{false, true} {
 		m := configured(t, nil, nil)
@@ -734,10 +734,10 @@ func TestAStepThatFailsIsDoneOrNot(t *testing.T) {
 			if late {
 				want = c.want
 			}
-			m.same(fmt.Sprintf("carried out %v: after a failed %s %q", late, c.op, c.step), want, state())
+			m.equal(fmt.Sprintf("carried out %v: after a failed %s %q", late, c.op, c.step), want, state())
 			if !late {
 				m.ok(c.op, "config/rotate"+c.step, nil)
-				m.same("after "+c.step, c.want, state())
+				m.equal("after "+c.step, c.want, state())
 			}
 			m.tokenFor("")
 		}
@@ -746,7 +746,7 @@ func TestAStepThatFailsIsDoneOrNot(t *testing.T) {
 
 // The promise: no key is in any response but proxy-env's, in an error or in the
 // log.
-func TestNoStepTellsAKey(t *testing.T) {
+func TestRotate_DoesNotExposeKeys(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	pair := newPair(t)
@@ -784,29 +784,29 @@ func TestNoStepTellsAKey(t *testing.T) {
 }
 
 // A disabled role, which isn't judged against the ceilings, doesn't count.
-func TestADisabledRoleDoesNotMoveTheEndOfTheTokens(t *testing.T) {
+func TestRotate_ExpiryIgnoresDisabledRoles(t *testing.T) {
 	t.Parallel()
 	for name, ttl := range map[string]string{"below the ceiling": "2h", "beyond the ceiling": "2000000000", "the longest duration that there is": "9223372036"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := configured(t, data{"max_ttl": "4h"}, nil)
 			m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "ttl": ttl, "disabled": true})
-			m.endsBy("2027-01-15T09:01:01Z")
+			m.checkTokensExpireBy("2027-01-15T09:01:01Z")
 		})
 	}
 }
 
 // A bound that is the longest duration of Go's is still in the future.
-func TestTokensOfTheLongestTTL(t *testing.T) {
+func TestRotate_ExpiryOfLongestTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.system.MaxLeaseTTLVal = 9223372036 * time.Second
 	m.ok(logical.CreateOperation, "roles/long", data{"tools": "x", "ttl": "9223372036"})
-	m.endsBy("2319-04-27T07:48:17Z")
+	m.checkTokensExpireBy("2319-04-27T07:48:17Z")
 }
 
 // Enabling a role counts, where it was written while it was disabled.
-func TestARoleThatIsEnabledMovesTheEndOfTheTokens(t *testing.T) {
+func TestRotate_ExpiryCountsEnabledRoles(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"max_ttl": "2h"}, nil)
 	m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "ttl": "4h", "disabled": true})
@@ -816,11 +816,11 @@ func TestARoleThatIsEnabledMovesTheEndOfTheTokens(t *testing.T) {
 	if got, want := m.ok(logical.ReadOperation, "creds/idle", nil).Data["expires_at"], int64(1_800_014_400); got != want {
 		t.Errorf("the token expires at %v, want %v", got, want)
 	}
-	m.endsBy("2027-01-15T12:01:01Z")
+	m.checkTokensExpireBy("2027-01-15T12:01:01Z")
 }
 
 // A mount whose only role is disabled has no bound, and says why it doesn't mint.
-func TestADisabledRoleAloneMintsNothing(t *testing.T) {
+func TestCreds_OnlyDisabledRole(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
@@ -833,7 +833,7 @@ func TestADisabledRoleAloneMintsNothing(t *testing.T) {
 // The promise: tokens_expire_by is never too early. Whichever of a mint and a
 // retirement reads the clock while the other is under way, no token of the
 // retired version has a later iat.
-func TestNoTokenIsIssuedAfterTheEndOfMinting(t *testing.T) {
+func TestRotate_NoTokenAfterRetirement(t *testing.T) {
 	t.Parallel()
 	for _, overtaken := range []string{"the mint", "the retirement"} {
 		t.Run(overtaken, func(t *testing.T) {
@@ -842,7 +842,7 @@ func TestNoTokenIsIssuedAfterTheEndOfMinting(t *testing.T) {
 			m.activateGreen()
 			var mu sync.Mutex
 			now, hook := m.now, func() {}
-			m.withClock(func() time.Time {
+			m.useClock(func() time.Time {
 				mu.Lock()
 				read, f := now, hook
 				hook = func() {}
@@ -893,20 +893,20 @@ func TestNoTokenIsIssuedAfterTheEndOfMinting(t *testing.T) {
 }
 
 // Of two changes at once, neither is lost: as in
-// TestAReaderOrWriterBetweenReadAndWriteLosesNothing.
-func TestStepsAndOtherWritesAtOnceLoseNothing(t *testing.T) {
+// TestCache_ConcurrentReadWrite.
+func TestRotate_ConcurrentConfigWrite(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		op   logical.Operation
 		path string
 		want []any // current, pending, previous
 	}{
-		"a stage":              {logical.UpdateOperation, "config/rotate/stage", []any{2, 4, 1}},
-		"a dropped stage":      {logical.DeleteOperation, "config/rotate/stage", []any{2, nil, 1}},
-		"a rollback":           {logical.UpdateOperation, "config/rotate/rollback", []any{1, 3, 2}},
-		"a retired key's time": {logical.RollbackOperation, "", []any{2, 3, nil}},
-		"a rotation at once":   {logical.UpdateOperation, "config/rotate", []any{4, 3, nil}},
-		"a deletion of config": {logical.DeleteOperation, "config", nil},
+		"a stage":                    {logical.UpdateOperation, "config/rotate/stage", []any{2, 4, 1}},
+		"a dropped stage":            {logical.DeleteOperation, "config/rotate/stage", []any{2, nil, 1}},
+		"a rollback":                 {logical.UpdateOperation, "config/rotate/rollback", []any{1, 3, 2}},
+		"the purge of a retired key": {logical.RollbackOperation, "", []any{2, 3, nil}},
+		"an immediate rotation":      {logical.UpdateOperation, "config/rotate", []any{4, 3, nil}},
+		"a deletion of config":       {logical.DeleteOperation, "config", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -916,13 +916,13 @@ func TestStepsAndOtherWritesAtOnceLoseNothing(t *testing.T) {
 			switch name {
 			case "a stage":
 				m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
-			case "a retired key's time":
+			case "the purge of a retired key":
 				m.write("config/rotate/retire", nil)
 				m.now = m.now.Add(2 * time.Hour)
 			}
 			m.tokenFor("") // warm
 			var second *logical.Response
-			m.during("config", func() {
+			m.duringRead("config", func() {
 				if resp, err := m.request(c.op, c.path, nil); err != nil || resp.IsError() {
 					t.Errorf("%v %v", err, resp.Error())
 				}
@@ -941,25 +941,25 @@ func TestStepsAndOtherWritesAtOnceLoseNothing(t *testing.T) {
 			if c.want == nil { // the second write made a new config
 				c.want = []any{4, nil, nil}
 			}
-			m.same("versions", c.want, []any{s["current_version"], s["pending_version"], s["previous_version"]})
+			m.equal("versions", c.want, []any{s["current_version"], s["pending_version"], s["previous_version"]})
 		})
 	}
 }
 
 // Times are told, and kept, in UTC and whole seconds, wherever Vault runs.
-func TestTimesAreInUTCAndWholeSeconds(t *testing.T) {
+func TestRotate_TimesAreUTCSeconds(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	m.now = m.now.Add(900 * time.Millisecond).In(time.FixedZone("", 3600))
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret})
 	m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
 	m.activateGreen()
-	status := m.step("/retire", nil, broughtWarning)
+	status := m.step("/retire", nil, importedWarning)
 	for name, want := range map[string]string{
 		"current_created_at": "2027-01-15T08:00:00Z", "current_activated_at": "2027-01-15T08:00:00Z", "previous_created_at": "2027-01-15T08:00:00Z",
 		"previous_retired_at": "2027-01-15T08:00:00Z", "previous_tokens_expire_by": "2027-01-15T09:01:01Z",
 	} {
-		m.same(name, any(want), status[name])
+		m.equal(name, any(want), status[name])
 	}
 	if stored := m.storage.dump(t)["config"]; strings.Contains(stored, ".9") || strings.Contains(stored, "+01:00") {
 		t.Errorf("storage has %s", stored)
@@ -969,16 +969,16 @@ func TestTimesAreInUTCAndWholeSeconds(t *testing.T) {
 }
 
 // A secret has one spelling, whoever brought it.
-func TestASecretIsKeptInLowerCase(t *testing.T) {
+func TestRotate_StoresSecretInLowerCase(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"secret": strings.ToUpper(testSecret)}, nil)
-	m.same("proxy-env", any(testSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
+	m.equal("proxy-env", any(testSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
 	m.write("config/rotate", data{"secret": strings.ToUpper(greenSecret)})
-	m.same("proxy-env", any(greenSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
+	m.equal("proxy-env", any(greenSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
 }
 
 // Each byte of a generated secret is random.
-func TestAGeneratedSecretIsRandomInEachByte(t *testing.T) {
+func TestRotate_GeneratesRandomSecrets(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	seen := [32]map[string]bool{}
@@ -1001,7 +1001,7 @@ func TestAGeneratedSecretIsRandomInEachByte(t *testing.T) {
 
 // A key that can't be generated is Vault's trouble, not the caller's mistake,
 // and changes nothing.
-func TestNoRandomnessIsAnErrorAndNoRotation(t *testing.T) {
+func TestRotate_NoRandomness(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	before := m.storage.dump(t)["config"]
@@ -1013,24 +1013,11 @@ func TestNoRandomnessIsAnErrorAndNoRotation(t *testing.T) {
 	if err == nil || !strings.HasPrefix(err.Error(), "generate a signing key: ") {
 		t.Errorf("%v %v", resp, err)
 	}
-	m.same("storage", before, m.storage.dump(t)["config"])
-}
-
-// A damaged key in storage is an error that names the version.
-func TestADamagedKeyIsAnErrorThatNamesItsVersion(t *testing.T) {
-	t.Parallel()
-	m := configured(t, nil, nil)
-	m.damage(`"secret":"`+testSecret+`"`, `"secret":""`)
-	const want = "read version 1 of the stored key: parse key: an HS256 secret must not be empty"
-	m.failed(logical.ReadOperation, "creds/r", nil, want)
-	m.failed(logical.ReadOperation, "proxy-env", nil, want)
-	m.failed(logical.UpdateOperation, "config", data{"issuer": "x"}, want)
-	m.damage(`"secret":""`, `"secret":["`+testSecret+`"]`)
-	m.failed(logical.ReadOperation, "creds/r", nil, "read config: decode the storage entry: a stored key is not a string")
+	m.equal("storage", before, m.storage.dump(t)["config"])
 }
 
 // Without a bound there is no cap on the TTL, and no tokens_expire_by.
-func TestAMintWithoutABoundIsAnError(t *testing.T) {
+func TestCreds_RequiresLongestTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.damage(fmt.Sprintf(`"longest_ttl":%d`, time.Hour), `"longest_ttl":0`)
@@ -1038,54 +1025,54 @@ func TestAMintWithoutABoundIsAnError(t *testing.T) {
 }
 
 // A role's own maximum holds, where another role's is longer.
-func TestARolesOwnMaximumHoldsBelowTheLongest(t *testing.T) {
+func TestCreds_RoleMaximum(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "10m", "max_ttl": "30m"})
 	m.ok(logical.CreateOperation, "roles/long", data{"tools": "x", "ttl": "5h"})
-	m.same("TTL", int64(1800), m.ok(logical.UpdateOperation, "creds/r", data{"ttl": "2h"}).Data["token_ttl"])
+	m.equal("TTL", int64(1800), m.ok(logical.UpdateOperation, "creds/r", data{"ttl": "2h"}).Data["token_ttl"])
 }
 
 // A staged version outlasts a rollback, and a role that raises the bound.
-func TestAStagedVersionStays(t *testing.T) {
+func TestRotate_PendingVersionSurvivesWrites(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.activateGreen()
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 	pending := func() any { return m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_version"] }
 	m.step("/rollback", nil)
-	m.same("after a rollback", any(3), pending())
+	m.equal("after a rollback", any(3), pending())
 	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "9h"})
-	m.same("after a role's write", any(3), pending())
+	m.equal("after a role's write", any(3), pending())
 	m.ok(logical.UpdateOperation, "config", data{"issuer": "x"})
-	m.same("after config's write", any(3), pending())
+	m.equal("after config's write", any(3), pending())
 }
 
 // What another node has stored is not undone by a role's write here, whether or
 // not Invalidate has come.
-func TestARoleWriteGoesByStorage(t *testing.T) {
+func TestRoles_WriteReadsStorage(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.tokenFor("") // warm
 	other := m.otherNode()
 	other.write("config/rotate", nil)
 	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "9h"})
-	m.same("version", any(2), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
+	m.equal("version", any(2), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
 }
 
 // config's write leaves the times of the key alone; Terraform may write the
 // address again where two versions share it.
-func TestConfigsWriteLeavesTheVersionsAlone(t *testing.T) {
+func TestConfig_WriteKeepsVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.write("config/rotate/stage", nil) // at the same address
 	before := m.ok(logical.ReadOperation, "config/rotate", nil).Data
 	m.now = m.now.Add(time.Hour)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret, "algorithm": "HS256", "issuer": "x"})
-	m.same("status", before, m.ok(logical.ReadOperation, "config/rotate", nil).Data)
+	m.equal("status", before, m.ok(logical.ReadOperation, "config/rotate", nil).Data)
 }
 
 // Deletion forgets all keys, not only the current one.
-func TestDeletingConfigForgetsEachVersion(t *testing.T) {
+func TestConfig_DeleteForgetsAllVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	third := strings.Repeat("fedcba9876543210", 4)
@@ -1101,16 +1088,16 @@ func TestDeletingConfigForgetsEachVersion(t *testing.T) {
 }
 
 // After a rotation, what is no token is still told to be none.
-func TestAMalformedTokenAfterARotation(t *testing.T) {
+func TestValidate_MalformedTokenAfterRotation(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.write("config/rotate", nil)
-	m.same("verdict", any("malformed token: it has 0 dots, not 2"), m.verdict("hello"))
+	m.equal("verdict", any("malformed token: it has 0 dots, not 2"), m.verdict("hello"))
 }
 
 // Who may write a mount's storage: nobody on a performance standby; on a
 // secondary, a local mount only.
-func TestWhichNodeForgetsAKey(t *testing.T) {
+func TestRotate_PurgeRunsOnWritableNodes(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		state consts.ReplicationState
@@ -1138,24 +1125,24 @@ func TestWhichNodeForgetsAKey(t *testing.T) {
 
 // Another node has forgotten the key already; and where there is nothing to do,
 // storage isn't asked.
-func TestForgettingTwiceWritesOnce(t *testing.T) {
+func TestRotate_PurgeWritesOnce(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.activateGreen()
 	m.write("config/rotate/retire", nil)
 	calls := m.storage.calls.Load()
 	m.periodic()
-	m.same("storage calls before the time", calls, m.storage.calls.Load())
+	m.equal("storage calls before the time", calls, m.storage.calls.Load())
 	m.now = m.now.Add(2 * time.Hour)
 	other := m.otherNode()
 	other.write("config", data{"issuer": "x"})
 	puts := len(m.storage.order)
 	m.periodic()
-	m.same("writes", puts, len(m.storage.order))
+	m.equal("writes", puts, len(m.storage.order))
 }
 
 // The log names each change of the keys.
-func TestTheLogNamesTheVersions(t *testing.T) {
+func TestLog_RecordsKeyVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.write("config/rotate/stage", data{"proxy_url": greenProxy})
@@ -1179,7 +1166,7 @@ func TestTheLogNamesTheVersions(t *testing.T) {
 }
 
 // Blue and green mint for their own proxies only.
-func TestNoVersionMintsForAStrangersProxy(t *testing.T) {
+func TestCreds_UnknownProxyURL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.activateGreen()
@@ -1187,7 +1174,7 @@ func TestNoVersionMintsForAStrangersProxy(t *testing.T) {
 }
 
 // Vault mints nothing under a pending version, but whoever brought its key may.
-func TestValidateKnowsThePendingVersion(t *testing.T) {
+func TestValidate_PendingVersion(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.step("/stage", data{"proxy_url": greenProxy, "secret": greenSecret}, stageWarning)
@@ -1200,7 +1187,7 @@ func TestValidateKnowsThePendingVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.same("verdict", any(2), m.verdict(token))
+	m.equal("verdict", any(2), m.verdict(token))
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
-	m.same("verdict", any("signed by no key of this mount"), m.verdict(token))
+	m.equal("verdict", any("signed by no key of this mount"), m.verdict(token))
 }

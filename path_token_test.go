@@ -15,7 +15,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-func TestATokenHasWhatTheRoleGrantsAndTheAnswerSaysIt(t *testing.T) {
+func TestCreds_WholeRole(t *testing.T) {
 	t.Parallel()
 	role := data{
 		"tools": "web_search,tool:github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour", "*": "5/s"},
@@ -52,10 +52,10 @@ func TestATokenHasWhatTheRoleGrantsAndTheAnswerSaysIt(t *testing.T) {
 
 // The promise: the claims are those that ati-client would have written, byte
 // for byte.
-func TestATokenIsTheOneThatAtiClientWouldIssue(t *testing.T) {
+func TestCreds_MatchesAtiClient(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*", "rate": data{"tool:web_search": "10/hour"}, "ttl": "2h"})
-	m.entity(nil)
+	m.useEntity(nil)
 	got := m.ok(logical.ReadOperation, "creds/r", data{"agent_id": "sandbox:abc123"}).Data["token"]
 	key, err := ati.ParseSecret(testSecret)
 	if err != nil {
@@ -72,7 +72,7 @@ func TestATokenIsTheOneThatAtiClientWouldIssue(t *testing.T) {
 	}
 }
 
-func TestFormatEnvIsExactlyWhatProvisionSandboxReturns(t *testing.T) {
+func TestCreds_FormatEnv(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	resp := m.ok(logical.ReadOperation, "creds/r", data{"format": "env"})
@@ -85,7 +85,7 @@ func TestFormatEnvIsExactlyWhatProvisionSandboxReturns(t *testing.T) {
 	}
 }
 
-func TestAudienceAndIssuerFollowRoleAndConfig(t *testing.T) {
+func TestCreds_AudienceAndIssuer(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"accepted_audiences": "mcp"}, data{"audience": "mcp"})
 	c := m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
@@ -100,7 +100,7 @@ func TestAudienceAndIssuerFollowRoleAndConfig(t *testing.T) {
 	}
 }
 
-func TestTheSubjectIsTheCallersUnlessTheRoleSaysOtherwise(t *testing.T) {
+func TestCreds_Subject(t *testing.T) {
 	t.Parallel()
 	alice := func() *logical.Entity {
 		return &logical.Entity{
@@ -115,21 +115,21 @@ func TestTheSubjectIsTheCallersUnlessTheRoleSaysOtherwise(t *testing.T) {
 		want     string
 		lookups  [2]int64 // of the entity and of its groups
 	}{
-		"the display name without an entity":     {"", nil, "token", [2]int64{}},
-		"the entity id":                          {"", alice(), testEntity, [2]int64{}},
-		"plain":                                  {"agent/7", alice(), "agent/7", [2]int64{}},
-		"plain without an entity":                {"agent/7", nil, "agent/7", [2]int64{}},
-		"the entity's name":                      {"{{identity.entity.name}}", alice(), "alice", [2]int64{1, 0}},
-		"a value with joiners that is the whole": {"{{identity.entity.metadata.url}}", alice(), "a:b/c", [2]int64{1, 0}},
-		"several values":                         {"{{ identity.entity.metadata.team }}/{{identity.entity.id}}:x", alice(), "blue/" + testEntity + ":x", [2]int64{1, 0}},
-		"an alias' values":                       {"{{identity.entity.aliases.auth_approle_1.metadata.role_name}}:{{identity.entity.aliases.auth_approle_1.custom_metadata.x}}", alice(), "ci:y", [2]int64{1, 0}},
-		"a group's values":                       {"{{identity.groups.names.ops.metadata.cost}}/{{identity.groups.ids.g1.name}}", alice(), "42/ops", [2]int64{1, 1}},
+		"the display name without an entity": {"", nil, "token", [2]int64{}},
+		"the entity id":                      {"", alice(), testEntity, [2]int64{}},
+		"plain":                              {"agent/7", alice(), "agent/7", [2]int64{}},
+		"plain without an entity":            {"agent/7", nil, "agent/7", [2]int64{}},
+		"the entity's name":                  {"{{identity.entity.name}}", alice(), "alice", [2]int64{1, 0}},
+		"a value with separators, alone":     {"{{identity.entity.metadata.url}}", alice(), "a:b/c", [2]int64{1, 0}},
+		"several values":                     {"{{ identity.entity.metadata.team }}/{{identity.entity.id}}:x", alice(), "blue/" + testEntity + ":x", [2]int64{1, 0}},
+		"an alias' values":                   {"{{identity.entity.aliases.auth_approle_1.metadata.role_name}}:{{identity.entity.aliases.auth_approle_1.custom_metadata.x}}", alice(), "ci:y", [2]int64{1, 0}},
+		"a group's values":                   {"{{identity.groups.names.ops.metadata.cost}}/{{identity.groups.ids.g1.name}}", alice(), "42/ops", [2]int64{1, 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := configured(t, nil, data{"subject": c.template})
 			if c.entity != nil {
-				m.entity(c.entity, group)
+				m.useEntity(c.entity, group)
 			}
 			resp := m.ok(logical.ReadOperation, "creds/r", nil)
 			if got := m.claims(resp).Subject; got != c.want || resp.Data["sub"] != c.want {
@@ -144,7 +144,7 @@ func TestTheSubjectIsTheCallersUnlessTheRoleSaysOtherwise(t *testing.T) {
 
 // The promises: there is never an empty sub, and no two entities' values run
 // together into the same one.
-func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
+func TestCreds_RejectsIdentityValues(t *testing.T) {
 	t.Parallel()
 	const joined = "; beside other text a value is letters, digits and ._@+- beginning with a letter or digit"
 	meta := func(v string) *logical.Entity { return &logical.Entity{Metadata: map[string]string{"k": v}} }
@@ -161,10 +161,10 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 		"an equals sign in a value":      {"x:{{identity.entity.metadata.k}}", meta("a=b"), `subject: {{identity.entity.metadata.k}} is "a=b" for entity ` + testEntity + joined},
 		"a star in a value":              {"x:{{identity.entity.metadata.k}}", meta("*"), `subject: {{identity.entity.metadata.k}} is "*" for entity ` + testEntity + joined},
 		"a blank in a value":             {"x:{{identity.entity.metadata.k}}", meta("a b"), `subject: {{identity.entity.metadata.k}} is "a b" for entity ` + testEntity + joined},
-		"a blank in the whole":           {"{{identity.entity.metadata.k}}", meta("a b"), `subject "a b": ` + idFormText},
-		"a variable in the whole":        {"{{identity.entity.metadata.k}}", meta("${JWT_SUB}"), `subject "${JWT_SUB}": ` + idFormText},
+		"a blank in the only value":      {"{{identity.entity.metadata.k}}", meta("a b"), `subject "a b": ` + idFormText},
+		"a variable as the only value":   {"{{identity.entity.metadata.k}}", meta("${JWT_SUB}"), `subject "${JWT_SUB}": ` + idFormText},
 		"a directive as a value":         {"{{identity.entity.metadata.k}}", meta("{{identity.entity.id}}"), `subject "{{identity.entity.id}}": ` + idFormText},
-		"too long a whole":               {"{{identity.entity.metadata.k}}", meta(strings.Repeat("a", 129)), fmt.Sprintf("subject %q: %s", strings.Repeat("a", 129), idFormText)},
+		"a value that is too long":       {"{{identity.entity.metadata.k}}", meta(strings.Repeat("a", 129)), fmt.Sprintf("subject %q: %s", strings.Repeat("a", 129), idFormText)},
 		"two dots across value and text": {"a.{{identity.entity.metadata.k}}", meta("x.."), `subject "a.x..": ` + idFormText},
 		"another group":                  {"{{identity.groups.names.ops.id}}", new(logical.Entity), "subject: {{identity.groups.names.ops.id}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
 		"another alias":                  {"{{identity.entity.aliases.acc.id}}", new(logical.Entity), "subject: {{identity.entity.aliases.acc.id}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
@@ -173,18 +173,18 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 			t.Parallel()
 			m := configured(t, nil, data{"subject": c.template})
 			if c.entity != nil {
-				m.entity(c.entity, &logical.Group{ID: "g", Name: "dev"})
+				m.useEntity(c.entity, &logical.Group{ID: "g", Name: "dev"})
 			}
 			m.refused(logical.ReadOperation, "creds/r", nil, c.want)
 		})
 	}
-	t.Run("an entity that is gone", func(t *testing.T) {
+	t.Run("an entity that no longer exists", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"subject": "{{identity.entity.name}}"})
 		m.entityID = testEntity
 		m.refused(logical.ReadOperation, "creds/r", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole")
 	})
-	t.Run("a display name that is no id", func(t *testing.T) {
+	t.Run("a display name that is not a valid ID", func(t *testing.T) {
 		t.Parallel()
 		for _, name := range []string{"ldap-Jane Doe", "", "github-é"} {
 			m := configured(t, nil, nil)
@@ -192,21 +192,21 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 			m.refused(logical.ReadOperation, "creds/r", nil, fmt.Sprintf("the caller has no identity entity, and its display name %q: %s; set the role's subject or allowed_agent_ids", name, idFormText))
 		}
 	})
-	t.Run("an identity system that fails", func(t *testing.T) {
+	t.Run("a failing lookup of the entity", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"subject": "{{identity.entity.name}}"})
-		m.entity(nil)
+		m.useEntity(nil)
 		m.system.entityErr = errors.New("no leader")
 		m.failed(logical.ReadOperation, "creds/r", nil, "look up entity "+testEntity+": no leader")
 	})
-	t.Run("groups that can't be looked up", func(t *testing.T) {
+	t.Run("a failing lookup of groups", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"subject": "{{identity.groups.names.ops.id}}"})
-		m.entity(nil)
+		m.useEntity(nil)
 		m.system.groupErr = errors.New("no leader")
 		m.failed(logical.ReadOperation, "creds/r", nil, "look up the groups of entity "+testEntity+": no leader")
 	})
-	t.Run("an entity id that is no id", func(t *testing.T) {
+	t.Run("an entity ID that is not a valid ID", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
 		m.entityID = "a b"
@@ -224,7 +224,7 @@ func TestATemplateWithoutAProperValueRefusesTheMint(t *testing.T) {
 
 // Each of the three templates is rendered, whichever others there are and
 // whatever of the identity system they need.
-func TestTemplatesTogether(t *testing.T) {
+func TestCreds_SeveralTemplates(t *testing.T) {
 	t.Parallel()
 	const group, entity = "{{identity.groups.names.ops.id}}", "{{identity.entity.name}}"
 	for _, c := range []struct {
@@ -238,7 +238,7 @@ func TestTemplatesTogether(t *testing.T) {
 		{"", entity, group, [3]string{testEntity, "alice", "g1"}, 1},
 	} {
 		m := configured(t, nil, data{"subject": c.subject, "job_id": c.job, "sandbox_id": c.sandbox})
-		m.entity(&logical.Entity{Name: "alice"}, &logical.Group{ID: "g1", Name: "ops"})
+		m.useEntity(&logical.Entity{Name: "alice"}, &logical.Group{ID: "g1", Name: "ops"})
 		got := m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
 		if ids := [3]string{got.Subject, got.JobID, got.SandboxID}; ids != c.want {
 			t.Errorf("%+v: got %q", c, ids)
@@ -249,7 +249,7 @@ func TestTemplatesTogether(t *testing.T) {
 	}
 }
 
-func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
+func TestCreds_CallerChosenIDs(t *testing.T) {
 	t.Parallel()
 	role := data{
 		"allowed_agent_ids": "sandbox:*,exact,*-end", "allowed_job_ids": "job-*", "allowed_sandbox_ids": "*",
@@ -263,7 +263,7 @@ func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	m.entity(&logical.Entity{Name: "alice"})
+	m.useEntity(&logical.Entity{Name: "alice"})
 	c := m.claims(m.ok(logical.ReadOperation, "creds/r", nil))
 	if got, want := []string{c.Subject, c.JobID, c.SandboxID}, []string{"alice", testID + "/alice", testEntity}; !cmp.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
@@ -273,23 +273,23 @@ func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 		data data
 		want string
 	}{
-		"an agent_id that no glob has":   {data{"agent_id": "other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"an agent_id of another case":    {data{"agent_id": "EXACT"}, `agent_id "EXACT" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"a job_id that no glob has":      {data{"job_id": "other"}, `job_id "other" is not one that role "r" allows; its allowed_job_ids say which`},
-		"an agent_id with a blank":       {data{"agent_id": "sandbox:a b"}, `agent_id "sandbox:a b": ` + idFormText},
-		"an agent_id that is a variable": {data{"agent_id": "sandbox:${JWT_SUB}"}, `agent_id "sandbox:${JWT_SUB}": ` + idFormText},
-		"an agent_id that is a template": {data{"agent_id": "sandbox:{{jti}}"}, `agent_id "sandbox:{{jti}}": ` + idFormText},
-		"an agent_id with a line break":  {data{"agent_id": "sandbox:a\n"}, `agent_id "sandbox:a\n": ` + idFormText},
-		"an agent_id with two dots":      {data{"agent_id": "sandbox:../x"}, `agent_id "sandbox:../x": ` + idFormText},
-		"a sandbox_id with a star":       {data{"sandbox_id": "*"}, `sandbox_id "*": ` + idFormText},
-		"a long sandbox_id":              {data{"sandbox_id": strings.Repeat("a", 129)}, fmt.Sprintf("sandbox_id %q: %s", strings.Repeat("a", 129), idFormText)},
-		"an agent_id that is a list":     {data{"agent_id": []string{"sandbox:1", "sandbox:2"}}, "agent_id must be a string"},
-		"an agent_id that is a number":   {data{"agent_id": 9007199254740993.0}, "agent_id must be a string"},
-		"an agent_id that is true":       {data{"agent_id": true}, "agent_id must be a string"},
-		"a job_id that is a number":      {data{"job_id": json.Number("7")}, "job_id must be a string"},
-		"a proxy_url of somebody else":   {data{"proxy_url": "https://evil.example.com"}, `proxy_url "https://evil.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
-		"a proxy_url that is none":       {data{"proxy_url": "blue"}, `proxy_url "blue": the scheme must be http or https`},
-		"another format":                 {data{"format": "json"}, `format "json": must be "env", or left out (-format=json, before the path, is the CLI's own)`},
+		"an agent_id that no glob matches": {data{"agent_id": "other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"an agent_id of another case":      {data{"agent_id": "EXACT"}, `agent_id "EXACT" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"a job_id that no glob matches":    {data{"job_id": "other"}, `job_id "other" is not one that role "r" allows; its allowed_job_ids say which`},
+		"an agent_id with a blank":         {data{"agent_id": "sandbox:a b"}, `agent_id "sandbox:a b": ` + idFormText},
+		"an agent_id that is a variable":   {data{"agent_id": "sandbox:${JWT_SUB}"}, `agent_id "sandbox:${JWT_SUB}": ` + idFormText},
+		"an agent_id that is a template":   {data{"agent_id": "sandbox:{{jti}}"}, `agent_id "sandbox:{{jti}}": ` + idFormText},
+		"an agent_id with a line break":    {data{"agent_id": "sandbox:a\n"}, `agent_id "sandbox:a\n": ` + idFormText},
+		"an agent_id with two dots":        {data{"agent_id": "sandbox:../x"}, `agent_id "sandbox:../x": ` + idFormText},
+		"a sandbox_id with a star":         {data{"sandbox_id": "*"}, `sandbox_id "*": ` + idFormText},
+		"a long sandbox_id":                {data{"sandbox_id": strings.Repeat("a", 129)}, fmt.Sprintf("sandbox_id %q: %s", strings.Repeat("a", 129), idFormText)},
+		"an agent_id that is a list":       {data{"agent_id": []string{"sandbox:1", "sandbox:2"}}, "agent_id must be a string"},
+		"an agent_id that is a number":     {data{"agent_id": 9007199254740993.0}, "agent_id must be a string"},
+		"an agent_id that is true":         {data{"agent_id": true}, "agent_id must be a string"},
+		"a job_id that is a number":        {data{"job_id": json.Number("7")}, "job_id must be a string"},
+		"the proxy_url of another mount":   {data{"proxy_url": "https://evil.example.com"}, `proxy_url "https://evil.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
+		"a proxy_url that is not a URL":    {data{"proxy_url": "blue"}, `proxy_url "blue": the scheme must be http or https`},
+		"another format":                   {data{"format": "json"}, `format "json": must be "env", or left out (-format=json, before the path, is the CLI's own)`},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "creds/r", c.data, c.want) })
 	}
@@ -304,7 +304,7 @@ func TestACallerChoosesIDsWhereTheRolesGlobsAllowThem(t *testing.T) {
 
 // The promise: a request beyond the role is refused with a message that names
 // the item; a narrower one gets just what it asks for, and the role's rates.
-func TestNarrowing(t *testing.T) {
+func TestCreds_Narrowing(t *testing.T) {
 	t.Parallel()
 	role := data{
 		"tools": "web_search,github:*,linear_*", "skills": "summarize,research-*", "scopes": "help,finance:*,provider:x",
@@ -354,20 +354,20 @@ func TestNarrowing(t *testing.T) {
 		"another case":           {data{"tools": "Web_search"}, `scope "tool:Web_search"` + beyond},
 		"a pattern over a name":  {data{"tools": "web_search*"}, `scope "tool:web_search*"` + beyond},
 		"another skill":          {data{"skills": "other"}, `scope "skill:other"` + beyond},
-		"a skill of a wildcard that opens nothing": {data{"skills": "research-a"}, `scope "skill:research-a"` + beyond},
+		"a skill of a wildcard that matches nothing": {data{"skills": "research-a"}, `scope "skill:research-a"` + beyond},
 		"another scope":            {data{"scopes": "provider:y"}, `scope "provider:y"` + beyond},
-		"a tool that adds a scope": {data{"tools": []any{"web_search shell"}}, whiteSpace("tools", "web_search shell")},
+		"a tool that adds a scope": {data{"tools": []any{"web_search shell"}}, whiteSpaceError("tools", "web_search shell")},
 		"an empty tool":            {data{"tools": []any{"web_search", ""}}, `tools "": an item must not be empty; is there a comma too many?`},
 		"501 tools":                {data{"tools": strings.Repeat("a,", 500) + "a"}, "tools has 501 items; at most 500 are allowed"},
 		"a higher rate":            {data{"rate": data{"*": "101/hour"}}, `rate "*": 101/hour is more than the role's 100/hour`},
 		"another window":           {data{"rate": data{"*": "1/s"}}, `rate "*": 1/s is over another window than the role's 100/hour`},
 		"another key":              {data{"rate": data{"tool:web_search": "1/s"}}, `rate "tool:web_search": role "r" has no such rate, and a request can't add one`},
 		"a key that can't match":   {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": the key must be "*", or "tool:" and a pattern; no other limits a call`},
-		"a rate that is none":      {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
+		"an invalid rate":          {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "creds/r", c.data, c.want) })
 	}
-	t.Run("a role without rates gets none", func(t *testing.T) {
+	t.Run("a role without rates", func(t *testing.T) {
 		m := configured(t, nil, nil)
 		m.refused(logical.ReadOperation, "creds/r", data{"rate": "*=1/s"}, `rate "*": role "r" has no such rate, and a request can't add one`)
 	})
@@ -375,7 +375,7 @@ func TestNarrowing(t *testing.T) {
 
 // The promise: an empty parameter, an unset variable, never mints the whole
 // role.
-func TestEmptyParametersAreRefused(t *testing.T) {
+func TestCreds_RejectsEmptyParameters(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"rate": data{"*": "1/s"}, "allowed_agent_ids": "*", "allowed_job_ids": "*", "allowed_sandbox_ids": "*"})
 	for field, values := range map[string][]any{
@@ -389,7 +389,7 @@ func TestEmptyParametersAreRefused(t *testing.T) {
 	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`)
 }
 
-func TestTTLs(t *testing.T) {
+func TestCreds_TTL(t *testing.T) {
 	t.Parallel()
 	capped := func(asked, limit string) string {
 		return fmt.Sprintf("TTL of %q exceeded the effective max_ttl of %q; TTL value is capped accordingly", asked, limit)
@@ -402,19 +402,19 @@ func TestTTLs(t *testing.T) {
 		want    int64
 		warning string
 	}{
-		"the role's":                          {nil, nil, 0, nil, 3600, ""},
-		"a shorter one":                       {nil, nil, 0, "10m", 600, ""},
-		"a second":                            {nil, nil, 0, 1, 1, ""},
-		"a number of a query":                 {nil, nil, 0, "90", 90, ""},
-		"a JSON number":                       {nil, nil, 0, json.Number("90"), 90, ""},
-		"longer than max_ttl unset":           {nil, nil, 0, "61m", 3600, capped("1h1m", "1h")},
-		"up to max_ttl":                       {data{"max_ttl": "2h"}, nil, 0, "2h", 7200, ""},
-		"longer than max_ttl":                 {data{"max_ttl": "2h"}, nil, 0, "7201s", 7200, capped("2h1s", "2h")},
-		"longer than config's":                {nil, "30m", 0, "45m", 1800, capped("45m", "30m")},
-		"the role's, longer than config's":    {nil, "30m", 0, nil, 1800, capped("1h", "30m")},
-		"longer than the mount's":             {nil, nil, 20 * time.Minute, "45m", 1200, capped("45m", "20m")},
-		"the role's, longer than the mount's": {nil, "30m", 20 * time.Minute, nil, 1200, capped("1h", "20m")},
-		"beyond all bounds":                   {nil, nil, 0, "2540400h", 3600, capped("2540400h", "1h")},
+		"the role's":                           {nil, nil, 0, nil, 3600, ""},
+		"a shorter one":                        {nil, nil, 0, "10m", 600, ""},
+		"a second":                             {nil, nil, 0, 1, 1, ""},
+		"a number of a query":                  {nil, nil, 0, "90", 90, ""},
+		"a JSON number":                        {nil, nil, 0, json.Number("90"), 90, ""},
+		"longer than max_ttl unset":            {nil, nil, 0, "61m", 3600, capped("1h1m", "1h")},
+		"up to max_ttl":                        {data{"max_ttl": "2h"}, nil, 0, "2h", 7200, ""},
+		"longer than max_ttl":                  {data{"max_ttl": "2h"}, nil, 0, "7201s", 7200, capped("2h1s", "2h")},
+		"longer than the config's":             {nil, "30m", 0, "45m", 1800, capped("45m", "30m")},
+		"the role's, longer than the config's": {nil, "30m", 0, nil, 1800, capped("1h", "30m")},
+		"longer than the mount's":              {nil, nil, 20 * time.Minute, "45m", 1200, capped("45m", "20m")},
+		"the role's, longer than the mount's":  {nil, "30m", 20 * time.Minute, nil, 1200, capped("1h", "20m")},
+		"beyond all bounds":                    {nil, nil, 0, "2540400h", 3600, capped("2540400h", "1h")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -458,7 +458,7 @@ func TestTTLs(t *testing.T) {
 }
 
 // A token's TTL is in whole seconds, and never none.
-func TestAMountMaximumBelowASecondMintsNothing(t *testing.T) {
+func TestMountMaxTTL_BelowOneSecond(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.b = m.newBackend()
@@ -472,7 +472,7 @@ func TestAMountMaximumBelowASecondMintsNothing(t *testing.T) {
 }
 
 // The promise: the mount's maximum may be up to 5 seconds old, not more.
-func TestATunedMountCountsWithinFiveSeconds(t *testing.T) {
+func TestMountMaxTTL_TuneAppliesWithinFiveSeconds(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	ttl := func() any { return m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"] }
@@ -491,7 +491,7 @@ func TestATunedMountCountsWithinFiveSeconds(t *testing.T) {
 	}
 }
 
-func TestTheCeilingIsJudgedAgainAtEachMint(t *testing.T) {
+func TestCreds_ChecksCurrentCeiling(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"accepted_audiences": "mcp"}, data{"tools": "web_search,github:*", "audience": "mcp"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:web_search,tool:github:read_*"})
@@ -501,7 +501,7 @@ func TestTheCeilingIsJudgedAgainAtEachMint(t *testing.T) {
 	m.refused(logical.ReadOperation, "creds/r", nil, `role "r": audience "mcp" is none of config's (ati-proxy); accepted_audiences of config takes further ones`)
 }
 
-func TestADisabledRoleMintsNothingAndStays(t *testing.T) {
+func TestCreds_DisabledRole(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"disabled": true})
 	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled; disabled=false enables it`)
@@ -511,7 +511,7 @@ func TestADisabledRoleMintsNothingAndStays(t *testing.T) {
 
 // Where warning and refusal begin, to the byte: the next longer tool is one or
 // two characters of base64 more.
-func TestTokenSizeBoundaries(t *testing.T) {
+func TestTokenSize_Boundaries(t *testing.T) {
 	t.Parallel()
 	tools := func(n int) data { // a list with n characters in its names
 		items := []any{}
@@ -551,15 +551,15 @@ func TestTokenSizeBoundaries(t *testing.T) {
 	}
 	// A role's rates and ids count too.
 	m := configured(t, nil, nil)
-	bare := size(m.roleSize(nil))
+	bare := size(m.roleSizeWarning(nil))
 	for field, value := range map[string]any{"rate": data{"tool:web_search": "1/s"}, "job_id": "{{jti}}", "sandbox_id": "box", "subject": strings.Repeat("s", 100)} {
-		if got := size(m.roleSize(data{field: value})); got <= bare {
+		if got := size(m.roleSizeWarning(data{field: value})); got <= bare {
 			t.Errorf("with %s a token has %d bytes, and %d without", field, got, bare)
 		}
 	}
 }
 
-func TestTokenSizeIsBoundedAtTheMint(t *testing.T) {
+func TestTokenSize_CheckedWhenMinting(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"tools": "p:*"})
 	tools := func(n int) data {
@@ -575,7 +575,7 @@ func TestTokenSizeIsBoundedAtTheMint(t *testing.T) {
 }
 
 // What a request carries is bounded before anything splits or quotes it.
-func TestARequestsParametersHaveABound(t *testing.T) {
+func TestParameters_SizeLimit(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	long := strings.Repeat("*", 1<<20)
@@ -619,7 +619,7 @@ func TestARequestsParametersHaveABound(t *testing.T) {
 
 // The promises: a lease never outlives its token, can't be renewed, and
 // revoking it does nothing to the token, and says so.
-func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
+func TestLease_EndsBeforeTokenAndCannotBeRenewed(t *testing.T) {
 	t.Parallel()
 	for _, format := range []data{nil, {"format": "env"}} {
 		m := configured(t, nil, data{"generate_lease": true, "max_ttl": "2h"})
@@ -653,7 +653,7 @@ func TestALeaseLivesAsLongAsItsTokenAndCannotBeRenewed(t *testing.T) {
 
 // Nor does the lease outlive its token when that is short, or when the answer took
 // its time: then there is none.
-func TestAShortOrLateTokenHasNoLongerLease(t *testing.T) {
+func TestLease_ShortOrDelayedToken(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"generate_lease": true, "ttl": "3s", "max_ttl": "1m"})
 	m.now = m.now.Add(999 * time.Millisecond)
@@ -664,7 +664,7 @@ func TestAShortOrLateTokenHasNoLongerLease(t *testing.T) {
 	m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease it must be at least 3s")
 
 	m.ok(logical.UpdateOperation, "roles/r", data{"subject": "{{identity.entity.name}}"})
-	m.entity(&logical.Entity{ID: testEntity, Name: "box"})
+	m.useEntity(&logical.Entity{ID: testEntity, Name: "box"})
 	for _, c := range []struct{ took, lease time.Duration }{{900 * time.Millisecond, time.Second}, {1001 * time.Millisecond, 0}, {time.Minute, 0}} {
 		m.now = m.now.Truncate(time.Second)
 		m.system.onEntity = func() { m.now = m.now.Add(c.took) }
@@ -679,10 +679,10 @@ func TestAShortOrLateTokenHasNoLongerLease(t *testing.T) {
 }
 
 // The keys that Vault Agent and consul-template read meaning into.
-func TestTheAnswerHasNoKeyThatAgentReadsMeaningInto(t *testing.T) {
+func TestCreds_AvoidsAgentReservedFields(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	fields := m.returned(logical.ReadOperation, "creds/r")
+	fields := m.responseFields(logical.ReadOperation, "creds/r")
 	for _, key := range []string{"rotation_period", "certificate", "secret_id", "metadata", "data", "_raw", "ttl", "lease_duration"} {
 		if _, ok := fields[key]; ok {
 			t.Errorf("creds answers with %q", key)

@@ -15,7 +15,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-func TestValidateAnswersWithTheClaimsOfAValidToken(t *testing.T) {
+func TestValidate_ReturnsClaims(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"rate": data{"*": "5/s"}, "job_id": "j", "sandbox_id": "s"})
 	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
@@ -55,7 +55,7 @@ func TestValidateAnswersWithTheClaimsOfAValidToken(t *testing.T) {
 }
 
 // The promise: a bad token is an answer, not a failed request.
-func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
+func TestValidate_ReturnsReason(t *testing.T) {
 	t.Parallel()
 	stranger := configured(t, data{"secret": strings.Repeat("0123456789abcdef", 4)}, nil)
 	other := stranger.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
@@ -68,7 +68,7 @@ func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
 	}{
 		"not a token":            {0, data{"token": "hello"}, "malformed token: it has 0 dots, not 2"},
 		"of another key":         {0, data{"token": other}, "signed by no key of this mount"},
-		"cut off":                {0, data{"token": token[:len(token)-3]}, "signed by no key of this mount"},
+		"truncated":              {0, data{"token": token[:len(token)-3]}, "signed by no key of this mount"},
 		"with a line break":      {0, data{"token": token[:9] + "\n" + token[9:]}, "malformed token: segment 1 has a line break in it"},
 		"expired":                {time.Hour + 60*time.Second, data{}, "token has expired: exp is 2027-01-15T09:00:00Z"},
 		"expired without leeway": {time.Hour, data{"leeway": 0}, "token has expired: exp is 2027-01-15T09:00:00Z"},
@@ -84,7 +84,7 @@ func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
 				d[k] = v
 			}
 			want := data{"valid": false, "error": c.want, "allowed": false}
-			if name != "not a token" && name != "of another key" && name != "cut off" && name != "with a line break" {
+			if name != "not a token" && name != "of another key" && name != "truncated" && name != "with a line break" {
 				want["key_version"] = 1 // it is this mount's all the same
 			}
 			if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", d).Data); diff != "" {
@@ -109,7 +109,7 @@ func TestValidateAnswersWhyATokenIsNotValid(t *testing.T) {
 
 // The promise: allowed is false once exp has passed, without leeway, as at the
 // proxy, while the token is valid for 60 seconds more.
-func TestValidateTellsWhetherTheTokenOpensAScopeNow(t *testing.T) {
+func TestValidate_Scope(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"tools": "github_*"})
 	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
@@ -134,7 +134,7 @@ func TestValidateTellsWhetherTheTokenOpensAScopeNow(t *testing.T) {
 
 // Vault makes a float64 of each number on the way from the plugin: one that would
 // be another then, or none, is told as its text.
-func TestInspectTellsNumbersAsTheyStand(t *testing.T) {
+func TestInspect_KeepsNumbersExact(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	encode := base64.RawURLEncoding.EncodeToString
@@ -164,7 +164,7 @@ func TestInspectTellsNumbersAsTheyStand(t *testing.T) {
 
 // The vectors through the engine: validate takes what proxy and client take,
 // inspect reads what the client reads.
-func TestValidateAndInspectAgreeWithTheVectors(t *testing.T) {
+func TestValidateAndInspect_Vectors(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile(filepath.Join("testdata", "validate.json"))
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // Memory that held a key is not shown by a log line that prints it with %+v.
-func TestNoStructPrintsItsKey(t *testing.T) {
+func TestKeys_AreNotPrinted(t *testing.T) {
 	t.Parallel()
 	pair := newPair(t)
 	private := pair.pkcs8

@@ -21,7 +21,7 @@ type sample struct {
 
 // TestSchema_FieldsAreStoredAndReturned writes each field that a path's schema
 // declares, and reads it back after a restart. It fails on a field that is
-// declared but not parsed, not stored, or not returned.
+// checkDeclared but not parsed, not stored, or not returned.
 func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 	t.Parallel()
 	pair := newPair(t)
@@ -80,7 +80,7 @@ func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 			return m.ok(logical.ReadOperation, c.readPath, nil).Data
 		}
 		fields := newMount(t).b.Route(path).Fields
-		returned := newMount(t).returned(logical.ReadOperation, c.readPath)
+		returned := newMount(t).responseFields(logical.ReadOperation, c.readPath)
 		for _, name := range sampled(t, path, c.samples) {
 			t.Run(path+" "+name, func(t *testing.T) {
 				t.Parallel()
@@ -118,7 +118,7 @@ func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 
 // TestSchema_ParametersChangeTheResponse makes each request with and without each
 // parameter that its path's schema declares. It fails on a parameter that is
-// declared but has no effect.
+// checkDeclared but has no effect.
 func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 	t.Parallel()
 	narrow := map[string]sample{
