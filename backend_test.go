@@ -113,18 +113,14 @@ func TestOpenAPI_OperationIDs(t *testing.T) {
 		"post /validate":               "ati-validate-token",
 		"post /inspect":                "ati-inspect-token",
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("operation ids (-want +got):\n%s", diff)
-	}
+	m.equal("operation IDs", want, got)
 }
 
 func TestPaths_ProtectSecrets(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	want := &logical.Paths{Root: []string{"config", "config/*", "proxy-env", "proxy-env/*"}, Unauthenticated: []string{"jwks"}, SealWrapStorage: []string{"config", "role/"}}
-	if diff := cmp.Diff(want, m.b.SpecialPaths()); diff != "" {
-		t.Errorf("special paths (-want +got):\n%s", diff)
-	}
+	m.equal("special paths", want, m.b.SpecialPaths())
 	creds := m.responseFields(logical.ReadOperation, "creds/r")
 	for _, f := range []*framework.FieldSchema{
 		m.b.Route("config").Fields["secret"], m.b.Route("config").Fields["private_key"], m.b.Route("config/rotate").Fields["secret"], m.b.Route("config/rotate/stage").Fields["private_key"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
@@ -153,7 +149,8 @@ func TestFactory(t *testing.T) {
 	}
 }
 
-// The promise: an unknown parameter is a 400 on every path, and so is null.
+// TestParameters_RejectsUnknownAndNull checks that each path rejects an unknown
+// parameter, null, and a parameter that is part of the path.
 func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
@@ -184,10 +181,9 @@ func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	}
 }
 
-// The promise: no error contains a secret or a token. The framework's own
-// errors quote a value of the wrong type.
-// A key or a token in the wrong place is refused before anything quotes it: some
-// of what an engine says stands in Vault's audit log in clear.
+// TestSecretDetection_DoesNotQuoteKeys puts keys and tokens into each field that is
+// not for them. They must be rejected before an error or a warning quotes them, since
+// Vault's audit log has some of these in plaintext.
 func TestSecretDetection_DoesNotQuoteKeys(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -207,21 +203,21 @@ func TestSecretDetection_DoesNotQuoteKeys(t *testing.T) {
 					tried++
 					req := &logical.Request{ID: testID, Operation: logical.UpdateOperation, Path: path, Data: data{field: value}, Storage: m.storage, MountPoint: "ati/", DisplayName: "token"}
 					if _, _, err := m.b.HandleExistenceCheck(t.Context(), req); err != nil {
-						t.Errorf("%s %s: the check of existence says %v", path, field, err)
+						t.Errorf("%s %s: existence check: %v", path, field, err)
 					}
 					resp, err := m.b.HandleRequest(t.Context(), req)
 					if err != nil {
 						t.Errorf("%s %s: %v", path, field, err)
 					}
-					said := m.log.String()
+					output := m.log.String()
 					m.log.Reset()
 					if resp != nil {
-						said += fmt.Sprint(resp.Warnings, resp.Error())
+						output += fmt.Sprint(resp.Warnings, resp.Error())
 					}
-					ids := strings.Contains(field, "_id") || field == "subject" || field == "description" // a container's id has 64 hex digits
+					mayHoldHex := strings.Contains(field, "_id") || field == "subject" || field == "description" // a container's ID has 64 hexadecimal digits
 					for _, part := range []string{testSecret[:20], strings.ToUpper(testSecret[:20]), token[len(token)-20:]} {
-						if strings.Contains(said, part) && !(ids && !strings.Contains(key, "-----") && key != token) {
-							t.Errorf("%s %s, given %.40v, says: %.200s", path, field, value, said)
+						if strings.Contains(output, part) && !(mayHoldHex && !strings.Contains(key, "-----") && key != token) {
+							t.Errorf("%s %s=%.40v exposes a key: %.200s", path, field, value, output)
 						}
 					}
 				}
@@ -229,7 +225,7 @@ func TestSecretDetection_DoesNotQuoteKeys(t *testing.T) {
 		}
 	}
 	if tried < 2000 {
-		t.Errorf("%d are too few to tell", tried)
+		t.Errorf("only %d values were tried", tried)
 	}
 	for _, target := range []string{
 		"config secret", "config private_key", "config/rotate secret", "config/rotate private_key",
@@ -251,13 +247,13 @@ func TestRoles_RejectsKeyOrLongName(t *testing.T) {
 		m.refused(logical.CreateOperation, "roles/"+name, data{"tools": "x"}, "the role's name looks like a key or a token, and is for neither")
 		m.ok(logical.DeleteOperation, "roles/"+name, nil)
 		if strings.Contains(m.log.String(), name) {
-			t.Errorf("the log has it: %s", m.log)
+			t.Errorf("the log has a key in it: %s", m.log)
 		}
 	}
 	m.refused(logical.CreateOperation, "roles/"+strings.Repeat("x", 129), data{"tools": "x"}, "the role's name has 129 bytes; at most 128 are allowed")
 	m.ok(logical.CreateOperation, "roles/"+strings.Repeat("x", 128), data{"tools": "x"})
 
-	// One that is there, by whatever version, can be used and got rid of.
+	// A role with such a name that is already stored can be used and deleted.
 	name := "sandbox-" + testSecret
 	entry, err := m.storage.Storage.Get(t.Context(), "role/r")
 	if err != nil {
@@ -276,11 +272,12 @@ func TestRoles_RejectsKeyOrLongName(t *testing.T) {
 	}
 	m.ok(logical.DeleteOperation, "roles/"+name, nil)
 	if strings.Contains(m.log.String(), testSecret) {
-		t.Errorf("the log has it: %s", m.log)
+		t.Errorf("the log has a key in it: %s", m.log)
 	}
 }
 
-// What only looks a little like a key passes.
+// TestSecretDetection_FalsePositives checks that values that only resemble a key are
+// accepted.
 func TestSecretDetection_FalsePositives(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": testSecret + ",box-*", "allowed_job_ids": testSecret, "allowed_sandbox_ids": "*", "subject": testSecret})
@@ -309,8 +306,9 @@ func TestSecretDetection_FalsePositives(t *testing.T) {
 	}
 }
 
-// Whether a role or config exists goes by the path alone, so that a wrong parameter
-// is refused by the request itself, with what it needs in the policy.
+// TestExistenceCheck_IgnoresParameters checks that only the path decides whether a
+// role or the config exists. A wrong parameter is rejected by the request itself,
+// after Vault has checked the policy.
 func TestExistenceCheck_IgnoresParameters(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -343,8 +341,8 @@ func TestPaths_RequireConfig(t *testing.T) {
 	}
 }
 
-// The promise: a failed call for the mount's maximum is no mistake of the
-// user's, and isn't remembered. (The SDK answers 0 for one.)
+// TestMountMaxTTL_Unknown checks that a failed call for the mount's maximum TTL, which
+// the SDK reports as 0, is an internal error and is not cached.
 func TestMountMaxTTL_Unknown(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -358,7 +356,8 @@ func TestMountMaxTTL_Unknown(t *testing.T) {
 	m.ok(logical.ReadOperation, "creds/r", nil)
 }
 
-// The promise: no log line contains a secret or a token.
+// TestLog_RecordsChangesWithoutSecrets checks that the log names each change, and no
+// secret or token.
 func TestLog_RecordsChangesWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"generate_lease": true})

@@ -11,8 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// BenchmarkMint shows the handler's own work beside the framework's, which an
-// empty handler behind the same path costs.
+// BenchmarkMint measures a mint. The empty handler shows the framework's share.
 func BenchmarkMint(b *testing.B) {
 	role := data{"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"}}
 	b.Run("empty handler", func(b *testing.B) {
@@ -106,8 +105,8 @@ func BenchmarkMint(b *testing.B) {
 	})
 }
 
-// The promise: a request allocates about as much as it did when these figures
-// were measured. (Its time is benchmarked, never asserted.)
+// TestRequests_Allocations checks that a request allocates about as much as when these
+// limits were set. The time is benchmarked only, since it depends on the machine.
 func TestRequests_Allocations(t *testing.T) {
 	role := data{
 		"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"},
@@ -136,8 +135,8 @@ func TestRequests_Allocations(t *testing.T) {
 	}
 }
 
-// BenchmarkRoles shows that a mint costs the same beside 100,000 other roles,
-// what the first mint of a role costs, and what the cache holds in the end.
+// BenchmarkRoles measures a mint with 1 and with 100,000 roles, the first mint of each
+// role, and the memory that the cache uses in the end.
 func BenchmarkRoles(b *testing.B) {
 	const many = 100_000
 	m := configured(b, nil, data{"tools": "web_search,github:*", "skills": "summarize", "rate": data{"tool:github:*": "10/hour"}})

@@ -11,9 +11,10 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// Everything at once, for the race detector: and each token comes with the proxy
-// that holds its key, two updates of one role both survive, and no request fails
-// but those that are out of turn.
+// TestConcurrency_AllRequests makes all kinds of requests concurrently, for the race
+// detector. Each token must come with the proxy that holds its key, two partial
+// updates of a role must both survive, and only steps that are out of order may be
+// refused.
 func TestConcurrency_AllRequests(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*", "tools": "a,b,c"})
@@ -28,10 +29,10 @@ func TestConcurrency_AllRequests(t *testing.T) {
 		return resp
 	}
 	times := rounds(60, 3000)
-	var proxies sync.Map // of each version
+	var proxies sync.Map // by version
 	record := func(version, proxy any) {
 		if known, ok := proxies.LoadOrStore(version, proxy); ok && known != proxy {
-			t.Errorf("version %v is at %v and at %v", version, known, proxy)
+			t.Errorf("version %v has the proxies %v and %v", version, known, proxy)
 		}
 	}
 	var minted, steps atomic.Int64
@@ -73,7 +74,7 @@ func TestConcurrency_AllRequests(t *testing.T) {
 	write(func(i int) {
 		request(logical.UpdateOperation, "config", data{"accepted_audiences": fmt.Sprintf("a%d", i)})
 	})
-	// Two partial updates of one role.
+	// Two partial updates of the same role.
 	write(func(i int) {
 		request(logical.UpdateOperation, "roles/r", data{"ttl": 60 + i, "max_ttl": 0})
 	})
@@ -88,7 +89,7 @@ func TestConcurrency_AllRequests(t *testing.T) {
 		read(func() {
 			resp := request(logical.UpdateOperation, "creds/r", data{"agent_id": "x", "tools": "a"})
 			if resp.IsError() {
-				t.Errorf("a mint is refused: %v", resp.Error())
+				t.Errorf("a mint was refused: %v", resp.Error())
 				return
 			}
 			record(resp.Data["key_version"], resp.Data["proxy_url"])
@@ -98,7 +99,7 @@ func TestConcurrency_AllRequests(t *testing.T) {
 		read(func() {
 			resp := request(logical.UpdateOperation, "batch/r", data{"agent_ids": "x,y"})
 			if resp.IsError() {
-				t.Errorf("a batch is refused: %v", resp.Error())
+				t.Errorf("a batch was refused: %v", resp.Error())
 				return
 			}
 			record(resp.Data["key_version"], resp.Data["proxy_url"])
@@ -129,12 +130,12 @@ func TestConcurrency_AllRequests(t *testing.T) {
 	m.equal("the role after both", []any{int64(60 + times - 1), fmt.Sprint("round ", times-1)}, []any{role["ttl"], role["description"]})
 	t.Logf("%d steps and %d mints", steps.Load(), minted.Load())
 	if minted.Load() < 20 || steps.Load() < int64(times) {
-		t.Error("these are too few to tell")
+		t.Error("too few to be meaningful")
 	}
 }
 
-// The clock of a node steps back and forth: a token's life is its TTL all the
-// equal, and nothing is issued for the past or the future of that clock.
+// TestCreds_ClockSteps checks that a token's lifetime is its TTL, counted from the
+// node's current time, when the clock steps back and forth.
 func TestCreds_ClockSteps(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "10m", "max_ttl": "1h", "generate_lease": true})
@@ -148,9 +149,10 @@ func TestCreds_ClockSteps(t *testing.T) {
 			resp := m.ok(logical.UpdateOperation, "creds/r", d)
 			c := m.claims(resp)
 			if c.IssuedAt != m.now.Unix() || c.ExpiresAt != m.now.Unix()+want || resp.Data["expires_at"] != c.ExpiresAt || resp.Data["token_ttl"] != want {
-				t.Errorf("at %v, ttl %q: iat %d, exp %d, answer %v", m.now, ttl, c.IssuedAt, c.ExpiresAt, resp.Data)
+				t.Errorf("at %v, ttl %q: iat %d, exp %d, response %v", m.now, ttl, c.IssuedAt, c.ExpiresAt, resp.Data)
 			}
-			// Vault starts the lease when it has the answer: it has a second for that.
+			// Vault starts the lease when it receives the response, so the lease is a
+			// second shorter.
 			if lease := resp.Secret.TTL; lease != time.Unix(c.ExpiresAt-1, 0).Sub(m.now).Truncate(time.Second) || resp.Secret.MaxTTL != lease || resp.Secret.Renewable {
 				t.Errorf("at %v, ttl %q: a lease of %v for a token until %d", m.now, ttl, lease, c.ExpiresAt)
 			}
@@ -159,11 +161,11 @@ func TestCreds_ClockSteps(t *testing.T) {
 			}
 		}
 	}
-	// The mount's maximum is asked for again after a step back.
+	// A cached maximum TTL from the future is not used.
 	m.system.MaxLeaseTTLVal = 5 * time.Minute
 	m.now = m.now.Add(-time.Hour)
 	if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"]; got != int64(300) {
-		t.Errorf("after a step back, a tuned mount gives %v seconds", got)
+		t.Errorf("after a step back, a token of a tuned mount has a TTL of %v seconds", got)
 	}
 	if strings.Contains(m.log.String(), "panic") {
 		t.Error(m.log)

@@ -28,9 +28,10 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// parseParameters reads a request's data: a JSON object, with its numbers as Vault
-// itself has them or as they reach a plugin; or, since a fuzzer breaks JSON too
-// easily, lines of key=value as the CLI takes them.
+// parseParameters parses the fuzzed text of a request's parameters. It is a JSON
+// object, with "#" before it if its numbers are json.Number, as in Vault itself, and
+// not float64, as in a plugin; or lines of key=value, as in the CLI, which a fuzzer
+// breaks less often.
 func parseParameters(text string) (data, bool) {
 	d := data{}
 	if strings.HasPrefix(text, "{") {
@@ -55,7 +56,7 @@ func parseParameters(text string) (data, bool) {
 	return d, true
 }
 
-// isValidID states the engine's form of ids anew.
+// isValidID implements the form of IDs independently of the engine.
 func isValidID(id string) bool {
 	ok := len(id) >= 1 && len(id) <= 128 && !strings.Contains(id, "..") && !strings.ContainsAny(id[:1], "._:@/+=-")
 	for _, r := range id {
@@ -66,9 +67,10 @@ func isValidID(id string) bool {
 
 var directiveForm = regexp.MustCompile(`\{\{(.*?)\}\}`)
 
-// The promise: a template that a role may have renders to an id or to a refusal,
-// and never to the same id for callers whose values differ. In a template, the
-// signs of directives stand for what a fuzzer would hardly spell.
+// FuzzTemplates checks that a template that a role accepts renders to a valid ID or is
+// rejected, and never renders to the same ID for callers with different values. In the
+// fuzzed texts, single characters stand for directives, which a fuzzer would hardly
+// produce.
 func FuzzTemplates(f *testing.F) {
 	directives := strings.NewReplacer(
 		"!", "{{identity.entity.name}}", `"`, "{{identity.entity.id}}", "#", "{{identity.entity.metadata.k}}",
@@ -123,7 +125,7 @@ func FuzzTemplates(f *testing.F) {
 			ids := map[string]string{"subject": c.Subject, "job_id": c.JobID, "sandbox_id": c.SandboxID}
 			for field, id := range ids {
 				if !isValidID(id) && (field == "subject" || id != "" || texts[field] != "") {
-					t.Errorf("%s %q becomes %q", field, texts[field], id)
+					t.Errorf("%s %q renders to %q", field, texts[field], id)
 				}
 			}
 			if e != nil && m.entityID != "" {
@@ -138,7 +140,7 @@ func FuzzTemplates(f *testing.F) {
 						va, vb = []string{a.entity.ID}, []string{b.entity.ID}
 					}
 					if slices.Equal(va, vb) != (a.ids[field] == b.ids[field]) {
-						t.Errorf("%s %q: of %q becomes %q, and of %q %q", field, text, va, a.ids[field], vb, b.ids[field])
+						t.Errorf("%s %q: the values %q render to %q, and %q to %q", field, text, va, a.ids[field], vb, b.ids[field])
 					}
 				}
 			}
@@ -146,11 +148,11 @@ func FuzzTemplates(f *testing.F) {
 	})
 }
 
-// directiveValues are what Vault's templates say for each directive.
+// directiveValues returns what Vault's own templates render for each directive.
 func directiveValues(text string, e *logical.Entity, groups []*logical.Group) (values []string) {
 	for _, directive := range directiveForm.FindAllString(text, -1) {
 		if strings.Contains(directive, "jti") {
-			continue // the same in one request
+			continue // the same for all callers
 		}
 		_, value, err := identitytpl.PopulateString(identitytpl.PopulateStringInput{Mode: identitytpl.ACLTemplating, String: directive, Entity: e, Groups: groups})
 		if err != nil {
@@ -161,7 +163,7 @@ func directiveValues(text string, e *logical.Entity, groups []*logical.Group) (v
 	return values
 }
 
-// proxyRate states the proxy's parser of rates anew.
+// proxyRate implements the proxy's parser of rates independently of the engine.
 func proxyRate(t *testing.T, spec string) (count uint64, window string) {
 	t.Helper()
 	number, unit, _ := strings.Cut(spec, "/")
@@ -170,12 +172,12 @@ func proxyRate(t *testing.T, spec string) (count uint64, window string) {
 		"s": "s", "sec": "s", "second": "s", "m": "m", "min": "m", "minute": "m", "h": "h", "hr": "h", "hour": "h", "d": "d", "day": "d",
 	}
 	if err != nil || windows[unit] == "" {
-		t.Errorf("the proxy would drop all rates for %q", spec)
+		t.Errorf("the proxy drops all rates because of %q", spec)
 	}
 	return count, windows[unit]
 }
 
-// checkRates checks a token's rates against its role's.
+// checkRates checks that a token has all of its role's rates, and none is looser.
 func checkRates(t *testing.T, token, role map[string]string) {
 	t.Helper()
 	if !cmp.Equal(slices.Sorted(maps.Keys(token)), slices.Sorted(maps.Keys(role))) {
@@ -193,8 +195,8 @@ func checkRates(t *testing.T, token, role map[string]string) {
 	}
 }
 
-// The promise: a rate is never loosened, added or dropped. The rates are a JSON
-// object, or lines of key=count/unit.
+// FuzzRates checks that a request never loosens, adds, or drops a rate. The rates are
+// a JSON object, or lines of key=count/unit.
 func FuzzRates(f *testing.F) {
 	f.Add("rate=tool:a=10/hour", "rate=tool:a=5/h")
 	f.Add("rate=tool:a=10/hour\nrate=*=1/s", "rate=*=0/sec")
@@ -233,13 +235,14 @@ func FuzzRates(f *testing.F) {
 		for key, spec := range requestedRates(request["rate"]) {
 			want, wantWindow := proxyRate(t, spec)
 			if count, window := proxyRate(t, got[key]); count != want || window != wantWindow {
-				t.Errorf("rate %q of %s was asked for, and the token has %s", key, spec, got[key])
+				t.Errorf("rate %q of %s was requested, and the token has %s", key, spec, got[key])
 			}
 		}
 	})
 }
 
-// requestedRates reads rates that were taken: an object, an item, or a list of items.
+// requestedRates parses rates that the engine has accepted: an object, an item, or a
+// list of items.
 func requestedRates(value any) map[string]string {
 	rates := map[string]string{}
 	item := func(text string) {
@@ -262,8 +265,7 @@ func requestedRates(value any) map[string]string {
 	return rates
 }
 
-// testKeyPEM is the P-256 key whose number is the test's secret, in the forms of
-// its owner.
+// testKeyPEM returns the P-256 key whose number is the test's secret, in PEM.
 func testKeyPEM(f *testing.F) (sec1, pkcs8 string) {
 	f.Helper()
 	raw, err := hex.DecodeString(testSecret)
@@ -289,8 +291,9 @@ var (
 	proxyPEM = regexp.MustCompile(`^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n)+-----END PUBLIC KEY-----\n\z`)
 )
 
-// The promise: a key that is refused is not told, and one that is taken comes
-// out of proxy-env in the form that the proxy takes, and verifies the tokens.
+// FuzzSecretAndPEM checks that a rejected key is not quoted, and that proxy-env
+// returns an accepted one in the form that the proxy expects and with which it
+// verifies the tokens.
 func FuzzSecretAndPEM(f *testing.F) {
 	sec1, pkcs8 := testKeyPEM(f)
 	for _, secret := range []string{testSecret, strings.ToUpper(testSecret) + "\n", " " + testSecret, "\u00a0" + testSecret, testSecret[:62], strings.Repeat("ab", 32), "0x" + testSecret[2:], ""} {
@@ -300,10 +303,10 @@ func FuzzSecretAndPEM(f *testing.F) {
 	for _, text := range []string{
 		sec1, pkcs8, "\n\v" + sec1 + " \v", pkcs8 + pkcs8, strings.ReplaceAll(pkcs8, "\n", "\r\n"), strings.ReplaceAll(pkcs8, "\n", " "), strings.ReplaceAll(pkcs8, "\n", `\n`),
 		strings.Replace(sec1, "EC ", "RSA ", 2), body[0] + "\nKey: value\n\n" + strings.Join(body[1:], "\n"),
-		// Found by this target: a broken block before the key was taken, and what is
-		// not UTF-8 in it was stored as something longer, which can't be read back.
+		// Found by this target: a broken block before the key was accepted, and its
+		// invalid UTF-8 was stored as a longer text that could not be read back.
 		"-----BEGIN PRIVATE KEY-----\n" + strings.Repeat("\xff", 2000) + "\n-----END PRIVATE KEY-----\n" + pkcs8,
-		// The key where the kind of the block would stand.
+		// The key in place of the block's type.
 		"-----BEGIN " + body[1] + "-----\n" + body[2] + "\n-----END " + body[1] + "-----\n",
 		"", "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----", testSecret,
 	} {
@@ -322,19 +325,19 @@ func FuzzSecretAndPEM(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		told := m.log.String()
+		output := m.log.String()
 		if resp.IsError() {
-			told += resp.Error().Error()
+			output += resp.Error().Error()
 			if len(m.storage.dump(t)) != 0 {
-				t.Error("a key was refused, and stored")
+				t.Error("a rejected key was stored")
 			}
 		} else if resp != nil {
-			told += strings.Join(resp.Warnings, " ")
+			output += strings.Join(resp.Warnings, " ")
 		}
 		for _, key := range []string{secret, private} {
 			for i := 0; i+20 <= len(key); i++ {
-				if strings.Contains(told, key[i:i+20]) {
-					t.Fatalf("of the key %q, %q is told: %s", key, key[i:i+20], told)
+				if strings.Contains(output, key[i:i+20]) {
+					t.Fatalf("part %[2]q of the key %[1]q is exposed: %[3]s", key, key[i:i+20], output)
 				}
 			}
 		}
@@ -342,9 +345,9 @@ func FuzzSecretAndPEM(f *testing.F) {
 			return
 		}
 		if private != "" && !acceptedPEM.MatchString(private) {
-			t.Errorf("%q is taken as a key", private)
+			t.Errorf("%q was accepted as a key", private)
 		}
-		m.write("config", d) // Terraform
+		m.write("config", d) // as Terraform does
 		m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
 		token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
 		dot := strings.LastIndexByte(token, '.')
@@ -357,7 +360,7 @@ func FuzzSecretAndPEM(f *testing.F) {
 		if private == "" {
 			text, _ := env["ATI_JWT_SECRET"].(string)
 			if !proxySecret.MatchString(text) || secret != "" && text != strings.ToLower(strings.TrimSpace(secret)) || env["public_key"] != nil {
-				t.Fatalf("the secret %q is handed out as %v", secret, env)
+				t.Fatalf("proxy-env returns the secret %q as %v", secret, env)
 			}
 			key, err := hex.DecodeString(text)
 			if err != nil {
@@ -366,14 +369,14 @@ func FuzzSecretAndPEM(f *testing.F) {
 			mac := hmac.New(sha256.New, key)
 			mac.Write([]byte(signed))
 			if !hmac.Equal(mac.Sum(nil), signature) {
-				t.Errorf("the secret handed out doesn't verify a token")
+				t.Errorf("the secret of proxy-env does not verify a token")
 			}
 			return
 		}
 		text, _ := env["public_key"].(string)
 		block, rest := pem.Decode([]byte(text))
 		if !proxyPEM.MatchString(text) || block == nil || len(rest) > 0 || env["ATI_JWT_SECRET"] != nil {
-			t.Fatalf("the key is handed out as %v", env)
+			t.Fatalf("proxy-env returns the public key as %v", env)
 		}
 		parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
 		if err != nil {
@@ -382,12 +385,12 @@ func FuzzSecretAndPEM(f *testing.F) {
 		sum := sha256.Sum256([]byte(signed))
 		if public, ok := parsed.(*ecdsa.PublicKey); !ok || public.Curve != elliptic.P256() || len(signature) != 64 ||
 			!ecdsa.Verify(public, sum[:], new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])) {
-			t.Error("the public key handed out doesn't verify a token")
+			t.Error("the public key of proxy-env does not verify a token")
 		}
 	})
 }
 
-// allRequests are the backend's paths and operations, in an order.
+// allRequests returns the backend's paths and operations in a fixed order.
 func allRequests() (all []struct {
 	path string
 	op   logical.Operation
@@ -403,7 +406,7 @@ func allRequests() (all []struct {
 	return all
 }
 
-// The states of a mount that FuzzRequest begins with, as bits.
+// The states that FuzzRequest prepares a mount in, as bits.
 const (
 	emptyMount = 1 << iota
 	noRole
@@ -447,10 +450,10 @@ func mountInState(t *testing.T, state uint8) *mount {
 	return m
 }
 
-// The promise: whatever a request has in it, there is an answer of the declared
-// form, or a refusal that changes nothing; a failure only where storage fails;
-// and no key in answer or log but proxy-env's. In the text, TOKEN stands for a
-// token of the mount.
+// FuzzRequest checks that any request gets a response of the declared form, or is
+// refused and changes nothing; that it fails only where storage fails; and that no
+// response but that of proxy-env, and no log line, has a key in it. In the text, TOKEN
+// stands for a token of the mount.
 func FuzzRequest(f *testing.F) {
 	requests := allRequests()
 	texts := []string{
@@ -490,7 +493,7 @@ func FuzzRequest(f *testing.F) {
 			return err != nil
 		}
 		if path := m.b.Route(r.path); path.ExistenceCheck != nil && (r.op == logical.CreateOperation || r.op == logical.UpdateOperation) {
-			// As Vault does before a write.
+			// Vault makes this check before a write.
 			_, exists, err := m.b.HandleExistenceCheck(t.Context(), req)
 			var mistake errutil.UserError
 			if errors.As(err, &mistake) || failed(nil, err) {
@@ -504,24 +507,24 @@ func FuzzRequest(f *testing.F) {
 		resp, err := m.b.HandleRequest(t.Context(), req)
 		reads := slices.Contains([]string{"creds/r", "batch/r", "check/r", "validate", "inspect"}, r.path) || r.op == logical.ReadOperation || r.op == logical.ListOperation
 		if diff := cmp.Diff(before, m.storage.dump(t)); diff != "" && (reads || resp.IsError()) {
-			t.Errorf("%s %s %v changed storage, and answered %v:\n%s", req.Operation, r.path, d, resp, diff)
+			t.Errorf("%s %s %v changed storage, and returned %v:\n%s", req.Operation, r.path, d, resp, diff)
 		}
-		told := m.log.String()
+		output := m.log.String()
 		if !failed(resp, err) && resp != nil {
 			answer, err := json.Marshal(resp)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !strings.HasPrefix(r.path, "proxy-env") {
-				told += string(answer)
+				output += string(answer)
 			}
 			if !resp.IsError() {
 				m.checkDeclared(t, req, resp)
 			}
 		}
 		for _, secret := range []string{testSecret, greenSecret} {
-			if strings.Contains(told, secret) && !strings.Contains(text, secret) {
-				t.Errorf("%s %s %v tells a secret: %s", req.Operation, r.path, d, told)
+			if strings.Contains(output, secret) && !strings.Contains(text, secret) {
+				t.Errorf("%s %s %v exposes a secret: %s", req.Operation, r.path, d, output)
 			}
 		}
 	})
@@ -531,10 +534,11 @@ func isSpace(r rune) bool {
 	return strings.ContainsRune("\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000", r)
 }
 
-// proxyAllows states the proxy's rule anew: whether a token with this scope claim
-// opens what needs a scope. The claim is split at white space; a pattern is
-// exact, or ends in "*", which stands for anything; a skill opens by its exact
-// name or by "*"; and a provider's tool also by the name with "_" for its colon.
+// proxyAllows implements the proxy's rule independently of the engine: whether a token
+// with this scope claim may use what requires a scope. The claim is split at white
+// space. A pattern is exact, or ends in "*", which matches any rest. A skill is
+// matched by its exact name or by "*". A provider's tool is also matched by its name
+// with "_" for the first colon.
 func proxyAllows(claim, required string) bool {
 	names := []string{required}
 	if name, isTool := strings.CutPrefix(required, "tool:"); isTool {
@@ -554,7 +558,7 @@ func proxyAllows(claim, required string) bool {
 	return false
 }
 
-// boundaryScopes are scopes of tools and skills on the borders of what patterns open.
+// boundaryScopes returns scopes that the patterns barely match or barely miss.
 func boundaryScopes(patterns ...string) (all []string) {
 	for _, p := range patterns {
 		base := strings.TrimSuffix(p, "*")
@@ -566,7 +570,7 @@ func boundaryScopes(patterns ...string) (all []string) {
 	return append(all, "help", "tool:x", "tool:a:b", "skill:x", "x:y")
 }
 
-// matchesGlob reports whether "*" in a glob can stand for what is in a text.
+// matchesGlob reports whether a glob matches a text.
 func matchesGlob(glob, text string) bool {
 	head, tail, star := strings.Cut(glob, "*")
 	rest, ok := strings.CutPrefix(text, head)
@@ -581,7 +585,7 @@ func matchesGlob(glob, text string) bool {
 	return false
 }
 
-// scopeClaim joins what tools, skills and scopes ask for to a scope claim.
+// scopeClaim returns the scope claim that tools, skills, and scopes amount to.
 func scopeClaim(d data) string {
 	var all []string
 	for field, prefix := range map[string]string{"tools": "tool:", "skills": "skill:", "scopes": ""} {
@@ -605,9 +609,9 @@ func scopeClaim(d data) string {
 	return strings.Join(all, " ")
 }
 
-// The promise: a token has nothing that its role, the mount and the ceiling in
-// config don't have, or that wasn't asked for; and it validates. The second text
-// changes config once the role is there.
+// FuzzMint checks that a token is valid and has nothing that its role, the mount, and
+// the config's ceiling do not allow, or that the request did not ask for. The second
+// text changes the config after the role is written.
 func FuzzMint(f *testing.F) {
 	f.Add("", "", "tools=web_search", "", uint32(0))
 	f.Add("allowed_scopes=tool:*,skill:s\nmax_ttl=1h", "allowed_scopes=tool:github:*", "tools=github:*\nttl=10m\nmax_ttl=1h", "tools=github:search\nttl=50m", uint32(3000))
@@ -631,7 +635,7 @@ func FuzzMint(f *testing.F) {
 			if !ok {
 				return
 			}
-			if delete(d, ""); i < 2 { // the key is FuzzSecretAndPEM's
+			if delete(d, ""); i < 2 { // FuzzSecretAndPEM covers the key
 				for _, name := range []string{"secret", "private_key", "algorithm", "proxy_url"} {
 					delete(d, name)
 				}
@@ -669,27 +673,27 @@ func FuzzMint(f *testing.F) {
 			}
 			m.claimsOf(token, c.Aud)
 			if verdict := m.ok(logical.UpdateOperation, "validate", data{"token": token}).Data; verdict["valid"] != true {
-				t.Errorf("a token is minted that is not valid: %v", verdict)
+				t.Errorf("an invalid token was minted: %v", verdict)
 			}
 			if have["disabled"] == true {
-				t.Error("a disabled role mints")
+				t.Error("a token was minted for a disabled role")
 			}
-			roleScope, allowed, asked := scopeClaim(have), strings.Join(ceiling["allowed_scopes"].([]string), " "), scopeClaim(request)
-			for _, call := range boundaryScopes(strings.FieldsFunc(strings.Join([]string{c.Scope, roleScope, allowed, asked}, " "), isSpace)...) {
+			roleScope, allowed, requested := scopeClaim(have), strings.Join(ceiling["allowed_scopes"].([]string), " "), scopeClaim(request)
+			for _, call := range boundaryScopes(strings.FieldsFunc(strings.Join([]string{c.Scope, roleScope, allowed, requested}, " "), isSpace)...) {
 				switch {
 				case !proxyAllows(c.Scope, call):
 				case !proxyAllows(roleScope, call):
-					t.Errorf("a token with %q opens %q, which its role with %q does not", c.Scope, call, roleScope)
+					t.Errorf("a token with %q allows %q, and its role with %q does not", c.Scope, call, roleScope)
 				case allowed != "" && !proxyAllows(allowed, call):
-					t.Errorf("a token with %q opens %q, beyond config's %q", c.Scope, call, allowed)
-				case asked != "" && !proxyAllows(asked, call):
-					t.Errorf("a token with %q opens %q, and only %q was asked for", c.Scope, call, asked)
+					t.Errorf("a token with %q allows %q, and the config's allowed_scopes %q do not", c.Scope, call, allowed)
+				case requested != "" && !proxyAllows(requested, call):
+					t.Errorf("a token with %q allows %q, and only %q was requested", c.Scope, call, requested)
 				}
 			}
 			life, longest := c.Exp-c.Iat, max(have["ttl"].(int64), have["max_ttl"].(int64))
 			for _, bound := range []int64{longest, ceiling["max_ttl"].(int64), int64(mountMax)} {
 				if life < 1 || bound > 0 && life > bound {
-					t.Errorf("a token lives %d s, where the bound is %d", life, bound)
+					t.Errorf("a token has a TTL of %d s, and the maximum is %d", life, bound)
 				}
 			}
 			if c.Iat != m.now.Unix() {
@@ -715,11 +719,11 @@ func FuzzMint(f *testing.F) {
 					continue
 				}
 				if id.chosen != id.got || !slices.ContainsFunc(id.globs.([]string), func(glob string) bool { return matchesGlob(glob, id.got) }) {
-					t.Errorf("%s %q was asked for, and %q given; the role allows %q", name, id.chosen, id.got, id.globs)
+					t.Errorf("%s %q was requested, and the token has %q; the role allows %q", name, id.chosen, id.got, id.globs)
 				}
 			}
 			if c.Aud != ceiling["audience"] && !slices.Contains(ceiling["accepted_audiences"].([]string), c.Aud) || c.Iss != ceiling["issuer"] {
-				t.Errorf("aud is %q and iss %q, and config %v", c.Aud, c.Iss, ceiling)
+				t.Errorf("aud is %q and iss %q, and the config is %v", c.Aud, c.Iss, ceiling)
 			}
 			checkRates(t, c.Ati.Rate, have["rate"].(map[string]string))
 			if len(token) > 8<<10 {

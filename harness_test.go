@@ -36,7 +36,7 @@ import (
 const (
 	testSecret = "efca767f4799094360a8673bdab2a37e6c6f89662ae447b51e47d2593facc112"
 	testProxy  = "https://ati.example.com"
-	testID     = "5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10" // of a request, and so the jti
+	testID     = "5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10" // the ID of a request, and so the jti
 )
 
 const (
@@ -48,8 +48,8 @@ const (
 
 const testEntity = "a3f5d7c1-0b6d-4d52-9a5b-2f5c1f0e9d11"
 
-// The first 16 hex digits of:
-// printf 'ati key fingerprint' | openssl dgst -sha256 -mac HMAC -macopt hexkey:<testSecret>
+// testFingerprint is the first 16 hexadecimal digits of: printf 'ati key fingerprint'
+// | openssl dgst -sha256 -mac HMAC -macopt hexkey:<testSecret>
 const testFingerprint = "605611d75fa41291"
 
 const (
@@ -77,7 +77,7 @@ const (
 
 type data = map[string]any
 
-// mount is a backend with its storage, a clock, and the Vault around it.
+// mount is a backend with its storage, a clock, and a fake of the Vault around it.
 type mount struct {
 	t       testing.TB
 	b       *atisecrets.Backend
@@ -86,7 +86,7 @@ type mount struct {
 	log     *strings.Builder
 	now     time.Time
 
-	// The caller of the next requests.
+	// The caller of the requests.
 	entityID, displayName string
 }
 
@@ -104,7 +104,8 @@ func newMount(t testing.TB) *mount {
 	return m
 }
 
-// newBackend is what a restart of the plugin makes of the same mount.
+// newBackend returns another backend for the same mount, as after a restart of the
+// plugin: its caches are empty.
 func (m *mount) newBackend() *atisecrets.Backend {
 	m.t.Helper()
 	b, err := atisecrets.NewWithClock(m.t.Context(), &logical.BackendConfig{
@@ -118,8 +119,8 @@ func (m *mount) newBackend() *atisecrets.Backend {
 	return b
 }
 
-// otherNode is the same mount on another node of the cluster: it shares the storage,
-// and not the caches.
+// otherNode returns the same mount on another node of the cluster, which shares the
+// storage but not the caches.
 func (m *mount) otherNode() *mount {
 	m.t.Helper()
 	other := *m
@@ -127,16 +128,13 @@ func (m *mount) otherNode() *mount {
 	return &other
 }
 
-// configured is a mount with a config and a role "r".
+// configured returns a mount with a config and a role "r", which have these fields in
+// addition to their defaults.
 func configured(t testing.TB, config, role data) *mount {
 	t.Helper()
 	m := newMount(t)
-	c := data{"proxy_url": testProxy, "secret": testSecret}
-	maps.Copy(c, config)
-	m.ok(logical.CreateOperation, "config", c)
-	r := data{"tools": "web_search"}
-	maps.Copy(r, role)
-	m.ok(logical.CreateOperation, "roles/r", r)
+	m.ok(logical.CreateOperation, "config", merge(data{"proxy_url": testProxy, "secret": testSecret}, config))
+	m.ok(logical.CreateOperation, "roles/r", merge(data{"tools": "web_search"}, role))
 	return m
 }
 
@@ -147,28 +145,28 @@ func (m *mount) request(op logical.Operation, path string, d data) (*logical.Res
 	})
 }
 
-// ok makes a request that must succeed, and holds its response against what
-// the path declares.
+// ok makes a request that must succeed, and checks the response against the path's
+// declaration.
 func (m *mount) ok(op logical.Operation, path string, d data) *logical.Response {
 	m.t.Helper()
 	resp, err := m.request(op, path, d)
 	if err != nil || resp.IsError() {
 		m.t.Fatalf("%s %s %v: %v %v", op, path, d, err, resp.Error())
 	}
-	if t, ok := m.t.(*testing.T); ok && resp != nil { // nil is Vault's 204 or 404
+	if t, ok := m.t.(*testing.T); ok && resp != nil { // nil becomes Vault's 204 or 404
 		schema.ValidateResponse(t, schema.GetResponseSchema(t, m.b.Route(path), op), decodeRawBody(t, resp), true)
 	}
 	return resp
 }
 
-// refused makes a request that must be refused as the user's mistake with
-// exactly this text, and checks that nothing was changed.
+// refused makes a request that must be refused as the caller's mistake, with exactly
+// this text, and must not change storage.
 func (m *mount) refused(op logical.Operation, path string, d data, want string) {
 	m.t.Helper()
 	before := m.storage.dump(m.t)
 	resp, err := m.request(op, path, d)
 	if err != nil {
-		m.t.Fatalf("%s %s %v: %v, and not a refusal", op, path, d, err)
+		m.t.Fatalf("%s %s %v failed and was not refused: %v", op, path, d, err)
 	}
 	if !resp.IsError() {
 		m.t.Fatalf("%s %s %v was not refused: %v", op, path, d, resp)
@@ -192,8 +190,8 @@ func (m *mount) failed(op logical.Operation, path string, d data, want string) {
 	}
 }
 
-// try makes a request that may be refused, but must not fail: then the answer is
-// nil, and nothing was changed.
+// try makes a request that may be refused, but must not fail. It returns nil if the
+// request is refused, and checks that storage has not changed.
 func (m *mount) try(op logical.Operation, path string, d data) *logical.Response {
 	m.t.Helper()
 	before := m.storage.dump(m.t)
@@ -213,7 +211,7 @@ func (m *mount) try(op logical.Operation, path string, d data) *logical.Response
 	return resp
 }
 
-// do is a request without the checks that tests make.
+// do makes a request without the checks of ok, for measurements.
 func (m *mount) do(b testing.TB, op logical.Operation, path string, d data) {
 	resp, err := m.request(op, path, d)
 	if err != nil || resp.IsError() {
@@ -225,19 +223,19 @@ func (m *mount) mint(b *testing.B, path string, d data) {
 	m.do(b, logical.ReadOperation, path, d)
 }
 
-// write is a write with -f or with parameters, whose answer is the status.
+// write makes an update that must succeed.
 func (m *mount) write(path string, d data) *logical.Response {
 	m.t.Helper()
 	return m.ok(logical.UpdateOperation, path, d)
 }
 
-// periodic runs what Vault runs about every minute.
+// periodic runs the function that Vault calls about every minute.
 func (m *mount) periodic() {
 	m.t.Helper()
 	m.ok(logical.RollbackOperation, "", nil)
 }
 
-// responseFields is what an operation declares to return.
+// responseFields returns the fields that an operation declares to return.
 func (m *mount) responseFields(op logical.Operation, path string) map[string]*framework.FieldSchema {
 	return m.b.Route(path).Operations[op].Properties().Responses[200][0].Fields
 }
@@ -260,7 +258,7 @@ func (m *mount) equal(what string, want, got any) {
 	}
 }
 
-// checkDeclared holds an answer against the path's declaration.
+// checkDeclared checks a response against the path's declaration.
 func (m *mount) checkDeclared(t *testing.T, req *logical.Request, resp *logical.Response) {
 	t.Helper()
 	want := schema.GetResponseSchema(t, m.b.Route(req.Path), req.Operation)
@@ -280,7 +278,7 @@ func (m *mount) checkDeclared(t *testing.T, req *logical.Request, resp *logical.
 	schema.ValidateResponse(t, want, decodeRawBody(t, resp), true)
 }
 
-// decodeRawBody is a response as the client sees it, where that is a raw body.
+// decodeRawBody returns a response as the client sees it if it has a raw body.
 func decodeRawBody(t testing.TB, resp *logical.Response) *logical.Response {
 	t.Helper()
 	body, raw := resp.Data[logical.HTTPRawBody].([]byte)
@@ -294,7 +292,7 @@ func decodeRawBody(t testing.TB, resp *logical.Response) *logical.Response {
 	return &logical.Response{Data: seen}
 }
 
-// useEntity makes the next requests come from an entity.
+// useEntity makes the requests come from an entity.
 func (m *mount) useEntity(e *logical.Entity, groups ...*logical.Group) {
 	m.entityID = testEntity
 	if e == nil {
@@ -323,7 +321,7 @@ func (m *mount) breakRandom() {
 	}
 }
 
-// loadStorage fills storage with what testdata has of a schema version.
+// loadStorage fills storage with the entries that testdata has of a storage version.
 func (m *mount) loadStorage(version string) {
 	m.t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "storage", version+".json"))
@@ -335,7 +333,7 @@ func (m *mount) loadStorage(version string) {
 		m.t.Fatal(err)
 	}
 	for key, value := range entries {
-		// Compact, as it was stored.
+		// The engine stores entries without white space.
 		var compact strings.Builder
 		enc := json.NewEncoder(&compact)
 		enc.SetEscapeHTML(false)
@@ -349,14 +347,14 @@ func (m *mount) loadStorage(version string) {
 	m.now = m.now.Add(time.Hour)
 }
 
-// damage changes what storage has of config, and starts anew.
+// damage changes the stored config, and restarts the backend.
 func (m *mount) damage(before, after string) {
 	m.t.Helper()
 	m.replaceStored("config", before, after)
 	m.b = m.newBackend()
 }
 
-// replaceStored changes a storage entry behind the backend's back.
+// replaceStored changes a storage entry without the backend's knowledge.
 func (m *mount) replaceStored(key, before, after string) {
 	m.t.Helper()
 	entry, err := m.storage.Storage.Get(m.t.Context(), key)
@@ -372,20 +370,20 @@ func (m *mount) replaceStored(key, before, after string) {
 	}
 }
 
-// duringRead runs a request while another one, started before it, has read a key
-// from storage and not gone on yet. Where a lock keeps the two apart, the
-// second one waits for the first.
+// duringRead runs the second request while the first one has read a key from storage
+// and has not used it yet. If a lock separates the two, the second one waits for the
+// first.
 func (m *mount) duringRead(key string, first, second func()) {
 	m.t.Helper()
 	read, done := make(chan struct{}), make(chan struct{})
-	var fired atomic.Bool // no sync.Once: the second's read would wait for it
+	var fired atomic.Bool // a sync.Once would make the second request's read wait
 	hook := func(k string) {
 		if k != key || !fired.CompareAndSwap(false, true) {
 			return
 		}
 		close(read)
 		select {
-		case <-done: // no lock: the second overtook the first
+		case <-done: // without a lock, the second request has overtaken the first
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
@@ -399,27 +397,26 @@ func (m *mount) duringRead(key string, first, second func()) {
 	m.storage.afterGet.Store(nil)
 }
 
-// step makes a write of config/rotate, and checks that its answer is what a
-// read says then.
+// step makes a write below config/rotate, and checks that its response is what a read
+// returns then.
 func (m *mount) step(step string, d data, warnings ...string) data {
 	m.t.Helper()
 	resp := m.write("config/rotate"+step, d)
 	m.warnings(resp, warnings...)
 	if diff := cmp.Diff(m.ok(logical.ReadOperation, "config/rotate", nil).Data, resp.Data); diff != "" {
-		m.t.Errorf("config/rotate%s answered otherwise than a read (-read +answer):\n%s", step, diff)
+		m.t.Errorf("config/rotate%s returned something other than a read (-read +write):\n%s", step, diff)
 	}
 	return resp.Data
 }
 
-// activateGreen stages version 2 for the green proxy, and makes it the current one.
+// activateGreen stages version 2 of the key for the green proxy, and activates it.
 func (m *mount) activateGreen() {
 	m.t.Helper()
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
 	m.step("/activate", nil)
 }
 
-// tokenFor is a token for a proxy, and the version of the key that it is said to
-// have.
+// tokenFor mints a token for a proxy, and returns it with the version of its key.
 func (m *mount) tokenFor(proxy string) (token string, version int) {
 	m.t.Helper()
 	var d data
@@ -428,12 +425,13 @@ func (m *mount) tokenFor(proxy string) (token string, version int) {
 	}
 	resp := m.ok(logical.UpdateOperation, "creds/r", d)
 	if proxy != "" && resp.Data["proxy_url"] != proxy {
-		m.t.Errorf("a token for %s came with proxy_url %v", proxy, resp.Data["proxy_url"])
+		m.t.Errorf("a token for %s has proxy_url %v", proxy, resp.Data["proxy_url"])
 	}
 	return resp.Data["token"].(string), resp.Data["key_version"].(int)
 }
 
-// verdict is what validate says of a token.
+// verdict validates a token, and returns the version of its key, or why it is not
+// valid.
 func (m *mount) verdict(token string) any {
 	m.t.Helper()
 	got := m.write("validate", data{"token": token}).Data
@@ -443,7 +441,8 @@ func (m *mount) verdict(token string) any {
 	return got["error"]
 }
 
-// checkTokensExpireBy retires version 1, when tokens of it must expire by want, and live on.
+// checkTokensExpireBy activates version 2, and checks when the tokens of version 1
+// expire after it is retired.
 func (m *mount) checkTokensExpireBy(want string) {
 	m.t.Helper()
 	m.activateGreen()
@@ -452,12 +451,13 @@ func (m *mount) checkTokensExpireBy(want string) {
 		m.t.Errorf("tokens expire by %v, want %s", got, want)
 	}
 	if got := m.ok(logical.UpdateOperation, "validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != 1 {
-		m.t.Errorf("after the retirement a token is %v", got)
+		m.t.Errorf("after the retirement, validate returns %v", got)
 	}
 	m.write("config/rotate/rollback", nil)
 }
 
-// claims validates a response's token as proxy and client do.
+// claims validates the token of a response as the proxy and its clients do, and
+// returns its claims.
 func (m *mount) claims(resp *logical.Response) *ati.Claims {
 	m.t.Helper()
 	return m.claimsOf(resp.Data["token"].(string), resp.Data["aud"].(string))
@@ -476,22 +476,20 @@ func (m *mount) claimsOf(token, audience string) *ati.Claims {
 	return c
 }
 
-// roleSizeWarning is the warning about the size of a role that is just large enough.
+// roleSizeWarning returns the warning about the token size of a role that is just
+// large enough to cause one.
 func (m *mount) roleSizeWarning(d data) string {
 	m.t.Helper()
-	role := data{}
 	items := []any{"web_search"}
 	for i := range 14 {
 		items = append(items, fmt.Sprintf("p:%0198d", i))
 	}
-	role["tools"] = items
-	maps.Copy(role, d)
-	resp := m.ok(logical.CreateOperation, "roles/size", role)
+	resp := m.ok(logical.CreateOperation, "roles/size", merge(data{"tools": items}, d))
 	m.ok(logical.DeleteOperation, "roles/size", nil)
 	return resp.Warnings[len(resp.Warnings)-1]
 }
 
-// readAll is all that a mount tells of itself.
+// readAll returns everything that a mount returns about its config, keys, and roles.
 func (m *mount) readAll() data {
 	m.t.Helper()
 	all := data{}
@@ -503,8 +501,8 @@ func (m *mount) readAll() data {
 	return all
 }
 
-// isStateAfter reports whether a state is what the request makes, on another mount of
-// the same past. Keys that are generated differ between the two.
+// isStateAfter reports whether a state is what a request results in, which it tries on
+// another mount with the same history. The two differ in the keys that are generated.
 func (m *mount) isStateAfter(op logical.Operation, path string, d data, prepare func(*mount), state data) bool {
 	m.t.Helper()
 	other := configured(m.t, nil, data{"allowed_agent_ids": "*"})
@@ -520,8 +518,7 @@ func (m *mount) isStateAfter(op logical.Operation, path string, d data, prepare 
 	return cmp.Equal(other.readAll(), state, generated)
 }
 
-// testStorage records what is done to it, and fails or waits where a test asks
-// for that.
+// testStorage counts the calls to it, and fails or waits where a test sets that up.
 type testStorage struct {
 	logical.Storage
 	calls    atomic.Int64
@@ -624,7 +621,7 @@ func (h *heldWrite) do(ctx context.Context, carryOut func(context.Context) error
 	}
 }
 
-// dump has all entries, read past the counters.
+// dump returns all entries. It is not counted, and does not fail.
 func (s *testStorage) dump(t testing.TB) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -677,7 +674,7 @@ type brokenRandom struct{ *testSystem }
 
 func (brokenRandom) GetRandom(int) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
 
-// paths are the backend's, as a request would name them.
+// paths lists the backend's paths as requests name them, with their operations.
 var paths = map[string][]logical.Operation{
 	"config":                 {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
 	"config/rotate":          {logical.ReadOperation, logical.UpdateOperation},
@@ -697,7 +694,7 @@ var paths = map[string][]logical.Operation{
 	"inspect":                {logical.UpdateOperation},
 }
 
-// keyPair is a P-256 key, as its owner and as its public have it.
+// keyPair is a P-256 key in the forms of its owner and of the public.
 type keyPair struct {
 	key                              *ecdsa.PrivateKey
 	sec1, pkcs8, public, fingerprint string
@@ -728,7 +725,7 @@ func newPair(t testing.TB) keyPair {
 	return keyPair{key, encode("EC PRIVATE KEY", sec1), encode("PRIVATE KEY", pkcs8), encode("PUBLIC KEY", public), hex.EncodeToString(sum[:8])}
 }
 
-// jwk is what a JWK Set has of a key.
+// jwk returns the key as a JWK Set has it.
 func (p keyPair) jwk(t *testing.T) string {
 	t.Helper()
 	block, _ := pem.Decode([]byte(p.public))
@@ -744,7 +741,7 @@ func (p keyPair) jwk(t *testing.T) string {
 	return `{"kty":"EC","use":"sig","alg":"ES256","kid":"` + p.fingerprint + `","crv":"P-256","x":"` + encode(point[1:33]) + `","y":"` + encode(point[33:]) + `"}`
 }
 
-// decodedSegment is a segment of a token: 0 is its header.
+// decodedSegment returns a segment of a token, of which 0 is the header.
 func decodedSegment(t *testing.T, token string, segment int) string {
 	t.Helper()
 	b, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[segment])
@@ -775,7 +772,7 @@ func merge[V any](sources ...map[string]V) map[string]V {
 	return merged
 }
 
-// rounds is the number of rounds of a test that has a longer form for make soak.
+// rounds returns the number of rounds of a test that make soak runs for longer.
 func rounds(short, soak int) int {
 	if os.Getenv("SOAK") != "" {
 		return soak

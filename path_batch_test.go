@@ -2,7 +2,6 @@ package atisecrets_test
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -35,12 +34,9 @@ func TestBatch_TokenForEachAgent(t *testing.T) {
 		"tokens": map[string]string{"sandbox:a": tokens["sandbox:a"], "sandbox:b": tokens["sandbox:b"]}, "scope": "tool:web_search tool:github:*", "aud": "ati-proxy",
 		"proxy_url": testProxy, "token_ttl": int64(1800), "expires_at": int64(1_800_001_800), "key_version": 1,
 	}
-	if diff := cmp.Diff(want, resp.Data); diff != "" {
-		t.Errorf("answer (-want +got):\n%s", diff)
-	}
+	m.equal("response", want, resp.Data)
 
-	// The parameters of creds narrow the role for all of them. A list is one
-	// string as well.
+	// The parameters of creds apply to all tokens. A list may be given as one string.
 	resp = m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": "sandbox:1, sandbox:2", "tools": "github:search", "ttl": "2h", "rate": "*=1/s", "proxy_url": testProxy})
 	m.warnings(resp, `TTL of "2h" exceeded the effective max_ttl of "30m"; TTL value is capped accordingly`)
 	for _, token := range resp.Data["tokens"].(map[string]string) {
@@ -48,7 +44,7 @@ func TestBatch_TokenForEachAgent(t *testing.T) {
 			t.Errorf("narrowed: %+v %+v", c, c.ATI)
 		}
 	}
-	// While a rotation goes on, a batch is for one of the two proxies.
+	// During a rotation, a batch is for one of the two proxies.
 	m.activateGreen()
 	resp = m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": "sandbox:1", "proxy_url": testProxy})
 	if resp.Data["key_version"] != 1 || resp.Data["proxy_url"] != testProxy {
@@ -56,7 +52,8 @@ func TestBatch_TokenForEachAgent(t *testing.T) {
 	}
 }
 
-// A batch asks Vault for the caller's identity once, and not for a subject.
+// TestBatch_LooksUpIdentityOnce checks that a batch looks up the caller's entity once,
+// and not at all if only the subject's template would need it.
 func TestBatch_LooksUpIdentityOnce(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*", "subject": "{{identity.groups.names.x.id}}"})
@@ -64,12 +61,12 @@ func TestBatch_LooksUpIdentityOnce(t *testing.T) {
 	ids := agentIDs(1000)
 	m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": ids})
 	if got := m.system.entityCalls.Load(); got != 0 {
-		t.Errorf("a batch whose subjects are chosen asked for the entity %d times", got)
+		t.Errorf("a batch with agent_ids looked up the entity %d times", got)
 	}
 	m.ok(logical.UpdateOperation, "roles/r", data{"job_id": "{{identity.entity.name}}:{{jti}}"})
 	resp := m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": ids})
 	if got := m.system.entityCalls.Load(); got != 1 {
-		t.Errorf("a batch asked for the entity %d times, want 1", got)
+		t.Errorf("a batch looked up the entity %d times, want 1", got)
 	}
 	for i, id := range ids {
 		want := fmt.Sprintf("alice:%s.%d", testID, i+1)
@@ -79,7 +76,7 @@ func TestBatch_LooksUpIdentityOnce(t *testing.T) {
 	}
 }
 
-// manyTools are names of 37 bytes, 43 as scopes.
+// manyTools returns tools with names of 37 bytes, which are scopes of 43 bytes.
 func manyTools(n int) []string {
 	var tools []string
 	for i := range n {
@@ -120,9 +117,7 @@ func TestBatch_Rejects(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := maps.Clone(role)
-			maps.Copy(r, c.role)
-			configured(t, nil, r).refused(logical.UpdateOperation, "batch/r", c.data, c.want)
+			configured(t, nil, merge(role, c.role)).refused(logical.UpdateOperation, "batch/r", c.data, c.want)
 		})
 	}
 	t.Run("a role that does not exist", func(t *testing.T) {
@@ -131,7 +126,7 @@ func TestBatch_Rejects(t *testing.T) {
 	})
 }
 
-// The limits: 1,000 ids, 8 KB a token, 4 MiB in all.
+// TestBatch_Limits checks the limits of 1,000 IDs, 8 KB per token, and 4 MiB in total.
 func TestBatch_Limits(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*"})
@@ -147,19 +142,19 @@ func TestBatch_Limits(t *testing.T) {
 		ids[c.ID] = true
 	}
 	if len(tokens) != 1000 || len(ids) != 1000 {
-		t.Errorf("%d tokens with %d ids", len(tokens), len(ids))
+		t.Errorf("%d tokens with %d IDs", len(tokens), len(ids))
 	}
 
-	// Ids that differ in case alone are two.
+	// IDs that differ only in case are two.
 	if got := m.ok(logical.UpdateOperation, "batch/r", data{"agent_ids": "Sand,sand"}).Data["tokens"].(map[string]string); len(got) != 2 {
-		t.Errorf("two ids have %d tokens", len(got))
+		t.Errorf("two IDs have %d tokens", len(got))
 	}
-	// One id that makes its token too big, beside others that don't.
+	// One ID makes its token too large, between two that do not.
 	m.ok(logical.UpdateOperation, "roles/big", data{"tools": manyTools(136), "allowed_agent_ids": "*"})
 	long := strings.Repeat("b", 128)
 	m.refused(logical.UpdateOperation, "batch/big", data{"agent_ids": []any{"a", long, "c"}}, fmt.Sprintf("the token of %q has 8308 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes", long))
 
-	// Tokens that grow until they are 4 MiB together.
+	// Let the tokens grow until they exceed 4 MiB in total.
 	tools := manyTools(62)
 	m.ok(logical.UpdateOperation, "roles/r", data{"tools": slices.Concat(tools, []string{"y*"})})
 	token := m.ok(logical.UpdateOperation, "creds/r", data{"agent_id": "sandbox:999", "tools": tools}).Data["token"].(string)

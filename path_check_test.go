@@ -42,7 +42,7 @@ func TestCheck(t *testing.T) {
 				resp := m.ok(op, "check/r", c.data)
 				want := data{"allowed": len(c.scopes) > 0, "matched_scopes": c.scopes, "matched_rates": c.rates}
 				if diff := cmp.Diff(want, resp.Data); diff != "" {
-					t.Errorf("answer (-want +got):\n%s", diff)
+					t.Errorf("response (-want +got):\n%s", diff)
 				}
 				m.warnings(resp, c.warnings...)
 			}

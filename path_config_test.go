@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
@@ -19,9 +18,7 @@ func TestConfig_DefaultsAndPartialUpdate(t *testing.T) {
 		"issuer": "ati-orchestrator", "allowed_scopes": []string{}, "max_ttl": int64(0),
 		"key_version": 1, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": testFingerprint,
 	}
-	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
-		t.Errorf("after creation (-want +got):\n%s", diff)
-	}
+	m.equal("after creation", want, m.ok(logical.ReadOperation, "config", nil).Data)
 
 	changes := data{
 		"audience": "a", "accepted_audiences": "b,c, b", "issuer": "", "allowed_scopes": []any{"tool:github:*", "help"}, "max_ttl": "2h",
@@ -33,21 +30,15 @@ func TestConfig_DefaultsAndPartialUpdate(t *testing.T) {
 	}) {
 		want[k] = v
 	}
-	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
-		t.Errorf("after an update (-want +got):\n%s", diff)
-	}
+	m.equal("after an update", want, m.ok(logical.ReadOperation, "config", nil).Data)
 
-	// Nothing given, nothing changed; then what is given empty is cleared.
+	// An update without fields changes nothing. An empty value clears its field.
 	m.ok(logical.UpdateOperation, "config", nil)
 	m.b = m.newBackend()
-	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
-		t.Errorf("after an empty update and a restart (-want +got):\n%s", diff)
-	}
+	m.equal("after an empty update and a restart", want, m.ok(logical.ReadOperation, "config", nil).Data)
 	m.ok(logical.UpdateOperation, "config", data{"accepted_audiences": "", "allowed_scopes": []any{}, "max_ttl": 0})
 	want["accepted_audiences"], want["allowed_scopes"], want["max_ttl"] = []string{}, []string{}, int64(0)
-	if diff := cmp.Diff(want, m.ok(logical.ReadOperation, "config", nil).Data); diff != "" {
-		t.Errorf("after clearing (-want +got):\n%s", diff)
-	}
+	m.equal("after clearing", want, m.ok(logical.ReadOperation, "config", nil).Data)
 }
 
 func TestConfig_GeneratesSecret(t *testing.T) {
@@ -106,9 +97,9 @@ func TestConfig_NormalizesProxyURL(t *testing.T) {
 		if got := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": given}).Data["proxy_url"]; got != want {
 			t.Errorf("%s is stored as %v, want %s", given, got, want)
 		}
-		// Who was given it asks with it.
+		// A caller may pass the address that it received with a token.
 		if got := m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": want}).Data["proxy_url"]; got != want {
-			t.Errorf("%s stands for %v", want, got)
+			t.Errorf("the token for %s has proxy_url %v", want, got)
 		}
 	}
 }
@@ -220,7 +211,7 @@ func TestConfig_Rejects(t *testing.T) {
 			m := configured(t, nil, nil)
 			m.refused(logical.UpdateOperation, "config", c.data, c.want)
 			if secret, ok := c.data["secret"].(string); ok && len(secret) > 10 && strings.Contains(c.want, secret) {
-				t.Errorf("the error tells the secret")
+				t.Errorf("the error quotes the secret")
 			}
 		})
 	}
@@ -238,8 +229,8 @@ func TestConfig_Rejects(t *testing.T) {
 	})
 }
 
-// The promises: a version number is never used twice, a deleted config
-// included; deletion forgets the key, and says what it doesn't do.
+// TestConfig_DeleteForgetsKey checks that a deletion forgets the key, warns of what it
+// does not do, and keeps the version numbers, so that none is used twice.
 func TestConfig_DeleteForgetsKey(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"audience": "a", "max_ttl": "24h"}, data{"ttl": "20h"})
@@ -254,7 +245,7 @@ func TestConfig_DeleteForgetsKey(t *testing.T) {
 	}
 	m.refused(logical.ReadOperation, "creds/r", nil, "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…")
 	if resp := m.ok(logical.DeleteOperation, "config", nil); resp != nil {
-		t.Errorf("a second deletion says %v", resp)
+		t.Errorf("a second deletion returned %v", resp)
 	}
 
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
@@ -267,10 +258,8 @@ func TestConfig_DeleteForgetsKey(t *testing.T) {
 		t.Errorf("a new token has key_version %v, want 2", creds.Data["key_version"])
 	}
 	want := data{"valid": false, "error": "signed by no key of this mount"}
-	if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", data{"token": token, "audience": "a"}).Data); diff != "" {
-		t.Errorf("the old key's token (-want +got):\n%s", diff)
-	}
-	// The bound on the life of tokens survives: no role allows more than 20h.
+	m.equal("the old key's token", want, m.ok(logical.UpdateOperation, "validate", data{"token": token, "audience": "a"}).Data)
+	// The longest TTL of issued tokens survives.
 	if got := m.storage.dump(t)["config"]; !strings.Contains(got, fmt.Sprintf(`"longest_ttl":%d`, 20*time.Hour)) {
 		t.Errorf("storage has %s", got)
 	}

@@ -18,13 +18,10 @@ func TestProxyEnv(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", path, diff)
 		}
 	}
-	// An empty issuer is left out: it would make the proxy refuse every token
-	// that has one.
+	// An empty issuer would make the proxy reject every token that has one.
 	m.ok(logical.UpdateOperation, "config", data{"audience": "a", "accepted_audiences": "b,a,c", "issuer": ""})
 	want = data{"ATI_JWT_SECRET": testSecret, "ATI_JWT_AUDIENCE": "a", "ATI_JWT_ACCEPTED_AUDIENCES": "a,b,c"}
-	if diff := cmp.Diff(want, read("proxy-env")); diff != "" {
-		t.Errorf("proxy-env (-want +got):\n%s", diff)
-	}
+	m.equal("proxy-env", want, read("proxy-env"))
 	for _, version := range []string{"2", "1234"} {
 		m.refused(logical.ReadOperation, "proxy-env/"+version, nil, "this mount has no key of version "+version+", but of 1")
 	}
@@ -34,28 +31,20 @@ func TestProxyEnv(t *testing.T) {
 		}
 	}
 	if log := m.log.String(); !strings.Contains(log, "the proxy's environment was read: key_version=1") || strings.Contains(log, testSecret) {
-		t.Errorf("the log says:\n%s", log)
+		t.Errorf("the log is:\n%s", log)
 	}
 }
 
-// The promise: never an empty value, whatever storage holds. The proxy would
-// open itself to everybody.
+// TestProxyEnv_NeverHasEmptyValue checks that damaged storage is an error. With an
+// empty value the proxy would accept unauthenticated requests.
 func TestProxyEnv_NeverHasEmptyValue(t *testing.T) {
 	t.Parallel()
 	for _, damage := range []string{`"secret":"` + testSecret + `"`, `"audience":"ati-proxy"`} {
 		m := configured(t, nil, nil)
-		entry, err := m.storage.Storage.Get(t.Context(), "config")
-		if err != nil {
-			t.Fatal(err)
-		}
 		field, _, _ := strings.Cut(damage, ":")
-		entry.Value = []byte(strings.Replace(string(entry.Value), damage, field+`:""`, 1))
-		if err := m.storage.Storage.Put(t.Context(), entry); err != nil {
-			t.Fatal(err)
-		}
-		m.b = m.newBackend()
+		m.damage(damage, field+`:""`)
 		if resp, err := m.request(logical.ReadOperation, "proxy-env", nil); err == nil {
-			t.Errorf("%s emptied: %v", field, resp.Data)
+			t.Errorf("with an empty %s: %v", field, resp.Data)
 		}
 	}
 }

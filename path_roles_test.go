@@ -2,7 +2,6 @@ package atisecrets_test
 
 import (
 	"fmt"
-	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -28,9 +27,7 @@ func TestRoles_DefaultsAndPartialUpdate(t *testing.T) {
 	m.warnings(m.ok(logical.CreateOperation, "roles/x", data{"tools": "web_search, arxiv:search,web_search"}))
 	want := defaultRole()
 	want["tools"] = []string{"web_search", "arxiv:search"}
-	if diff := cmp.Diff(want, read()); diff != "" {
-		t.Errorf("after creation (-want +got):\n%s", diff)
-	}
+	m.equal("after creation", want, read())
 
 	all := data{
 		"skills": []any{"summarize", "skill:cite"}, "scopes": "help", "rate": data{"tool:web_search": "30/hour", "*": "5/s"},
@@ -39,37 +36,31 @@ func TestRoles_DefaultsAndPartialUpdate(t *testing.T) {
 		"generate_lease": true, "disabled": "true", "description": "für Leser\n",
 	}
 	m.ok(logical.UpdateOperation, "roles/x", all)
-	maps.Copy(want, data{
+	want = merge(want, data{
 		"skills": []string{"summarize", "skill:cite"}, "scopes": []string{"help"}, "rate": map[string]string{"tool:web_search": "30/hour", "*": "5/s"},
 		"ttl": int64(1800), "max_ttl": int64(7200), "audience": "mcp", "subject": "team/{{ identity.entity.name }}", "job_id": "{{jti}}", "sandbox_id": "box:{{identity.entity.id}}",
 		"allowed_agent_ids": []string{"sandbox:*"}, "allowed_job_ids": []string{"job-*", "*"}, "allowed_sandbox_ids": []string{"box:*"},
 		"generate_lease": true, "disabled": true, "description": "für Leser\n",
 	})
-	if diff := cmp.Diff(want, read()); diff != "" {
-		t.Errorf("after an update of all fields (-want +got):\n%s", diff)
-	}
+	m.equal("after an update of all fields", want, read())
 
 	m.ok(logical.UpdateOperation, "roles/x", nil)
 	m.b = m.newBackend()
-	if diff := cmp.Diff(want, read()); diff != "" {
-		t.Errorf("after an empty update and a restart (-want +got):\n%s", diff)
-	}
+	m.equal("after an empty update and a restart", want, read())
 
 	m.ok(logical.UpdateOperation, "roles/x", data{
 		"skills": "", "scopes": []any{}, "rate": data{}, "max_ttl": 0, "audience": "", "subject": "", "job_id": "", "sandbox_id": "",
 		"allowed_agent_ids": "", "allowed_job_ids": []any{}, "allowed_sandbox_ids": " ", "generate_lease": false, "disabled": "false", "description": "",
 	})
 	m.ok(logical.UpdateOperation, "roles/x", data{"rate": "*=1/s"})
-	m.ok(logical.UpdateOperation, "roles/x", data{"rate": ""}) // as the CLI has it
+	m.ok(logical.UpdateOperation, "roles/x", data{"rate": ""}) // as the CLI sends it
 	cleared := defaultRole()
 	cleared["tools"], cleared["ttl"] = want["tools"], want["ttl"]
-	if diff := cmp.Diff(cleared, read()); diff != "" {
-		t.Errorf("after clearing (-want +got):\n%s", diff)
-	}
+	m.equal("after clearing", cleared, read())
 }
 
-// In an incident a role is disabled, whatever else was changed meanwhile. To
-// enable it, it has to fit again.
+// TestRoles_DisableUnderLoweredCeiling checks that a role can always be disabled,
+// which an incident may require, and is checked again when it is enabled.
 func TestRoles_DisableUnderLoweredCeiling(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "2h"})
@@ -96,11 +87,12 @@ func TestRoles_ListAndDelete(t *testing.T) {
 	}
 	m.refused(logical.ReadOperation, "creds/R", nil, `role "R" does not exist; vault list ati/roles shows those that do`)
 	if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["scope"]; got != "tool:web_search" {
-		t.Errorf("role r was touched: %v", got)
+		t.Errorf("role r was changed: %v", got)
 	}
 }
 
-// The promise: ttl is 1h, or the ceiling where that is lower.
+// TestRoles_DefaultTTL checks that ttl defaults to 1h, or to the maximum if that is
+// lower.
 func TestRoles_DefaultTTL(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -112,31 +104,25 @@ func TestRoles_DefaultTTL(t *testing.T) {
 		"config's":         {2 * time.Hour, "30m", 1800},
 		"the mount's":      {20 * time.Minute, "30m", 1200},
 	} {
-		t.Run("the role's max_ttl is lower than "+name, func(t *testing.T) {
-			t.Parallel()
-			m := newMount(t)
-			m.system.MaxLeaseTTLVal = c.mount
-			m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret, "max_ttl": c.config})
-			m.ok(logical.CreateOperation, "roles/r", data{"tools": "x", "max_ttl": "10m"})
-			if got := m.ok(logical.ReadOperation, "roles/r", nil).Data["ttl"]; got != int64(600) {
-				t.Errorf("ttl is %v, want 600", got)
-			}
-		})
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := newMount(t)
 			m.system.MaxLeaseTTLVal = c.mount
 			m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret, "max_ttl": c.config})
 			m.ok(logical.CreateOperation, "roles/r", data{"tools": "x"})
-			if got := m.ok(logical.ReadOperation, "roles/r", nil).Data["ttl"]; got != c.want {
-				t.Errorf("ttl is %v, want %v", got, c.want)
+			m.ok(logical.CreateOperation, "roles/short", data{"tools": "x", "max_ttl": "10m"})
+			for role, want := range map[string]int64{"r": c.want, "short": 600} {
+				if got := m.ok(logical.ReadOperation, "roles/"+role, nil).Data["ttl"]; got != want {
+					t.Errorf("ttl of role %s is %v, want %v", role, got, want)
+				}
 			}
 		})
 	}
 }
 
-// The promise: the bound on the life of tokens is raised before the role that
-// needs it is stored, and is never lowered.
+// TestRoles_StoresLongestTTLFirst checks that the config's longest TTL is raised
+// before the role that needs it is stored, and is never lowered. A retirement counts
+// on it.
 func TestRoles_StoresLongestTTLFirst(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -151,7 +137,7 @@ func TestRoles_StoresLongestTTLFirst(t *testing.T) {
 		want string
 		puts []string
 	}{
-		{data{"ttl": "30m"}, seconds(3600), []string{"role/r"}}, // configured's role had the default
+		{data{"ttl": "30m"}, seconds(3600), []string{"role/r"}}, // the role had the default of 1h
 		{data{"max_ttl": "5h"}, seconds(18000), []string{"config", "role/r"}},
 		{data{"max_ttl": "2h"}, seconds(18000), []string{"role/r"}},
 		{data{"max_ttl": 0, "ttl": "6h"}, seconds(21600), []string{"config", "role/r"}},
@@ -332,7 +318,7 @@ func TestRoles_Rejects(t *testing.T) {
 		m := configured(t, nil, nil)
 		m.refused(logical.CreateOperation, "roles/new", data{"tools": "a b"}, whiteSpaceError("tools", "a b"))
 		if resp := m.ok(logical.ReadOperation, "roles/new", nil); resp != nil {
-			t.Errorf("it reads as %v", resp.Data)
+			t.Errorf("it was stored: %v", resp.Data)
 		}
 	})
 }
@@ -379,17 +365,15 @@ func TestRoles_AcceptsAllForms(t *testing.T) {
 			m := configured(t, nil, nil)
 			before := m.ok(logical.ReadOperation, "roles/r", nil).Data
 			m.ok(logical.UpdateOperation, "roles/r", c.given)
-			maps.Copy(before, c.want)
-			if diff := cmp.Diff(before, m.ok(logical.ReadOperation, "roles/r", nil).Data); diff != "" {
-				t.Errorf("role (-want +got):\n%s", diff)
-			}
-			m.b = m.newBackend() // what was stored can be read again
+			m.equal("role", merge(before, c.want), m.ok(logical.ReadOperation, "roles/r", nil).Data)
+			m.b = m.newBackend() // read from storage
 			m.ok(logical.ReadOperation, "roles/r", nil)
 		})
 	}
 }
 
-// The promise: what is legal and useless, or wider than it looks, is a warning.
+// TestRoles_Warns checks the warnings about valid roles that grant nothing or more
+// than it seems.
 func TestRoles_Warns(t *testing.T) {
 	t.Parallel()
 	big := make([]any, 120)

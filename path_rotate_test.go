@@ -22,7 +22,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// weakKey is a private key that is not random.
+// weakKey returns a private key that is not random.
 func weakKey(t testing.TB) string {
 	t.Helper()
 	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), append(make([]byte, 31), 7))
@@ -36,8 +36,8 @@ func weakKey(t testing.TB) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// The promises of a rotation at once: every token from before is of no key of
-// this mount, and one write switches key and proxy_url together.
+// TestRotate_ReplacesKeyImmediately checks that an immediate rotation invalidates
+// every issued token, and that one write replaces both the key and proxy_url.
 func TestRotate_ReplacesKeyImmediately(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -52,9 +52,9 @@ func TestRotate_ReplacesKeyImmediately(t *testing.T) {
 	m.equal("writes", []string{"config"}, m.storage.order[puts:])
 	token, version := m.tokenFor("")
 	m.equal("version", 2, version)
-	for range 2 { // from the cache, and after a restart
-		m.equal("the new token", any(2), m.verdict(token))
-		m.equal("the old token", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(before))
+	for range 2 { // from the cache, and from storage
+		m.equal("the new token", 2, m.verdict(token))
+		m.equal("the old token", "signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z", m.verdict(before))
 		m.equal("proxy-env", data{"ATI_JWT_SECRET": greenSecret, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"},
 			m.ok(logical.ReadOperation, "proxy-env", nil).Data)
 		m.b = m.newBackend()
@@ -65,18 +65,18 @@ func TestRotate_ReplacesKeyImmediately(t *testing.T) {
 		t.Error("storage still has the old secret")
 	}
 
-	// Nothing given: the same proxy and algorithm, and a secret of Vault's own.
+	// Without parameters, proxy and algorithm stay, and Vault generates a secret.
 	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:01Z"), pinnedWarning)
 	m.equal("version and proxy", []any{3, greenProxy, "HS256"}, []any{status["current_version"], status["current_proxy_url"], status["current_algorithm"]})
-	m.equal("a token of version 2", any("signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z"), m.verdict(token))
+	m.equal("a token of version 2", "signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z", m.verdict(token))
 	secret := m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"]
 	if secret == greenSecret || len(secret.(string)) != 64 {
 		t.Error("no new secret was generated")
 	}
 }
 
-// What somebody sees who reads the status at each step, and the tokens and keys
-// that there are then.
+// TestRotate_StageToRetire checks the status, the tokens, and the keys at each step of
+// a zero-downtime rotation.
 func TestRotate_StageToRetire(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "30m", "max_ttl": "2h"})
@@ -116,7 +116,7 @@ func TestRotate_StageToRetire(t *testing.T) {
 	m.equal("staged", status(map[string]data{"current": blue, "pending": green}), got)
 	secrets(map[string]string{"": testSecret, "/1": testSecret, "/2": greenSecret})
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com": this mount has no key for it (version 2, whose it is, is not active yet); the current proxy is at "https://ati.example.com"`)
-	m.equal("config", any(1), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
+	m.equal("config", 1, m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
 
 	m.now = m.now.Add(time.Minute)
 	green["activated_at"] = "2027-01-15T08:02:00Z"
@@ -127,36 +127,35 @@ func TestRotate_StageToRetire(t *testing.T) {
 	for proxy, want := range map[string]int{"": 2, greenProxy: 2, testProxy: 1} {
 		token, version := m.tokenFor(proxy)
 		m.equal("version for "+proxy, want, version)
-		m.equal("verdict on a token for "+proxy, any(want), m.verdict(token))
+		m.equal("verdict on a token for "+proxy, want, m.verdict(token))
 	}
-	m.equal("a token from before", any(1), m.verdict(first))
+	m.equal("a token from before", 1, m.verdict(first))
 	config := m.ok(logical.ReadOperation, "config", nil).Data
 	m.equal("config", []any{greenProxy, 2, "2027-01-15T08:01:00Z", green["fingerprint"]}, []any{config["proxy_url"], config["key_version"], config["key_created_at"], config["key_fingerprint"]})
 
 	m.now = m.now.Add(time.Hour)
 	last := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy, "ttl": "2h"}).Data["token"].(string)
-	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:01Z" // 2h, a minute and a second later
+	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:01Z" // 2h, a minute, and a second later
 	m.equal("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil, importedWarning))
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); the current proxy is at "https://green.example.com"`)
-	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may start again
-	// A role that is written now, with a longer TTL, changes nothing about it.
+	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may restart
+	// A longer TTL of a role that is written now does not matter.
 	m.ok(logical.UpdateOperation, "roles/r", data{"max_ttl": "100h"})
 
-	// validate is stricter by a second than the proxy.
+	// validate rejects an expired token a second before the proxy does.
 	m.now = time.Date(2027, 1, 15, 11, 2, 59, 999_000_000, time.UTC)
-	m.equal("the last token, two seconds before", any(1), m.verdict(last))
+	m.equal("the last token, two seconds before", 1, m.verdict(last))
 	m.now = time.Date(2027, 1, 15, 11, 3, 0, 999_000_000, time.UTC)
-	m.equal("the last token, a second before", any("token has expired: exp is 2027-01-15T11:02:00Z"), m.verdict(last))
+	m.equal("the last token, a second before", "token has expired: exp is 2027-01-15T11:02:00Z", m.verdict(last))
 	m.now = time.Date(2027, 1, 15, 11, 3, 1, 0, time.UTC)
-	m.equal("the last token", any("signed by no key of this mount"), m.verdict(last))
+	m.equal("the last token", "signed by no key of this mount", m.verdict(last))
 	m.equal("gone", status(map[string]data{"current": green}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
 	secrets(map[string]string{"": greenSecret, "/1": "", "/2": greenSecret})
 	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 2")
 }
 
-// The key of a version of which no token passes any more is forgotten in
-// storage too, when Vault next calls the backend: but not on a node that can't
-// write.
+// TestRotate_PurgesExpiredKey checks that a retired key is removed from storage when
+// its last token has expired.
 func TestRotate_PurgesExpiredKey(t *testing.T) {
 	t.Parallel()
 	retired := func() *mount {
@@ -165,13 +164,13 @@ func TestRotate_PurgesExpiredKey(t *testing.T) {
 		m.step("/retire", nil, importedWarning)
 		return m
 	}
-	there := func(m *mount) bool { return strings.Contains(m.storage.dump(t)["config"], testSecret) }
+	stored := func(m *mount) bool { return strings.Contains(m.storage.dump(t)["config"], testSecret) }
 	m := retired()
 	m.periodic()
 	m.now = m.now.Add(time.Hour + time.Minute)
 	m.periodic()
-	if !there(m) {
-		t.Error("the key was forgotten a second too early")
+	if !stored(m) {
+		t.Error("the key was removed a second too early")
 	}
 	m.now = m.now.Add(time.Second)
 	m.storage.fail = "put config"
@@ -180,28 +179,28 @@ func TestRotate_PurgesExpiredKey(t *testing.T) {
 	}
 	m.storage.fail = ""
 	m.periodic()
-	if there(m) {
-		t.Error("the key was not forgotten")
+	if stored(m) {
+		t.Error("the key was not removed")
 	}
 	puts := len(m.storage.order)
 	m.periodic()
 	m.equal("writes when there is nothing to forget", 0, len(m.storage.order)-puts)
 	m.tokenFor(greenProxy)
 
-	// Any other change forgets it too.
+	// Any other change of the config removes it too.
 	for path, d := range map[string]data{"config": {"issuer": "x"}, "config/rotate/stage": nil} {
 		m := retired()
 		m.now = m.now.Add(time.Hour + 61*time.Second)
 		m.write(path, d)
-		if there(m) {
-			t.Errorf("a write of %s didn't forget the key", path)
+		if stored(m) {
+			t.Errorf("a write of %s did not remove the key", path)
 		}
 	}
 }
 
-// Rollback swaps the two, so that sandboxes at either proxy go on; activate goes
-// forward again. Either undoes a retirement. A repeated step is refused, and
-// changes nothing: clients repeat a request whose answer was lost.
+// TestRotate_Rollback checks that rollback and activate swap the two versions, both of
+// which keep minting, and undo a retirement. A repeated step is refused, since a
+// client may repeat a request whose response was lost.
 func TestRotate_Rollback(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -223,7 +222,7 @@ func TestRotate_Rollback(t *testing.T) {
 	m.now = m.now.Add(time.Minute)
 	m.equal("rolled back", []any{1, 2, "2027-01-15T08:01:00Z", nil}, versions(m.step("/rollback", nil)))
 	mints(1)
-	m.equal("proxy_url", any(testProxy), m.ok(logical.ReadOperation, "config", nil).Data["proxy_url"])
+	m.equal("proxy_url", testProxy, m.ok(logical.ReadOperation, "config", nil).Data["proxy_url"])
 	again()
 	m.b = m.newBackend()
 	again()
@@ -241,25 +240,26 @@ func TestRotate_Rollback(t *testing.T) {
 	m.equal("forward after retire", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil, fmt.Sprintf(unretired, 2, "2027-01-15T10:03:01Z"))))
 	mints(2)
 
-	// With a third version staged, activate is that one's.
+	// If a third version is staged, activate is for that one.
 	m.step("/rollback", nil)
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "version 2 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
 	m.equal("forward, when it is dropped", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil)))
 
-	// What was rolled back, retired and forgotten doesn't come again.
+	// A version that was rolled back, retired, and purged does not come back.
 	m.step("/rollback", nil)
 	m.step("/retire", nil)
 	m.now = m.now.Add(2 * time.Hour)
 	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is staged, and the current one is 1; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
 	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 1")
 	m.write("config/rotate/stage", data{"proxy_url": "https://fourth.example.com"})
-	m.equal("the next", any(4), m.step("/activate", nil)["current_version"])
-	m.equal("and back", any(1), m.step("/rollback", nil)["current_version"])
+	m.equal("the next", 4, m.step("/activate", nil)["current_version"])
+	m.equal("and back", 1, m.step("/rollback", nil)["current_version"])
 }
 
-// Each step where it can't be: a 400 that says what to do, and changes nothing.
+// TestRotate_RejectsStepsOutOfOrder checks that a step that is out of order is refused
+// with what to do instead.
 func TestRotate_RejectsStepsOutOfOrder(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -271,7 +271,7 @@ func TestRotate_RejectsStepsOutOfOrder(t *testing.T) {
 	refused("/rollback", nil, "there is no previous version to go back to; the current one is 1")
 	refused("/retire", nil, "there is no previous version to retire; the current one is 1")
 	if resp := m.ok(logical.DeleteOperation, "config/rotate/stage", nil); resp != nil {
-		t.Errorf("dropping nothing says %v", resp)
+		t.Errorf("deleting a stage that does not exist returned %v", resp)
 	}
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
 	refused("/stage", nil, "version 2 is staged already; make it the current one with: vault write -f ati/config/rotate/activate, or drop it with: vault delete ati/config/rotate/stage")
@@ -289,7 +289,8 @@ func TestRotate_RejectsStepsOutOfOrder(t *testing.T) {
 	}())
 }
 
-// The promise: a version number names one key, for ever.
+// TestRotate_NeverReusesVersions checks that a version number always refers to the
+// same key.
 func TestRotate_NeverReusesVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -297,8 +298,9 @@ func TestRotate_NeverReusesVersions(t *testing.T) {
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
 	m.refused(logical.ReadOperation, "proxy-env/2", nil, "this mount has no key of version 2, but of 1")
 	m.refused(logical.UpdateOperation, "config/rotate/stage", data{"secret": "x"}, "secret must be 64 hex characters; it has 1 characters. One is made by: openssl rand -hex 32")
-	m.equal("after a dropped one", any(3), m.write("config/rotate/stage", data{"proxy_url": greenProxy}).Data["pending_version"])
-	// A pending version survives a rotation at once, below the current one.
+	m.equal("after a dropped one", 3, m.write("config/rotate/stage", data{"proxy_url": greenProxy}).Data["pending_version"])
+	// A pending version survives an immediate rotation, with a lower number than the
+	// new current one.
 	got := m.write("config/rotate", nil).Data
 	m.equal("rotated beside a staged one", []any{4, 3, nil}, []any{got["current_version"], got["pending_version"], got["previous_version"]})
 	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 3 and 4")
@@ -310,15 +312,15 @@ func TestRotate_NeverReusesVersions(t *testing.T) {
 	}())
 }
 
-// Where two proxies would have one address, or a change would send tokens to a
-// proxy that holds another key.
+// TestRotate_ProxyURLs checks the warnings and errors where two versions would have
+// the same proxy_url, or where tokens would be sent to a proxy that holds another key.
 func TestRotate_ProxyURLs(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	same := "version 2 has the proxy_url of version 1: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own"
-	m.step("/stage", nil, same, stageWarning)
+	sameURL := "version 2 has the proxy_url of version 1: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own"
+	m.step("/stage", nil, sameURL, stageWarning)
 	m.step("/activate", nil, "the proxy refuses tokens until it has started again with version 2, whose proxy_url is that of version 1")
-	// Both have it: the current one mints.
+	// Both versions have this address, and the current one mints.
 	_, version := m.tokenFor(testProxy)
 	m.equal("version", 2, version)
 	m.step("/rollback", nil)
@@ -330,22 +332,22 @@ func TestRotate_ProxyURLs(t *testing.T) {
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" is that of version 2, whose key its proxy holds; the current version is 1`)
 	m.refused(logical.UpdateOperation, "config/rotate", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" is that of version 2, which is staged: its proxy holds another key`)
 	m.step("/activate", nil)
-	// Terraform, say, writes what it wrote before the activation.
+	// Terraform may write the address from before the activation.
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "audience": "x"}, `proxy_url "https://ati.example.com" is that of version 1, whose key its proxy holds; the current version is 2`)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": greenProxy})
 	m.step("/retire", nil, importedWarning)
 	m.now = m.now.Add(time.Hour + 61*time.Second)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
 
-	// The same proxy under another address: a version that is staged for it moves
-	// along.
+	// The proxy moves to another address: a version that is staged for the same proxy
+	// moves with it.
 	m = configured(t, nil, nil)
-	m.step("/stage", nil, same, stageWarning)
+	m.step("/stage", nil, sameURL, stageWarning)
 	m.warnings(m.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://moved.example.com"}),
 		"tokens go to https://moved.example.com from here on, whose proxy must hold version 1 of the key; whoever asks with proxy_url=https://ati.example.com is refused")
-	m.equal("moved along", any("https://moved.example.com"), m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_proxy_url"])
+	m.equal("moved along", "https://moved.example.com", m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_proxy_url"])
 
-	// The previous version's address again.
+	// The address of the previous version.
 	m = configured(t, nil, nil)
 	m.activateGreen()
 	m.warnings(m.write("config/rotate/stage", data{"proxy_url": testProxy}),
@@ -427,7 +429,7 @@ func TestRotate_RejectsInvalidKeys(t *testing.T) {
 			}
 			for _, field := range []string{"secret", "private_key"} {
 				if value, _ := c.data[field].(string); len(value) > 10 && strings.Contains(c.want, value) {
-					t.Error("the error tells the key")
+					t.Error("the error quotes the key")
 				}
 			}
 		})
@@ -449,19 +451,19 @@ func TestRotate_RejectsInvalidKeys(t *testing.T) {
 		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256")
 		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "algorithm": "ES256", "secret": testSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
 		m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "algorithm": "ES256", "private_key": pair.sec1})
-		m.ok(logical.UpdateOperation, "config", data{"private_key": pair.pkcs8, "algorithm": "ES256"}) // the same one
+		m.ok(logical.UpdateOperation, "config", data{"private_key": pair.pkcs8, "algorithm": "ES256"}) // the same key
 		m.refused(logical.UpdateOperation, "config", data{"private_key": newPair(t).sec1}, "private_key is not the present one, and "+rotateHint)
 		m.refused(logical.UpdateOperation, "config", data{"algorithm": "HS256"}, `algorithm "HS256" is not the present one, ES256, and `+rotateHint)
 		m.refused(logical.UpdateOperation, "config", data{"secret": testSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
 	})
 }
 
-// Each form of a key, with the token and the public key that come of it. An
-// ES256 token has a kid, which is the key's fingerprint.
+// TestES256 checks the tokens and the public key of each form of a private key. The
+// kid of an ES256 token is the key's fingerprint.
 func TestES256(t *testing.T) {
 	t.Parallel()
 	given := newPair(t)
-	// What openssl ecparam -genkey writes.
+	// The output of openssl ecparam -genkey.
 	parameters := string(pem.EncodeToMemory(&pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}}))
 	for name, key := range map[string]string{"generated": "", "SEC1": given.sec1, "PKCS#8": given.pkcs8, "with parameters": "\n" + parameters + given.sec1 + "\n"} {
 		t.Run(name, func(t *testing.T) {
@@ -491,7 +493,7 @@ func TestES256(t *testing.T) {
 			m.b = m.newBackend()
 			token, version := m.tokenFor("")
 			m.equal("version", 1, version)
-			m.equal("verdict", any(1), m.verdict(token))
+			m.equal("verdict", 1, m.verdict(token))
 			verifier, err := ati.ParsePublicKey(public)
 			if err != nil {
 				t.Fatal(err)
@@ -509,8 +511,9 @@ func TestES256(t *testing.T) {
 	}
 }
 
-// From HS256 to ES256 and back: a token under either is known while its version
-// is, and proxy-env has the one kind of key or the other.
+// TestRotate_ChangesAlgorithm rotates from HS256 to ES256 and back. Tokens of both are
+// valid as long as their versions exist, and proxy-env has the secret or the public
+// key.
 func TestRotate_ChangesAlgorithm(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -527,19 +530,19 @@ func TestRotate_ChangesAlgorithm(t *testing.T) {
 			t.Errorf("%s has %d values, and %s is missing", path, len(env), want)
 		}
 	}
-	// A rotation at once follows the current algorithm, or changes it.
+	// An immediate rotation keeps the current algorithm, or changes it.
 	status = m.write("config/rotate", nil).Data
-	m.equal("the algorithm stays", any("ES256"), status["current_algorithm"])
+	m.equal("the algorithm stays", "ES256", status["current_algorithm"])
 	const none = "signed by no key of this mount; last rotated at 2027-01-15T08:00:00Z"
 	m.equal("verdicts", []any{none, none}, []any{m.verdict(hs), m.verdict(es)})
 	status = m.write("config/rotate", data{"algorithm": "HS256", "secret": greenSecret}).Data
 	m.equal("the algorithm changes", []any{"HS256", 4}, []any{status["current_algorithm"], status["current_version"]})
 	back, _ := m.tokenFor("")
-	m.equal("verdict", any(4), m.verdict(back))
+	m.equal("verdict", 4, m.verdict(back))
 }
 
-// A node that has not yet seen that the bound was raised keeps to the one that
-// it knows.
+// TestCreds_StaleConfigBoundsTTL checks that a node that has not seen that the longest
+// TTL was raised keeps to the old one, on which a retirement may count.
 func TestCreds_StaleConfigBoundsTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "1h"})
@@ -553,17 +556,17 @@ func TestCreds_StaleConfigBoundsTTL(t *testing.T) {
 	m.equal("TTL afterwards", int64(5*3600), m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"])
 }
 
-// Any sequence of steps, roles, mints, restarts and tunings: what status,
-// validate and proxy-env say agrees, no version names two keys, and no token
-// outlives its tokens_expire_by.
+// TestRotate_RandomSequences makes random sequences of steps, role writes, mints,
+// restarts, and tunings. The status, validate, and proxy-env must agree, a version
+// must never name two keys, and no token may outlive its version's tokens_expire_by.
 func TestRotate_RandomSequences(t *testing.T) {
 	t.Parallel()
 	seeds := rounds(40, 2000)
 	var allSteps, allTokens atomic.Int64
 	t.Cleanup(func() {
-		t.Logf("%d lives of %d steps and %d tokens", seeds, allSteps.Load(), allTokens.Load())
+		t.Logf("%d sequences with %d steps and %d tokens", seeds, allSteps.Load(), allTokens.Load())
 		if allSteps.Load() < int64(30*seeds) || allTokens.Load() < int64(10*seeds) {
-			t.Error("these are too few to tell")
+			t.Error("too few to be meaningful")
 		}
 	})
 	for seed := range uint64(seeds) {
@@ -639,13 +642,13 @@ func TestRotate_RandomSequences(t *testing.T) {
 					}
 				}
 				status := m.ok(logical.ReadOperation, "config/rotate", nil).Data
-				known := map[int]bool{}
+				live := map[int]bool{}
 				for _, name := range []string{"current", "pending", "previous"} {
 					version, ok := status[name+"_version"].(int)
 					if !ok {
 						continue
 					}
-					known[version] = true
+					live[version] = true
 					if fingerprint, seen := keys[version]; seen && fingerprint != status[name+"_fingerprint"] {
 						t.Fatalf("version %d names two keys", version)
 					}
@@ -665,9 +668,9 @@ func TestRotate_RandomSequences(t *testing.T) {
 					if step%10 != 9 {
 						continue // verifying costs most of this test
 					}
-					valid := m.now.Unix() < token.exp+60 && known[token.version]
+					valid := m.now.Unix() < token.exp+60 && live[token.version]
 					if got := m.write("validate", data{"token": token.token}).Data; got["valid"] != valid || valid && got["key_version"] != token.version {
-						t.Fatalf("a token of version %d, known %v, that expires at %d, is %v at %d", token.version, known, token.exp, got, m.now.Unix())
+						t.Fatalf("a token of version %d, with the live versions %v, that expires at %d, is %v at %d", token.version, live, token.exp, got, m.now.Unix())
 					}
 				}
 			}
@@ -677,8 +680,8 @@ func TestRotate_RandomSequences(t *testing.T) {
 	}
 }
 
-// Two people at once, or one who clicks twice: one of them is told that it was
-// done already.
+// TestRotate_ConcurrentSteps checks that of several concurrent requests for a step one
+// succeeds and the others are refused.
 func TestRotate_ConcurrentSteps(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -704,7 +707,8 @@ func TestRotate_ConcurrentSteps(t *testing.T) {
 	m.equal("versions", []any{2, 1, nil}, []any{status["current_version"], status["previous_version"], status["pending_version"]})
 }
 
-// A write that fails leaves the step undone, or done, as storage has it.
+// TestRotate_FailedWriteIsAtomic checks that a step whose write fails is done or not,
+// as storage has it.
 func TestRotate_FailedWriteIsAtomic(t *testing.T) {
 	t.Parallel()
 	for _, late := range []bool{false, true} {
@@ -744,46 +748,47 @@ func TestRotate_FailedWriteIsAtomic(t *testing.T) {
 	}
 }
 
-// The promise: no key is in any response but proxy-env's, in an error or in the
-// log.
+// TestRotate_DoesNotExposeKeys checks that no response, except that of proxy-env, no
+// error, and no log line has a key in it.
 func TestRotate_DoesNotExposeKeys(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	pair := newPair(t)
-	var told strings.Builder
+	var output strings.Builder
 	do := func(op logical.Operation, path string, d data) {
 		resp, err := m.request(op, path, d)
-		fmt.Fprintln(&told, path, resp, err)
+		fmt.Fprintln(&output, path, resp, err)
 		if resp != nil {
-			fmt.Fprintf(&told, "%+v %q\n", resp.Data, resp.Warnings)
+			fmt.Fprintf(&output, "%+v %q\n", resp.Data, resp.Warnings)
 		}
 	}
-	for range 2 { // the second time, most are refused
+	for range 2 { // in the second round, most are refused
 		do(logical.UpdateOperation, "config", data{"secret": testSecret})
 		do(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "ES256", "private_key": pair.sec1, "proxy_url": greenProxy})
 		do(logical.UpdateOperation, "config/rotate/activate", nil)
 		do(logical.ReadOperation, "config/rotate", nil)
 		do(logical.ReadOperation, "config", nil)
 		do(logical.ReadOperation, "jwks", nil)
-		do(logical.ReadOperation, "proxy-env/2", nil) // a public key only
+		do(logical.ReadOperation, "proxy-env/2", nil) // only a public key
 		do(logical.UpdateOperation, "config/rotate", data{"algorithm": "HS256", "secret": greenSecret})
 		do(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256", "private_key": pair.pkcs8})
 		do(logical.UpdateOperation, "config/rotate/rollback", data{"secret": testSecret})
 	}
 	body := strings.Split(pair.sec1, "\n")[1]
-	for _, where := range []string{told.String(), m.log.String()} {
+	for _, where := range []string{output.String(), m.log.String()} {
 		for _, secret := range []string{testSecret, greenSecret, body, strings.Split(pair.pkcs8, "\n")[2]} {
 			if strings.Contains(where, secret) {
-				t.Errorf("a key was told: %s", where)
+				t.Errorf("a key was exposed: %s", where)
 			}
 		}
 	}
 	if !strings.Contains(m.log.String(), `key versions changed: path=config/rotate/activate parameters="" versions="current 2, previous 1"`) {
-		t.Errorf("the log doesn't say what was done:\n%s", m.log)
+		t.Errorf("the log does not name the step:\n%s", m.log)
 	}
 }
 
-// A disabled role, which isn't judged against the ceilings, doesn't count.
+// TestRotate_ExpiryIgnoresDisabledRoles checks that a disabled role, which is not
+// checked against the maximums, does not delay tokens_expire_by.
 func TestRotate_ExpiryIgnoresDisabledRoles(t *testing.T) {
 	t.Parallel()
 	for name, ttl := range map[string]string{"below the ceiling": "2h", "beyond the ceiling": "2000000000", "the longest duration that there is": "9223372036"} {
@@ -796,7 +801,7 @@ func TestRotate_ExpiryIgnoresDisabledRoles(t *testing.T) {
 	}
 }
 
-// A bound that is the longest duration of Go's is still in the future.
+// TestRotate_ExpiryOfLongestTTL checks that tokens_expire_by does not overflow.
 func TestRotate_ExpiryOfLongestTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -805,7 +810,8 @@ func TestRotate_ExpiryOfLongestTTL(t *testing.T) {
 	m.checkTokensExpireBy("2319-04-27T07:48:17Z")
 }
 
-// Enabling a role counts, where it was written while it was disabled.
+// TestRotate_ExpiryCountsEnabledRoles checks that a role that was written while it was
+// disabled counts once it is enabled.
 func TestRotate_ExpiryCountsEnabledRoles(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"max_ttl": "2h"}, nil)
@@ -819,7 +825,8 @@ func TestRotate_ExpiryCountsEnabledRoles(t *testing.T) {
 	m.checkTokensExpireBy("2027-01-15T12:01:01Z")
 }
 
-// A mount whose only role is disabled has no bound, and says why it doesn't mint.
+// TestCreds_OnlyDisabledRole checks that a mount whose only role is disabled, and
+// which has no longest TTL yet, refuses to mint because of the role.
 func TestCreds_OnlyDisabledRole(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
@@ -830,9 +837,9 @@ func TestCreds_OnlyDisabledRole(t *testing.T) {
 	m.ok(logical.ReadOperation, "creds/idle", nil)
 }
 
-// The promise: tokens_expire_by is never too early. Whichever of a mint and a
-// retirement reads the clock while the other is under way, no token of the
-// retired version has a later iat.
+// TestRotate_NoTokenAfterRetirement checks that tokens_expire_by is never too early:
+// whether a mint or a retirement reads the clock first, no token of the retired
+// version has a later iat.
 func TestRotate_NoTokenAfterRetirement(t *testing.T) {
 	t.Parallel()
 	for _, overtaken := range []string{"the mint", "the retirement"} {
@@ -875,7 +882,7 @@ func TestRotate_NoTokenAfterRetirement(t *testing.T) {
 				arm(func() {
 					go func() { defer close(done); tick(); mint() }()
 					select {
-					case <-done: // it went by the cached config
+					case <-done: // it has used the cached config
 					case <-time.After(100 * time.Millisecond):
 					}
 				})
@@ -892,8 +899,8 @@ func TestRotate_NoTokenAfterRetirement(t *testing.T) {
 	}
 }
 
-// Of two changes at once, neither is lost: as in
-// TestCache_ConcurrentReadWrite.
+// TestRotate_ConcurrentConfigWrite checks that of two concurrent changes neither is
+// lost, as TestCache_ConcurrentReadWrite does.
 func TestRotate_ConcurrentConfigWrite(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -938,7 +945,7 @@ func TestRotate_ConcurrentConfigWrite(t *testing.T) {
 				t.Errorf("config is %v after %v", config, second)
 			}
 			s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
-			if c.want == nil { // the second write made a new config
+			if c.want == nil { // the second write created a new config
 				c.want = []any{4, nil, nil}
 			}
 			m.equal("versions", c.want, []any{s["current_version"], s["pending_version"], s["previous_version"]})
@@ -946,7 +953,8 @@ func TestRotate_ConcurrentConfigWrite(t *testing.T) {
 	}
 }
 
-// Times are told, and kept, in UTC and whole seconds, wherever Vault runs.
+// TestRotate_TimesAreUTCSeconds checks that times are stored and returned in UTC and
+// whole seconds, wherever Vault runs.
 func TestRotate_TimesAreUTCSeconds(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
@@ -959,7 +967,7 @@ func TestRotate_TimesAreUTCSeconds(t *testing.T) {
 		"current_created_at": "2027-01-15T08:00:00Z", "current_activated_at": "2027-01-15T08:00:00Z", "previous_created_at": "2027-01-15T08:00:00Z",
 		"previous_retired_at": "2027-01-15T08:00:00Z", "previous_tokens_expire_by": "2027-01-15T09:01:01Z",
 	} {
-		m.equal(name, any(want), status[name])
+		m.equal(name, want, status[name])
 	}
 	if stored := m.storage.dump(t)["config"]; strings.Contains(stored, ".9") || strings.Contains(stored, "+01:00") {
 		t.Errorf("storage has %s", stored)
@@ -968,16 +976,18 @@ func TestRotate_TimesAreUTCSeconds(t *testing.T) {
 	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 2")
 }
 
-// A secret has one spelling, whoever brought it.
+// TestRotate_StoresSecretInLowerCase checks that an imported secret is stored in lower
+// case.
 func TestRotate_StoresSecretInLowerCase(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"secret": strings.ToUpper(testSecret)}, nil)
-	m.equal("proxy-env", any(testSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
+	m.equal("proxy-env", testSecret, m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
 	m.write("config/rotate", data{"secret": strings.ToUpper(greenSecret)})
-	m.equal("proxy-env", any(greenSecret), m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
+	m.equal("proxy-env", greenSecret, m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"])
 }
 
-// Each byte of a generated secret is random.
+// TestRotate_GeneratesRandomSecrets checks that each byte of a generated secret is
+// random.
 func TestRotate_GeneratesRandomSecrets(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -999,8 +1009,8 @@ func TestRotate_GeneratesRandomSecrets(t *testing.T) {
 	}
 }
 
-// A key that can't be generated is Vault's trouble, not the caller's mistake,
-// and changes nothing.
+// TestRotate_NoRandomness checks that a failure to generate a key is an internal
+// error, and changes nothing.
 func TestRotate_NoRandomness(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1016,7 +1026,8 @@ func TestRotate_NoRandomness(t *testing.T) {
 	m.equal("storage", before, m.storage.dump(t)["config"])
 }
 
-// Without a bound there is no cap on the TTL, and no tokens_expire_by.
+// TestCreds_RequiresLongestTTL checks that nothing is minted if storage has no longest
+// TTL, without which tokens_expire_by would be unknown.
 func TestCreds_RequiresLongestTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1024,7 +1035,8 @@ func TestCreds_RequiresLongestTTL(t *testing.T) {
 	m.failed(logical.ReadOperation, "creds/r", nil, "storage has no bound on the life of tokens, which every role's write sets: write the roles again")
 }
 
-// A role's own maximum holds, where another role's is longer.
+// TestCreds_RoleMaximum checks that a role's maximum applies when another role's is
+// longer.
 func TestCreds_RoleMaximum(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "10m", "max_ttl": "30m"})
@@ -1032,7 +1044,8 @@ func TestCreds_RoleMaximum(t *testing.T) {
 	m.equal("TTL", int64(1800), m.ok(logical.UpdateOperation, "creds/r", data{"ttl": "2h"}).Data["token_ttl"])
 }
 
-// A staged version outlasts a rollback, and a role that raises the bound.
+// TestRotate_PendingVersionSurvivesWrites checks that a rollback and the writes of a
+// role and of the config keep the pending version.
 func TestRotate_PendingVersionSurvivesWrites(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1040,15 +1053,15 @@ func TestRotate_PendingVersionSurvivesWrites(t *testing.T) {
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
 	pending := func() any { return m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_version"] }
 	m.step("/rollback", nil)
-	m.equal("after a rollback", any(3), pending())
+	m.equal("after a rollback", 3, pending())
 	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "9h"})
-	m.equal("after a role's write", any(3), pending())
+	m.equal("after a role's write", 3, pending())
 	m.ok(logical.UpdateOperation, "config", data{"issuer": "x"})
-	m.equal("after config's write", any(3), pending())
+	m.equal("after config's write", 3, pending())
 }
 
-// What another node has stored is not undone by a role's write here, whether or
-// not Invalidate has come.
+// TestRoles_WriteReadsStorage checks that a role's write does not undo what another
+// node has stored, even before Invalidate is called.
 func TestRoles_WriteReadsStorage(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1056,11 +1069,12 @@ func TestRoles_WriteReadsStorage(t *testing.T) {
 	other := m.otherNode()
 	other.write("config/rotate", nil)
 	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "9h"})
-	m.equal("version", any(2), m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
+	m.equal("version", 2, m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
 }
 
-// config's write leaves the times of the key alone; Terraform may write the
-// address again where two versions share it.
+// TestConfig_WriteKeepsVersions checks that a write of the config does not change the
+// versions. Terraform may write the same values again, also while two versions share
+// an address.
 func TestConfig_WriteKeepsVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1071,7 +1085,8 @@ func TestConfig_WriteKeepsVersions(t *testing.T) {
 	m.equal("status", before, m.ok(logical.ReadOperation, "config/rotate", nil).Data)
 }
 
-// Deletion forgets all keys, not only the current one.
+// TestConfig_DeleteForgetsAllVersions checks that a deletion removes the keys of all
+// versions from storage.
 func TestConfig_DeleteForgetsAllVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1087,16 +1102,17 @@ func TestConfig_DeleteForgetsAllVersions(t *testing.T) {
 	}
 }
 
-// After a rotation, what is no token is still told to be none.
+// TestValidate_MalformedTokenAfterRotation checks that a malformed token is reported
+// as malformed, and not as signed by a former key.
 func TestValidate_MalformedTokenAfterRotation(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.write("config/rotate", nil)
-	m.equal("verdict", any("malformed token: it has 0 dots, not 2"), m.verdict("hello"))
+	m.equal("verdict", "malformed token: it has 0 dots, not 2", m.verdict("hello"))
 }
 
-// Who may write a mount's storage: nobody on a performance standby; on a
-// secondary, a local mount only.
+// TestRotate_PurgeRunsOnWritableNodes checks that a performance standby does not
+// write, and a secondary only for a local mount.
 func TestRotate_PurgeRunsOnWritableNodes(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -1123,8 +1139,8 @@ func TestRotate_PurgeRunsOnWritableNodes(t *testing.T) {
 	}
 }
 
-// Another node has forgotten the key already; and where there is nothing to do,
-// storage isn't asked.
+// TestRotate_PurgeWritesOnce checks that the purge does not read storage without need,
+// and does not write if another node has removed the key.
 func TestRotate_PurgeWritesOnce(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1141,7 +1157,7 @@ func TestRotate_PurgeWritesOnce(t *testing.T) {
 	m.equal("writes", puts, len(m.storage.order))
 }
 
-// The log names each change of the keys.
+// TestLog_RecordsKeyVersions checks that the log names each change of the keys.
 func TestLog_RecordsKeyVersions(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1165,7 +1181,8 @@ func TestLog_RecordsKeyVersions(t *testing.T) {
 	}
 }
 
-// Blue and green mint for their own proxies only.
+// TestCreds_UnknownProxyURL checks that no version mints for a proxy that it does not
+// belong to.
 func TestCreds_UnknownProxyURL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1173,7 +1190,8 @@ func TestCreds_UnknownProxyURL(t *testing.T) {
 	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": "https://third.example.com"}, `proxy_url "https://third.example.com": this mount has no key for it; the current proxy is at "https://green.example.com"`)
 }
 
-// Vault mints nothing under a pending version, but whoever brought its key may.
+// TestValidate_PendingVersion checks that validate accepts tokens of the pending
+// version, which Vault does not mint, but an owner of an imported key may.
 func TestValidate_PendingVersion(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -1187,7 +1205,7 @@ func TestValidate_PendingVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.equal("verdict", any(2), m.verdict(token))
+	m.equal("verdict", 2, m.verdict(token))
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
-	m.equal("verdict", any("signed by no key of this mount"), m.verdict(token))
+	m.equal("verdict", "signed by no key of this mount", m.verdict(token))
 }

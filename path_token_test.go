@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -41,7 +40,7 @@ func TestCreds_WholeRole(t *testing.T) {
 				"token_ttl": int64(1800), "expires_at": int64(1_800_001_800), "key_version": 1,
 			}
 			if diff := cmp.Diff(want, resp.Data); diff != "" {
-				t.Errorf("answer (-want +got):\n%s", diff)
+				t.Errorf("response (-want +got):\n%s", diff)
 			}
 			if resp.Secret != nil {
 				t.Errorf("there is a lease: %v", resp.Secret)
@@ -50,8 +49,8 @@ func TestCreds_WholeRole(t *testing.T) {
 	}
 }
 
-// The promise: the claims are those that ati-client would have written, byte
-// for byte.
+// TestCreds_MatchesAtiClient checks that a token has the claims that ati-client
+// issues, byte for byte.
 func TestCreds_MatchesAtiClient(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*", "rate": data{"tool:web_search": "10/hour"}, "ttl": "2h"})
@@ -77,9 +76,7 @@ func TestCreds_FormatEnv(t *testing.T) {
 	m := configured(t, nil, nil)
 	resp := m.ok(logical.ReadOperation, "creds/r", data{"format": "env"})
 	want := data{"ATI_PROXY_URL": testProxy, "ATI_SESSION_TOKEN": resp.Data["ATI_SESSION_TOKEN"]}
-	if diff := cmp.Diff(want, resp.Data); diff != "" {
-		t.Errorf("answer (-want +got):\n%s", diff)
-	}
+	m.equal("response", want, resp.Data)
 	if got := m.claimsOf(resp.Data["ATI_SESSION_TOKEN"].(string), "ati-proxy").ID; got != testID {
 		t.Errorf("jti %q", got)
 	}
@@ -113,7 +110,7 @@ func TestCreds_Subject(t *testing.T) {
 		template string
 		entity   *logical.Entity
 		want     string
-		lookups  [2]int64 // of the entity and of its groups
+		lookups  [2]int64 // lookups of the entity and of its groups
 	}{
 		"the display name without an entity": {"", nil, "token", [2]int64{}},
 		"the entity id":                      {"", alice(), testEntity, [2]int64{}},
@@ -136,14 +133,15 @@ func TestCreds_Subject(t *testing.T) {
 				t.Errorf("sub is %q and %q, want %q", got, resp.Data["sub"], c.want)
 			}
 			if got := [2]int64{m.system.entityCalls.Load(), m.system.groupCalls.Load()}; got != c.lookups {
-				t.Errorf("%v look-ups of entity and groups, want %v", got, c.lookups)
+				t.Errorf("%v lookups of entity and groups, want %v", got, c.lookups)
 			}
 		})
 	}
 }
 
-// The promises: there is never an empty sub, and no two entities' values run
-// together into the same one.
+// TestCreds_RejectsIdentityValues checks that a template without a usable value is an
+// error: sub is never empty, and the values of two entities never render to the same
+// one.
 func TestCreds_RejectsIdentityValues(t *testing.T) {
 	t.Parallel()
 	const joined = "; beside other text a value is letters, digits and ._@+- beginning with a letter or digit"
@@ -222,8 +220,8 @@ func TestCreds_RejectsIdentityValues(t *testing.T) {
 	})
 }
 
-// Each of the three templates is rendered, whichever others there are and
-// whatever of the identity system they need.
+// TestCreds_SeveralTemplates checks that each template is rendered, whichever others
+// the role has and whatever they need of the identity system.
 func TestCreds_SeveralTemplates(t *testing.T) {
 	t.Parallel()
 	const group, entity = "{{identity.groups.names.ops.id}}", "{{identity.entity.name}}"
@@ -244,7 +242,7 @@ func TestCreds_SeveralTemplates(t *testing.T) {
 			t.Errorf("%+v: got %q", c, ids)
 		}
 		if calls := m.system.entityCalls.Load(); calls != 1 || m.system.groupCalls.Load() != c.groups {
-			t.Errorf("%+v: %d and %d look-ups", c, calls, m.system.groupCalls.Load())
+			t.Errorf("%+v: %d and %d lookups", c, calls, m.system.groupCalls.Load())
 		}
 	}
 }
@@ -256,7 +254,8 @@ func TestCreds_CallerChosenIDs(t *testing.T) {
 		"subject": "{{identity.entity.name}}", "job_id": "{{jti}}/{{identity.entity.name}}", "sandbox_id": "{{identity.entity.id}}",
 	}
 	m := configured(t, nil, role)
-	// What is chosen is not rendered: nothing is asked of a missing identity.
+	// An ID that the caller chooses replaces the template, which needs no identity
+	// then.
 	for _, agent := range []string{"sandbox:1", "sandbox:", "exact", "any-end", "sandbox:" + strings.Repeat("9", 120)} {
 		c := m.claims(m.ok(logical.ReadOperation, "creds/r", data{"agent_id": agent, "job_id": "job-7", "sandbox_id": "a/b"}))
 		if got, want := []string{c.Subject, c.JobID, c.SandboxID}, []string{agent, "job-7", "a/b"}; !cmp.Equal(got, want) {
@@ -298,12 +297,13 @@ func TestCreds_CallerChosenIDs(t *testing.T) {
 	for _, field := range []string{"agent_id", "job_id", "sandbox_id"} {
 		m.refused(logical.ReadOperation, "creds/r", data{field: "x"}, fmt.Sprintf(`%s "x" is not one that role "r" allows; its allowed_%ss say which`, field, field))
 	}
-	// The proxy at this address, with the slashes that config cuts too.
+	// Trailing slashes are removed, as in config.
 	m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy + "/"})
 }
 
-// The promise: a request beyond the role is refused with a message that names
-// the item; a narrower one gets just what it asks for, and the role's rates.
+// TestCreds_Narrowing checks that a narrower request gets exactly what it asks for,
+// with the role's rates, and that a wider one is refused with an error that names the
+// item.
 func TestCreds_Narrowing(t *testing.T) {
 	t.Parallel()
 	role := data{
@@ -331,11 +331,11 @@ func TestCreds_Narrowing(t *testing.T) {
 		"a rate in other spelling": {data{"tools": "web_search", "rate": []any{"tool:github:*=10/m", "*=0/hr"}}, "tool:web_search", map[string]string{"tool:github:*": "10/min", "*": "0/hour"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c2 := m.claims(m.ok(logical.UpdateOperation, "creds/r", c.data))
-			if c2.Scope != c.scope {
-				t.Errorf("scope %q, want %q", c2.Scope, c.scope)
+			claims := m.claims(m.ok(logical.UpdateOperation, "creds/r", c.data))
+			if claims.Scope != c.scope {
+				t.Errorf("scope %q, want %q", claims.Scope, c.scope)
 			}
-			if diff := cmp.Diff(c.rate, c2.ATI.Rate); diff != "" {
+			if diff := cmp.Diff(c.rate, claims.ATI.Rate); diff != "" {
 				t.Errorf("rate (-want +got):\n%s", diff)
 			}
 		})
@@ -373,8 +373,8 @@ func TestCreds_Narrowing(t *testing.T) {
 	})
 }
 
-// The promise: an empty parameter, an unset variable, never mints the whole
-// role.
+// TestCreds_RejectsEmptyParameters checks that an empty parameter, such as an unset
+// variable, never mints the whole role.
 func TestCreds_RejectsEmptyParameters(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"rate": data{"*": "1/s"}, "allowed_agent_ids": "*", "allowed_job_ids": "*", "allowed_sandbox_ids": "*"})
@@ -457,7 +457,8 @@ func TestCreds_TTL(t *testing.T) {
 	}
 }
 
-// A token's TTL is in whole seconds, and never none.
+// TestMountMaxTTL_BelowOneSecond checks that the maximum is rounded down to whole
+// seconds, and nothing is minted for 0.
 func TestMountMaxTTL_BelowOneSecond(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -471,7 +472,8 @@ func TestMountMaxTTL_BelowOneSecond(t *testing.T) {
 	m.refused(logical.ReadOperation, "creds/r", nil, "max TTL must be greater than zero")
 }
 
-// The promise: the mount's maximum may be up to 5 seconds old, not more.
+// TestMountMaxTTL_TuneAppliesWithinFiveSeconds checks that a cached maximum is used
+// for less than 5 seconds.
 func TestMountMaxTTL_TuneAppliesWithinFiveSeconds(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -485,7 +487,7 @@ func TestMountMaxTTL_TuneAppliesWithinFiveSeconds(t *testing.T) {
 		t.Errorf("ttls %v, want %v", got, want)
 	}
 	m.system.MaxLeaseTTLVal = 20 * time.Minute
-	m.now = m.now.Add(-time.Hour) // a clock set back doesn't freeze the cache
+	m.now = m.now.Add(-time.Hour) // setting the clock back must not freeze the cache
 	if got := ttl(); got != int64(1200) {
 		t.Errorf("after the clock was set back: %v", got)
 	}
@@ -509,8 +511,8 @@ func TestCreds_DisabledRole(t *testing.T) {
 	m.ok(logical.ReadOperation, "creds/r", nil)
 }
 
-// Where warning and refusal begin, to the byte: the next longer tool is one or
-// two characters of base64 more.
+// TestTokenSize_Boundaries checks, to the byte, where the warning and the error begin.
+// A tool that is a character longer adds one or two characters of base64.
 func TestTokenSize_Boundaries(t *testing.T) {
 	t.Parallel()
 	tools := func(n int) data { // a list with n characters in its names
@@ -549,7 +551,7 @@ func TestTokenSize_Boundaries(t *testing.T) {
 			}
 		}
 	}
-	// A role's rates and ids count too.
+	// A role's rates and IDs count too.
 	m := configured(t, nil, nil)
 	bare := size(m.roleSizeWarning(nil))
 	for field, value := range map[string]any{"rate": data{"tool:web_search": "1/s"}, "job_id": "{{jti}}", "sandbox_id": "box", "subject": strings.Repeat("s", 100)} {
@@ -574,7 +576,8 @@ func TestTokenSize_CheckedWhenMinting(t *testing.T) {
 	m.refused(logical.UpdateOperation, "creds/r", tools(150), `the token of "token" has 8696 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes`)
 }
 
-// What a request carries is bounded before anything splits or quotes it.
+// TestParameters_SizeLimit checks that a request's parameters are bounded before
+// anything splits or quotes them.
 func TestParameters_SizeLimit(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -585,7 +588,7 @@ func TestParameters_SizeLimit(t *testing.T) {
 	}
 	for path, c := range map[string]struct {
 		data  data
-		bytes int // of names and values, and one for each value
+		bytes int // names and values, and 1 per value
 	}{
 		"creds/r":  {data{"tools": long}, 1<<20 + 7},
 		"batch/r":  {data{"agent_ids": items}, 1<<20 + 11},
@@ -596,12 +599,12 @@ func TestParameters_SizeLimit(t *testing.T) {
 	} {
 		m.refused(logical.UpdateOperation, path, c.data, fmt.Sprintf("the parameters have %d bytes together; at most 1048576 are allowed", c.bytes))
 	}
-	// Nor does an error quote all of it.
+	// An error is bounded too.
 	resp, err := m.request(logical.UpdateOperation, "creds/r", data{"agent_id": strings.Repeat("é", 1<<18)})
 	if err != nil || !resp.IsError() || resp.Error().Error() != "agent_id \""+strings.Repeat("é", 2043)+"…" {
 		t.Errorf("%.200v, %v", resp, err)
 	}
-	// The largest that is refused for what it is, and the largest that is granted.
+	// The largest request that is rejected for its content, and the largest role.
 	m.refused(logical.UpdateOperation, "creds/r", data{"tools": strings.Repeat("a,", 1<<19-4)}, "tools has 524285 items; at most 500 are allowed")
 	pattern := func(i int) string { return fmt.Sprintf("%0248d:*", i) }
 	list := func(n int, item func(i int) string) []any {
@@ -617,15 +620,13 @@ func TestParameters_SizeLimit(t *testing.T) {
 	}, "a token of this role has 428337 bytes; at most 8192 are allowed: grant less, or use patterns")
 }
 
-// The promises: a lease never outlives its token, can't be renewed, and
-// revoking it does nothing to the token, and says so.
+// TestLease_EndsBeforeTokenAndCannotBeRenewed checks that a lease ends before its
+// token, cannot be renewed, and when revoked logs that the token stays valid.
 func TestLease_EndsBeforeTokenAndCannotBeRenewed(t *testing.T) {
 	t.Parallel()
 	for _, format := range []data{nil, {"format": "env"}} {
 		m := configured(t, nil, data{"generate_lease": true, "max_ttl": "2h"})
-		d := data{"ttl": "90m"}
-		maps.Copy(d, format)
-		resp := m.ok(logical.UpdateOperation, "creds/r", d)
+		resp := m.ok(logical.UpdateOperation, "creds/r", merge(data{"ttl": "90m"}, format))
 		want := &logical.Secret{
 			LeaseOptions: logical.LeaseOptions{TTL: 90*time.Minute - time.Second, MaxTTL: 90*time.Minute - time.Second},
 			InternalData: map[string]any{"secret_type": "ati_token", "jti": testID, "expires": "2027-01-15T09:30:00Z"},
@@ -641,7 +642,7 @@ func TestLease_EndsBeforeTokenAndCannotBeRenewed(t *testing.T) {
 			t.Errorf("revocation: %v", err)
 		}
 		if !strings.Contains(m.log.String(), "[WARN]  a lease was revoked, but its token lives until it expires: path=creds/r jti="+testID+" expires=2027-01-15T09:30:00Z\n") {
-			t.Errorf("the log says nothing of it:\n%s", m.log)
+			t.Errorf("the log does not name the lease:\n%s", m.log)
 		}
 		m.log.Reset()
 		m.now = m.now.Add(90 * time.Minute)
@@ -651,8 +652,8 @@ func TestLease_EndsBeforeTokenAndCannotBeRenewed(t *testing.T) {
 	}
 }
 
-// Nor does the lease outlive its token when that is short, or when the answer took
-// its time: then there is none.
+// TestLease_ShortOrDelayedToken checks that a lease does not outlive a token that is
+// short, or whose minting took long. If no time is left, the request fails.
 func TestLease_ShortOrDelayedToken(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"generate_lease": true, "ttl": "3s", "max_ttl": "1m"})
@@ -678,14 +679,15 @@ func TestLease_ShortOrDelayedToken(t *testing.T) {
 	}
 }
 
-// The keys that Vault Agent and consul-template read meaning into.
+// TestCreds_AvoidsAgentReservedFields checks that no field has a name that Vault Agent
+// or consul-template interprets.
 func TestCreds_AvoidsAgentReservedFields(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	fields := m.responseFields(logical.ReadOperation, "creds/r")
 	for _, key := range []string{"rotation_period", "certificate", "secret_id", "metadata", "data", "_raw", "ttl", "lease_duration"} {
 		if _, ok := fields[key]; ok {
-			t.Errorf("creds answers with %q", key)
+			t.Errorf("creds returns %q", key)
 		}
 	}
 }

@@ -25,10 +25,10 @@ func TestValidate_ReturnsClaims(t *testing.T) {
 	}
 	for _, given := range []string{token, "\n " + token + "\u00a0\n"} {
 		if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", data{"token": given}).Data); diff != "" {
-			t.Errorf("answer (-want +got):\n%s", diff)
+			t.Errorf("response (-want +got):\n%s", diff)
 		}
 	}
-	// Without audience=, each of config's is accepted.
+	// Without the parameter audience, each of the config's audiences is accepted.
 	m.ok(logical.UpdateOperation, "config", data{"accepted_audiences": "x,mcp"})
 	m.ok(logical.UpdateOperation, "roles/r", data{"audience": "mcp"})
 	other := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
@@ -38,7 +38,7 @@ func TestValidate_ReturnsClaims(t *testing.T) {
 	if got := m.ok(logical.UpdateOperation, "inspect", data{"token": other}).Data["exp"]; got != int64(1_800_003_600) {
 		t.Errorf("inspect has exp as %T %v", got, got)
 	}
-	// The claims that a token may lack are left out.
+	// Claims that the token lacks are left out.
 	key, err := ati.ParseSecret(testSecret)
 	if err != nil {
 		t.Fatal(err)
@@ -49,12 +49,11 @@ func TestValidate_ReturnsClaims(t *testing.T) {
 	}
 	m.ok(logical.UpdateOperation, "config", data{"issuer": ""})
 	want = data{"valid": true, "key_version": 1, "sub": "a", "aud": "ati-proxy", "iat": int64(1_800_000_000), "exp": int64(1_800_000_001), "scope": ""}
-	if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", data{"token": bare}).Data); diff != "" {
-		t.Errorf("answer (-want +got):\n%s", diff)
-	}
+	m.equal("response", want, m.ok(logical.UpdateOperation, "validate", data{"token": bare}).Data)
 }
 
-// The promise: a bad token is an answer, not a failed request.
+// TestValidate_ReturnsReason checks that an invalid token is a result, and not a
+// failed request.
 func TestValidate_ReturnsReason(t *testing.T) {
 	t.Parallel()
 	stranger := configured(t, data{"secret": strings.Repeat("0123456789abcdef", 4)}, nil)
@@ -85,10 +84,10 @@ func TestValidate_ReturnsReason(t *testing.T) {
 			}
 			want := data{"valid": false, "error": c.want, "allowed": false}
 			if name != "not a token" && name != "of another key" && name != "truncated" && name != "with a line break" {
-				want["key_version"] = 1 // it is this mount's all the same
+				want["key_version"] = 1 // one of this mount's keys has signed it
 			}
 			if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", d).Data); diff != "" {
-				t.Errorf("answer (-want +got):\n%s", diff)
+				t.Errorf("response (-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -107,8 +106,9 @@ func TestValidate_ReturnsReason(t *testing.T) {
 	}
 }
 
-// The promise: allowed is false once exp has passed, without leeway, as at the
-// proxy, while the token is valid for 60 seconds more.
+// TestValidate_Scope checks that allowed is false once exp has passed, as at the
+// proxy, which checks scopes without leeway, although the token is valid for 60 more
+// seconds.
 func TestValidate_Scope(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"tools": "github_*"})
@@ -132,15 +132,15 @@ func TestValidate_Scope(t *testing.T) {
 	}
 }
 
-// Vault makes a float64 of each number on the way from the plugin: one that would
-// be another then, or none, is told as its text.
+// TestInspect_KeepsNumbersExact checks that a number that a float64 would change is
+// returned as text: Vault converts each number on the way from the plugin.
 func TestInspect_KeepsNumbersExact(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	encode := base64.RawURLEncoding.EncodeToString
 	payload := `{"sub":9007199254740993,"aud":["x",1e400],"iat":-1.5,"exp":1e400,"scope":12345678901234567890,"iss":1700000000,"jti":1.0,
 		"ati":{"v":1e400,"rate":{"a":[1e999,7]}},"x":1e3}`
-	// Not by m.ok, which insists on the types that the claims should have.
+	// m.ok would require the types that the claims should have.
 	resp, err := m.request(logical.UpdateOperation, "inspect", data{"token": encode([]byte(`{"alg":"HS256"}`)) + "." + encode([]byte(payload)) + ".AAAA"})
 	if err != nil || resp.IsError() {
 		t.Fatal(resp, err)
@@ -157,13 +157,11 @@ func TestInspect_KeepsNumbersExact(t *testing.T) {
 		"decoded": true, "sub": "9007199254740993", "aud": `["x",1e400]`, "iat": -1.5, "exp": "1e400", "scope": "12345678901234567890", "iss": 1.7e9, "jti": "1.0",
 		"ati": map[string]any{"v": "1e400", "rate": map[string]any{"a": []any{"1e999", 7.0}}},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("inspect (-want +got):\n%s", diff)
-	}
+	m.equal("inspect", want, got)
 }
 
-// The vectors through the engine: validate takes what proxy and client take,
-// inspect reads what the client reads.
+// TestValidateAndInspect_Vectors checks that validate accepts what both the proxy and
+// the client accept, and that inspect decodes what the client decodes.
 func TestValidateAndInspect_Vectors(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile(filepath.Join("testdata", "validate.json"))
@@ -192,7 +190,7 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 			m.refused(logical.UpdateOperation, "inspect", data{"token": c.Token}, "token is required, in the request's body")
 			continue
 		}
-		// White space around a token is cut here, and by the proxy's HTTP server.
+		// White space around a token is trimmed here, and by the proxy's HTTP server.
 		trimmed := c.Token != strings.TrimSpace(c.Token)
 		if got, want := m.ok(logical.UpdateOperation, "validate", data{"token": c.Token}).Data["valid"], (c.Issuer.Valid || trimmed) && c.ProxyIssuer == 200; got != want {
 			t.Errorf("%s: valid is %v, want %v", c.Name, got, want)
@@ -203,7 +201,7 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 		}
 		want := data{"decoded": c.Inspect.Decoded}
 		for k, v := range c.Inspect.Claims {
-			if list, ok := v.([]any); ok { // an aud that is a list is shown as its JSON
+			if list, ok := v.([]any); ok { // a list as aud is returned as JSON
 				b, err := json.Marshal(list)
 				if err != nil {
 					t.Fatal(err)
@@ -221,7 +219,7 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got["error"] != nil && c.Inspect.Decoded {
-			t.Errorf("%s: inspect says %v", c.Name, got["error"])
+			t.Errorf("%s: inspect returned %v", c.Name, got["error"])
 		}
 		delete(got, "error")
 		if diff := cmp.Diff(want, got); diff != "" {

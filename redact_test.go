@@ -11,7 +11,8 @@ import (
 	atisecrets "vault-plugin-secrets-ati"
 )
 
-// Memory that held a key is not shown by a log line that prints it with %+v.
+// TestKeys_AreNotPrinted checks that no value that holds a key shows it when it is
+// printed, as a log line might do by mistake.
 func TestKeys_AreNotPrinted(t *testing.T) {
 	t.Parallel()
 	pair := newPair(t)
@@ -28,7 +29,7 @@ func TestKeys_AreNotPrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A part of each key, in each form that fmt has for text and for bytes.
+	// A part of each key, in each form in which fmt prints text and bytes.
 	var leaks []string
 	for _, bytes := range [][]byte{raw, d} {
 		leaks = append(leaks, strings.Trim(fmt.Sprint(bytes[:6]), "[]"), strings.Trim(fmt.Sprintf("%#v", bytes[:6]), "[]byte{}"), fmt.Sprintf("%x", bytes[:6]), fmt.Sprintf("%X", bytes[:6]), new(big.Int).SetBytes(bytes).String()[:12], string(bytes))
@@ -53,6 +54,6 @@ func TestKeys_AreNotPrinted(t *testing.T) {
 		}
 	}
 	if len(holders) != 20 {
-		t.Errorf("%d holders were printed", len(holders))
+		t.Errorf("%d values were printed", len(holders))
 	}
 }

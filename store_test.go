@@ -15,8 +15,8 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// The promise: trouble with storage is a 500 that says what failed, and leaves
-// the next request unharmed.
+// TestStore_ErrorNamesOperation checks that a storage failure is an internal error
+// that names the operation, and that the next request succeeds.
 func TestStore_ErrorNamesOperation(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -59,7 +59,7 @@ func TestStore_ErrorNamesOperation(t *testing.T) {
 			m.failed(c.op, c.path, c.data, c.want)
 			m.storage.fail = ""
 			if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["token_ttl"]; got != int64(3600) {
-				t.Errorf("after the failure a token lives %v seconds, want 3600", got)
+				t.Errorf("after the failure, a token has a TTL of %v seconds, want 3600", got)
 			}
 			m.ok(c.op, c.path, c.data)
 		})
@@ -81,23 +81,17 @@ func TestStore_ErrorNamesOperation(t *testing.T) {
 	})
 }
 
-// The promise: an entry that a newer version wrote is refused, not misread.
+// TestStore_RejectsNewerVersion checks that an entry that a newer plugin wrote is an
+// error, and is not misread.
 func TestStore_RejectsNewerVersion(t *testing.T) {
 	t.Parallel()
 	for key, path := range map[string]string{"config": "config", "role/r": "roles/r"} {
 		m := configured(t, nil, nil)
-		entry, err := m.storage.Storage.Get(t.Context(), key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		entry.Value = []byte(strings.Replace(string(entry.Value), `"storage_version":1`, `"storage_version":2`, 1))
-		if err := m.storage.Storage.Put(t.Context(), entry); err != nil {
-			t.Fatal(err)
-		}
+		m.replaceStored(key, `"storage_version":1`, `"storage_version":2`)
 		m.b = m.newBackend()
 		before := m.storage.dump(t)
 		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
-			_, err = m.request(op, path, nil)
+			_, err := m.request(op, path, nil)
 			if want := "the storage entry has version 2, and this plugin knows up to 1: a newer version of the plugin wrote it"; err == nil || !strings.HasSuffix(err.Error(), want) {
 				t.Errorf("%s %s: %v", op, path, err)
 			}
@@ -108,10 +102,10 @@ func TestStore_RejectsNewerVersion(t *testing.T) {
 	}
 }
 
-// The promise: the newest build reads the storage of each schema version that a
-// release has written. testdata/storage has such a storage for each, as key and
-// value, and is never changed once it is released: in v1, the current version is
-// for ES256, the previous one, which is retired, and the pending one for HS256.
+// TestStore_ReadsEachStorageVersion checks that entries of each released storage
+// version can be read. testdata/storage has them as keys and values, and is never
+// changed after the release. In v1, the current version is for ES256; the previous
+// one, which is retired, and the pending one are for HS256.
 func TestStore_ReadsEachStorageVersion(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
@@ -134,8 +128,8 @@ func TestStore_ReadsEachStorageVersion(t *testing.T) {
 		"allowed_agent_ids": []string{"sandbox:*"}, "allowed_job_ids": []string{"*"}, "allowed_sandbox_ids": []string{"s-*"},
 		"generate_lease": true, "disabled": false, "description": "d",
 	}, m.ok(logical.ReadOperation, "roles/r", nil).Data)
-	m.equal("the pending secret", any(greenSecret), m.ok(logical.ReadOperation, "proxy-env/3", nil).Data["ATI_JWT_SECRET"])
-	m.equal("the previous secret", any(testSecret), m.ok(logical.ReadOperation, "proxy-env/1", nil).Data["ATI_JWT_SECRET"])
+	m.equal("the pending secret", greenSecret, m.ok(logical.ReadOperation, "proxy-env/3", nil).Data["ATI_JWT_SECRET"])
+	m.equal("the previous secret", testSecret, m.ok(logical.ReadOperation, "proxy-env/1", nil).Data["ATI_JWT_SECRET"])
 	public, err := ati.ParsePublicKey(m.ok(logical.ReadOperation, "proxy-env", nil).Data["public_key"].(string))
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +140,8 @@ func TestStore_ReadsEachStorageVersion(t *testing.T) {
 	}
 }
 
-// A damaged key in storage is an error that names the version.
+// TestStore_DamagedKey checks that a damaged key is an internal error that names its
+// version.
 func TestStore_DamagedKey(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -159,9 +154,9 @@ func TestStore_DamagedKey(t *testing.T) {
 	m.failed(logical.ReadOperation, "creds/r", nil, "read config: decode the storage entry: a stored key is not a string")
 }
 
-// The promise: whichever call to storage fails, in whichever request, there is a
-// 500 that says what failed; what the mount tells of itself is as before the
-// request or as after it; and the next request works.
+// TestStore_AnyFaultIsAtomic lets each storage call of each request fail in turn. The
+// request must fail with an error that names the operation, the mount must be as
+// before the request or as after it, and the next request must succeed.
 func TestStore_AnyFaultIsAtomic(t *testing.T) {
 	t.Parallel()
 	staged := func(m *mount) { m.write("config/rotate/stage", data{"proxy_url": greenProxy}) }
@@ -212,7 +207,7 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 	for path, operations := range paths {
 		for _, op := range operations {
 			if !tried[fmt.Sprintf("%s %s", op, path)] {
-				t.Errorf("%s %s isn't tried", op, path)
+				t.Errorf("%s %s is not tried", op, path)
 			}
 		}
 	}
@@ -244,7 +239,7 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 				if !errors.Is(err, errStorage) || resp != nil || !strings.Contains(err.Error(), "disk on fire") || err.Error() == errStorage.Error() {
 					t.Errorf("%s, %s fails: %v %v", name, m.storage.failed, resp, err)
 				}
-				var kept data // by the caches
+				var kept data // from the caches
 				for _, restarted := range []bool{false, true} {
 					if restarted {
 						m.b = m.newBackend()
@@ -267,12 +262,13 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 	}
 	t.Logf("%d faults in %d requests", faults, len(requests))
 	if faults < 60 {
-		t.Errorf("%d faults are too few to tell", faults)
+		t.Errorf("only %d faults were tried", faults)
 	}
 }
 
-// A client that hangs up, or a time-out, ends a write's request, and not the write:
-// no cache keeps what was there before.
+// TestWrite_CanceledRequestRefreshesCache checks that no cache keeps the old value
+// when a client disconnects, or times out, during a write: storage carries it out all
+// the same.
 func TestWrite_CanceledRequestRefreshesCache(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -282,7 +278,7 @@ func TestWrite_CanceledRequestRefreshesCache(t *testing.T) {
 		want func(m *mount)
 	}{
 		"a rotation": {logical.UpdateOperation, "config/rotate", nil, func(m *mount) {
-			m.equal("version", any(2), m.ok(logical.ReadOperation, "creds/r", nil).Data["key_version"])
+			m.equal("version", 2, m.ok(logical.ReadOperation, "creds/r", nil).Data["key_version"])
 		}},
 		"a role": {logical.UpdateOperation, "roles/r", data{"disabled": true}, func(m *mount) {
 			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled; disabled=false enables it`)
@@ -294,7 +290,7 @@ func TestWrite_CanceledRequestRefreshesCache(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := configured(t, nil, nil)
-			ctx, giveUp := context.WithCancel(t.Context())
+			ctx, cancel := context.WithCancel(t.Context())
 			write := newHeldWrite()
 			m.storage.held = write
 			var running sync.WaitGroup
@@ -302,11 +298,11 @@ func TestWrite_CanceledRequestRefreshesCache(t *testing.T) {
 				_, _ = m.b.HandleRequest(ctx, &logical.Request{Operation: c.op, Path: c.path, Data: c.data, Storage: m.storage, MountPoint: "ati/"})
 			})
 			<-write.begun
-			giveUp()
+			cancel()
 			minted := make(chan struct{})
 			running.Go(func() { defer close(minted); _, _ = m.request(logical.ReadOperation, "creds/r", nil) })
 			select {
-			case <-minted: // it has filled the caches with what is there still
+			case <-minted: // it has filled the caches from storage
 			case <-time.After(100 * time.Millisecond):
 			}
 			close(write.released)
@@ -317,8 +313,8 @@ func TestWrite_CanceledRequestRefreshesCache(t *testing.T) {
 	}
 }
 
-// The promise: a mint reads no storage once warm, nor asks Vault anything but
-// the mount's maximum TTL every 5 seconds.
+// TestCache_WarmMintReadsNoStorage checks that a mint with warm caches does not read
+// storage, and calls Vault only for the mount's maximum TTL, every 5 seconds.
 func TestCache_WarmMintReadsNoStorage(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -338,17 +334,16 @@ func TestCache_WarmMintReadsNoStorage(t *testing.T) {
 		t.Errorf("200 warm mints did %d storage calls", got)
 	}
 	if got := m.system.maxTTLCalls.Load(); got != 0 {
-		t.Errorf("200 warm mints asked for the mount's maximum %d times", got)
+		t.Errorf("200 warm mints read the mount's maximum %d times", got)
 	}
 	m.now = m.now.Add(5 * time.Second)
 	m.ok(logical.ReadOperation, "creds/r", nil)
 	if got := m.system.maxTTLCalls.Load(); got != 1 {
-		t.Errorf("5 seconds later it asked for the mount's maximum %d times, want 1", got)
+		t.Errorf("5 seconds later it read the mount's maximum %d times, want 1", got)
 	}
 }
 
-// The promise: what another node of the cluster changes is seen after
-// Invalidate.
+// TestCache_Invalidate checks that changes of another node are seen after Invalidate.
 func TestCache_Invalidate(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -370,8 +365,8 @@ func TestCache_Invalidate(t *testing.T) {
 	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
 }
 
-// A write and the mints around it: each token is the old role's or the new
-// one's, and after the write none is the old one's.
+// TestCache_ConcurrentWritesAndMints checks that a token has the scopes of the old
+// role or of the new one, and after the write of the new one only.
 func TestCache_ConcurrentWritesAndMints(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"allowed_agent_ids": "*"})
@@ -424,8 +419,8 @@ func TestCache_RoleDeletedDuringMint(t *testing.T) {
 	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
 }
 
-// The promises: what a writer has replaced doesn't come back into a cache, and
-// of two writes neither loses what the other stored.
+// TestCache_ConcurrentReadWrite checks that a replaced value does not come back into a
+// cache, and that of two writes neither loses what the other one stored.
 func TestCache_ConcurrentReadWrite(t *testing.T) {
 	t.Parallel()
 	mint := func(m *mount) func() {
@@ -484,7 +479,7 @@ func TestCache_ConcurrentReadWrite(t *testing.T) {
 					got[k] = resp.Data[k]
 				}
 				if diff := cmp.Diff(c.want, got); diff != "" {
-					t.Errorf("a mint afterwards (-want +got):\n%s", diff)
+					t.Errorf("a later mint (-want +got):\n%s", diff)
 				}
 				m.b = m.newBackend()
 			}
@@ -497,7 +492,8 @@ func TestCache_ConcurrentReadWrite(t *testing.T) {
 	}
 }
 
-// A write that failed may have been carried out: the next request reads anew.
+// TestCache_FailedWriteIsReadAgain checks that after a failed write, which may have
+// been carried out, the next request reads storage.
 func TestCache_FailedWriteIsReadAgain(t *testing.T) {
 	t.Parallel()
 	for _, late := range []bool{false, true} {
@@ -515,13 +511,13 @@ func TestCache_FailedWriteIsReadAgain(t *testing.T) {
 		}
 		resp := m.ok(logical.ReadOperation, "creds/r", nil)
 		if diff := cmp.Diff(want, data{"scope": resp.Data["scope"], "aud": resp.Data["aud"]}); diff != "" {
-			t.Errorf("carried out %v: a mint afterwards (-want +got):\n%s", late, diff)
+			t.Errorf("carried out %v: a later mint (-want +got):\n%s", late, diff)
 		}
 	}
 }
 
-// The role cache is bounded: 10,000 roles stay in it, and with one more the
-// one that was used the longest time ago is read again.
+// TestCache_IsBounded checks that 10,000 roles stay in the cache, and one more evicts
+// the role that was used least recently.
 func TestCache_IsBounded(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
@@ -542,6 +538,6 @@ func TestCache_IsBounded(t *testing.T) {
 		}
 	}
 	if got := []int64{reads(10_000), reads(1), reads(0)}; !cmp.Equal(got, []int64{1, 0, 1}) {
-		t.Errorf("reads for one role more, for one in the cache, for the oldest: %v", got)
+		t.Errorf("reads of another role, of a cached one, and of the evicted one: %v", got)
 	}
 }
