@@ -344,7 +344,7 @@ func TestInteropGuard(t *testing.T) {
 		}
 		return path
 	}
-	const notPEM = "the public key is not one P-256 key in PEM"
+	const notPEM = "public key must be a single P-256 key in PEM format"
 	script, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
 	if err != nil {
 		t.Fatal(err)
@@ -353,19 +353,19 @@ func TestInteropGuard(t *testing.T) {
 		env  map[string]string
 		want string
 	}{
-		"no secret":                 {nil, "ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
-		"an empty secret":           {map[string]string{"ATI_JWT_SECRET": ""}, "ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
-		"a line break at the end":   {map[string]string{"ATI_JWT_SECRET": good + "\n"}, "ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
-		"a blank in front":          {map[string]string{"ATI_JWT_SECRET": " " + good}, "ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
-		"quotes":                    {map[string]string{"ATI_JWT_SECRET": `"` + good + `"`}, "ATI_JWT_SECRET is not 64 hex digits, but 66 characters"},
-		"no value":                  {map[string]string{"ATI_JWT_SECRET": "<no value>"}, "ATI_JWT_SECRET is not 64 hex digits, but 10 characters"},
-		"a short secret":            {map[string]string{"ATI_JWT_SECRET": good[:62]}, "ATI_JWT_SECRET is not 64 hex digits, but 62 characters"},
-		"a secret and a key file":   {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY": file(public)}, "the key must be one, and these are set: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY"},
-		"a secret and a public key": {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY_PEM": public}, "the key must be one, and these are set: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY_PEM"},
-		"two public keys":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_JWT_PUBLIC_KEY": file(public)}, "the key must be one, and these are set: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY"},
+		"no secret":                 {nil, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
+		"an empty secret":           {map[string]string{"ATI_JWT_SECRET": ""}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
+		"a line break at the end":   {map[string]string{"ATI_JWT_SECRET": good + "\n"}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
+		"a blank in front":          {map[string]string{"ATI_JWT_SECRET": " " + good}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
+		"quotes":                    {map[string]string{"ATI_JWT_SECRET": `"` + good + `"`}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 66 characters"},
+		"no value":                  {map[string]string{"ATI_JWT_SECRET": "<no value>"}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
+		"a short secret":            {map[string]string{"ATI_JWT_SECRET": good[:62]}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 62 characters"},
+		"a secret and a key file":   {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY": file(public)}, "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY)"},
+		"a secret and a public key": {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY_PEM": public}, "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY_PEM)"},
+		"two public keys":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_JWT_PUBLIC_KEY": file(public)}, "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY)"},
 		"a key file of junk":        {map[string]string{"ATI_JWT_PUBLIC_KEY": file("junk")}, notPEM},
 		"an empty key file":         {map[string]string{"ATI_JWT_PUBLIC_KEY": file("")}, notPEM},
-		"no key file":               {map[string]string{"ATI_JWT_PUBLIC_KEY": "/nowhere/x.pem"}, "the file that ATI_JWT_PUBLIC_KEY names can't be read"},
+		"no key file":               {map[string]string{"ATI_JWT_PUBLIC_KEY": "/nowhere/x.pem"}, "cannot read the file named by ATI_JWT_PUBLIC_KEY"},
 		"no value for a public key": {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "<no value>"}, notPEM},
 		"a key of another curve":    {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": other}, notPEM},
 		"a private key":             {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": private}, notPEM},
@@ -374,8 +374,8 @@ func TestInteropGuard(t *testing.T) {
 		"text behind a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + "x"}, notPEM},
 		"text before a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "x" + public}, notPEM},
 		"two keys in one":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + public}, notPEM},
-		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "a proxy with this key, on trial, answered a call without a token with 200, and not with 401"},
-		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "a proxy with this key, on trial, answered a call without a token with 200, and not with 401"},
+		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "self-test failed: the proxy answered 200 to a request without a token (expected 401)"},
+		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "self-test failed: the proxy answered 200 to a request without a token (expected 401)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -414,7 +414,7 @@ func TestInteropGuard(t *testing.T) {
 			if <-opened {
 				t.Error("something listened on the port")
 			}
-			if want := "ati-proxy-guard: " + c.want + "; the proxy is not started\n"; err == nil || string(out) != want {
+			if want := "ati-proxy-guard: " + c.want + ". Proxy not started\n"; err == nil || string(out) != want {
 				t.Errorf("%v\n got %swant %s", err, out, want)
 			}
 			if strings.Contains(string(out), good[:20]) {
@@ -465,7 +465,7 @@ func TestInteropGuardRuns(t *testing.T) {
 		return g
 	}
 	isReady := func(g *guard) error {
-		if !strings.Contains(g.out.String(), "the proxy is ready, and refuses calls without a token\n") {
+		if !strings.Contains(g.out.String(), "the proxy is ready and rejects requests without a token\n") {
 			return fmt.Errorf("not yet:\n%s", g.out)
 		}
 		_, err := os.Stat(g.ready)
@@ -517,7 +517,7 @@ func TestInteropGuardRuns(t *testing.T) {
 		poll(t, "the first guard is ready", func() error { return isReady(first) })
 		second := start(t, "127.0.0.1", port)
 		<-second.exited
-		if want := "something answers on port " + port + " already, perhaps a proxy with an older key; the proxy is not started\n"; !strings.Contains(second.out.String(), want) || isReady(second) == nil {
+		if want := "port " + port + " is already in use (another proxy?). Proxy not started\n"; !strings.Contains(second.out.String(), want) || isReady(second) == nil {
 			t.Errorf("the second guard says:\n%s", second.out)
 		}
 		if _, err := os.Stat(second.ready); err == nil {
@@ -546,10 +546,10 @@ func TestInteropGuardRuns(t *testing.T) {
 		// bash would hand nounset on to what these commands start.
 		g.cmd.Env = append(slices.DeleteFunc(g.cmd.Env, func(v string) bool { return strings.HasPrefix(v, "SHELLOPTS=") }), "ATI_BIN="+path)
 	}
-	refuses("a proxy that ends on trial", "no such thing\nati-proxy-guard: a proxy with this key, on trial, ended by itself; what it said stands above; the proxy is not started\n", func(t *testing.T, g *guard) {
+	refuses("a proxy that ends on trial", "no such thing\nati-proxy-guard: self-test failed: the proxy exited; see its output above. Proxy not started\n", func(t *testing.T, g *guard) {
 		ati(t, g, "echo no such thing >&2; exit 1\n")
 	})
-	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy ended by itself; what it said stands above\n", func(t *testing.T, g *guard) {
+	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy exited; see its output above\n", func(t *testing.T, g *guard) {
 		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], part(t, "ATI_BIN")))
 	})
 	// What is not util-linux' setpriv, such as busybox's, can't be used.
@@ -561,16 +561,16 @@ func TestInteropGuardRuns(t *testing.T) {
 		g := start(t, "127.0.0.1", freePort(t), func(g *guard) { g.cmd.Env = append(g.cmd.Env, "PATH="+dir+":"+os.Getenv("PATH")) })
 		poll(t, "the guard is ready", func() error { return isReady(g) })
 	})
-	refuses("an ATI_DIR that isn't there", "/nothere/manifests; the proxy is not started\n", func(t *testing.T, g *guard) {
+	refuses("an ATI_DIR that isn't there", "/nothere/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
 		g.cmd.Args = g.cmd.Args[:4] // without --ati-dir
 		g.cmd.Env = append(g.cmd.Env, "ATI_DIR="+filepath.Join(g.p.dir, "nothere"))
 	})
-	refuses("a directory that isn't there", "/manifests; the proxy is not started\n", func(t *testing.T, g *guard) {
+	refuses("a directory that isn't there", "/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
 		if err := os.RemoveAll(filepath.Join(g.p.dir, "manifests")); err != nil {
 			t.Fatal(err)
 		}
 	})
-	refuses("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered a call without a token with 200, and not with 401; it is ended\n", func(t *testing.T, g *guard) {
+	refuses("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered 200 to a request without a token (expected 401). Proxy stopped\n", func(t *testing.T, g *guard) {
 		port := strings.Split(g.p.addr, ":")[2]
 		ati(t, g, fmt.Sprintf("case $* in *%s*) exec %s proxy --port %s;; *) exec %s \"$@\";; esac\n", port, openProxy(t), port, part(t, "ATI_BIN")))
 	})
@@ -723,9 +723,9 @@ func TestInteropProxyAgent(t *testing.T) {
 	}{
 		"the path denied":                {"nothing", nil, "permission denied"},
 		"a key missing from the answer":  {"proxy-host", map[string]string{".Data.ATI_JWT_ACCEPTED_AUDIENCES": ".Data.NOT_THERE"}, "map has no entry for key"},
-		"a line break behind the secret": {"proxy-host", map[string]string{secretTemplate: strings.Replace(secretTemplate, "{{ . }}", `{{ . }}\n`, 1)}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 65 characters"},
-		"an empty secret":                {"proxy-host", map[string]string{secretTemplate: ""}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 0 characters"},
-		"no value":                       {"proxy-host", map[string]string{secretTemplate: "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET is not 64 hex digits, but 10 characters"},
+		"a line break behind the secret": {"proxy-host", map[string]string{secretTemplate: strings.Replace(secretTemplate, "{{ . }}", `{{ . }}\n`, 1)}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
+		"an empty secret":                {"proxy-host", map[string]string{secretTemplate: ""}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
+		"no value":                       {"proxy-host", map[string]string{secretTemplate: "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, p, env := s.host(t, c.policy, c.changes)
@@ -741,7 +741,7 @@ func TestInteropProxyAgent(t *testing.T) {
 		config, p, env := s.host(t, "proxy-host", nil)
 		a := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY=/nonexistent")...)
 		shut(t, p, a, func() bool {
-			return strings.Contains(a.out.String(), "the key must be one, and these are set: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY")
+			return strings.Contains(a.out.String(), "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY)")
 		})
 		shut(t, p, a, soon(2*time.Second))
 	})

@@ -96,7 +96,7 @@ func TestInteropRotateAtOnce(t *testing.T) {
 	config, other, env := s.host(t, "proxy-host", nil)
 	b := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY="+file)...)
 	shut(t, other, b, func() bool {
-		return strings.Contains(b.out.String(), "the key must be one, and these are set: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY; the proxy is not started")
+		return strings.Contains(b.out.String(), "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY). Proxy not started")
 	})
 	if other.call("", "web_search") != 0 {
 		t.Error("a proxy runs")
