@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs the Go benchmarks, then measures the engine on a real Vault beside other
-# plugins. See bench/. It reads /proc, and so runs on Linux only.
-#   BENCHTIME       for each Go benchmark (1s)
-#   BENCH_ROUNDS    rounds on the real Vault (7)
-#   BENCH_DURATION  for each scenario in a round, twice: with audit and without (1.5s)
-#   BENCH_ROLES     roles of the largest mount (100000)
-#   BENCH_OUT       directory whose performance.md and performance.svg are written
-#                   (docs); empty: none
+# Runs the Go benchmarks, then measures the engine and other plugins on a real
+# Vault server (see bench/). Requires Linux, because it reads /proc.
+#   BENCHTIME       time per Go benchmark (default: 1s)
+#   BENCH_ROUNDS    rounds on the Vault server (default: 7)
+#   BENCH_DURATION  time per scenario and round, with and without audit (default: 1.5s)
+#   BENCH_ROLES     number of roles in the largest mount (default: 100000)
+#   BENCH_OUT       directory for performance.md and performance.svg
+#                   (default: docs; empty: do not write them)
 set -euo pipefail
 unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 vault=$(scripts/vault-bin.sh)
-forget_vault
+unset_vault_env
 out=${BENCH_OUT-docs}
 if [ -n "$out" ]; then out=$(cd "$out" && pwd); fi
 dir=$(mktemp -d)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the plugin: build.sh <output file> [version]
+# Builds the plugin.
+#   build.sh OUTPUT_FILE [VERSION]
 set -euo pipefail
 unset CDPATH
 
@@ -8,6 +9,6 @@ flags='-s -w'
 if [ -n "${2:-}" ]; then
   flags="$flags -X main.version=$2"
 fi
-# Without what Git knows of the tree: an unpacked source gives the same binary as
-# a clone of it.
+# Without the Git revision, so that an unpacked archive and a clone of the same
+# source give the same binary.
 CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$1" ./cmd/vault-plugin-secrets-ati

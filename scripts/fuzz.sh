@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs each fuzz target, one after the other. What a target finds is kept in its
-# testdata/fuzz, where go test tries it from then on.
-#   FUZZ_TIME     for all targets together, as in 90s, 5m or 1h (5m)
-#   FUZZ_WORKERS  at a time (as many as there are processors)
+# Runs all fuzz targets, one after the other. A failing input is saved in testdata/fuzz
+# of its package, where go test runs it from then on.
+#   FUZZ_TIME     total time, such as 90s, 5m, or 1h (default: 5m)
+#   FUZZ_WORKERS  parallel workers (default: the number of processors)
 set -euo pipefail
 unset CDPATH
 
@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 time=${FUZZ_TIME:-5m}
 if [[ ! $time =~ ^([1-9][0-9]{0,5})([smh])$ ]]; then
-  echo "FUZZ_TIME=$time: must be a number and s, m or h, as in 5m" >&2
+  echo "FUZZ_TIME \"$time\": must be a whole number followed by s, m, or h, such as 5m" >&2
   exit 2
 fi
 case ${BASH_REMATCH[2]} in
@@ -22,7 +22,7 @@ esac
 targets=()
 for package in . ./ati; do
   names=$(go test -list '^Fuzz' "$package" | grep '^Fuzz') || {
-    echo "$package has no fuzz targets, or doesn't build" >&2
+    echo "no fuzz targets in $package, or it does not build" >&2
     exit 1
   }
   for name in $names; do targets+=("$package $name"); done
@@ -35,11 +35,11 @@ if [ -n "${FUZZ_WORKERS:-}" ]; then workers=(-parallel "$FUZZ_WORKERS"); fi
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 failed=0
-echo "${#targets[@]} targets, $each s each"
+echo "${#targets[@]} fuzz targets, $each s each"
 for target in "${targets[@]}"; do
   read -r package name <<<"$target"
-  # By default Go may spend a minute on making one input smaller. And before 1.27 it may
-  # take the end of -fuzztime for a failure, of no input (go.dev/issue/75804).
+  # By default, Go may spend a minute minimizing one input. Before 1.27, it may report
+  # the end of -fuzztime as a failure without an input (go.dev/issue/75804).
   if go test -run '^$' -fuzz "^$name\$" -fuzztime "${each}s" -fuzzminimizetime 20x "${workers[@]}" "$package" >"$out" 2>&1 ||
     [ "$(grep '^ ' "$out")" = '    context deadline exceeded' ]; then
     verdict=ok

@@ -567,35 +567,35 @@ func TestWhatRegisterPrints(t *testing.T) {
 		want                string
 		fails               bool
 	}{
-		"by sha256sum": {sum: "sha256sum", want: `# On each node of the cluster: the binary, under a name of its own.
+		"by sha256sum": {sum: "sha256sum", want: `# On each node of the cluster:
 cp DIR/vault-plugin-secrets-ati /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0
-# Once:
+# Once per cluster:
 vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0 -version=v0.1.0 secret vault-plugin-secrets-ati
 vault secrets enable -path=ati vault-plugin-secrets-ati
-# Where a former version is mounted already: DIR/register.sh upgrade
+# If a previous version is already mounted, use instead: DIR/register.sh upgrade
 `},
-		"an upgrade, by shasum": {sum: "shasum", args: []string{"-d", "/a b/", "-p", "it's", "upgrade"}, want: `# On each node of the cluster: the binary, under a name of its own.
+		"an upgrade, by shasum": {sum: "shasum", args: []string{"-d", "/a b/", "-p", "it's", "upgrade"}, want: `# On each node of the cluster:
 cp DIR/vault-plugin-secrets-ati '/a b/vault-plugin-secrets-ati-v0.1.0'
-# Once:
+# Once per cluster:
 vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0 -version=v0.1.0 secret vault-plugin-secrets-ati
 vault secrets tune -plugin-version=v0.1.0 'it'\''s'
 vault plugin reload -plugin=vault-plugin-secrets-ati
-# Says v0.1.0:
+# Must print v0.1.0:
 vault read -field=running_plugin_version sys/mounts/'it'\''s'
 `},
-		"for Windows, by FreeBSD's sha256": {sum: "sha256", binary: pluginName + ".exe", want: `# On each node of the cluster: the binary, under a name of its own.
+		"for Windows, by FreeBSD's sha256": {sum: "sha256", binary: pluginName + ".exe", want: `# On each node of the cluster:
 cp DIR/vault-plugin-secrets-ati.exe /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0.exe
-# Once:
+# Once per cluster:
 vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0.exe -version=v0.1.0 secret vault-plugin-secrets-ati
 vault secrets enable -path=ati vault-plugin-secrets-ati
-# Where a former version is mounted already: DIR/register.sh upgrade
+# If a previous version is already mounted, use instead: DIR/register.sh upgrade
 `},
-		"with nothing that computes a sum": {sum: "none", fails: true, want: "there is no sha256sum, shasum or sha256\n"},
-		"with a sum that fails":            {sum: "sha256sum", output: "none", fails: true, want: "the SHA-256 of DIR/vault-plugin-secrets-ati could not be computed\n"},
-		"without a binary":                 {sum: "sha256sum", binary: "another", fails: true, want: "there is no vault-plugin-secrets-ati beside this script, in DIR\n"},
-		"with an unknown word":             {sum: "sha256sum", args: []string{"upgarde"}, fails: true, want: "usage: register.sh [-d plugin directory] [-p path of the mount] [upgrade]\n"},
+		"with nothing that computes a sum": {sum: "none", fails: true, want: "none of sha256sum, shasum, or sha256 is installed\n"},
+		"with a sum that fails":            {sum: "sha256sum", output: "none", fails: true, want: "cannot compute the SHA-256 of DIR/vault-plugin-secrets-ati\n"},
+		"without a binary":                 {sum: "sha256sum", binary: "another", fails: true, want: "vault-plugin-secrets-ati not found in DIR; run this script from an unpacked release archive\n"},
+		"with an unknown word":             {sum: "sha256sum", args: []string{"upgarde"}, fails: true, want: "usage: register.sh [-d PLUGIN_DIRECTORY] [-p MOUNT_PATH] [upgrade]\n"},
 		"from no release": {sum: "sha256sum", script: bytes.Replace(script, []byte("version=v0.1.0\n"), []byte("version=\n"), 1), fails: true,
-			want: "this script is to be run from an unpacked release: make release puts it there\n"},
+			want: "run this script from an unpacked release archive\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -68,7 +68,7 @@ func TestDemo(t *testing.T) {
 		"rate           map[tool:web_search:30/hour]\nscope          tool:web_search tool:arxiv:search skill:summarize\nsub            token-orchestrator\nvalid          true\n",
 		"matched_scopes    [tool:arxiv:search]\n",
 		"allowed           false\nmatched_rates     map[]\nmatched_scopes    []\n",
-		"# Done. The server is stopped; make dev leaves one running.\n",
+		"# Done. This server is stopped now; to keep one running, use make dev.\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("make demo doesn't show %q", want)
@@ -224,7 +224,7 @@ func TestFuzzingFailsForAFailingInputOnly(t *testing.T) {
 			if (err != nil) != c.fails {
 				t.Errorf("the script ends with %v", err)
 			}
-			want := "2 targets, 3 s each\n"
+			want := "2 fuzz targets, 3 s each\n"
 			for _, pkg := range []string{".", "./ati"} {
 				want += fmt.Sprintf("%-6s %-6s %-20s %12s executions\n", c.verdict, pkg, "FuzzIt", "8910")
 				if c.fails {
