@@ -1,18 +1,18 @@
-# The plugin in an image, for Vault's containerized plugins and for OpenBao's
-# plugins out of images. It is made of the archives of a release, so that the
-# binary in it has the SHA-256 that the release says:
+# Image for Vault's containerized plugins and for OpenBao's plugins from OCI images.
+# It is built from a release archive, so its binary has the SHA-256 that the release
+# lists:
 #
 #   make release
 #   docker build -f Dockerfile --build-arg VERSION=v0.1.0 \
 #     -t registry.example.com/vault-plugin-secrets-ati:0.1.0 \
 #     -t registry.example.com/vault-plugin-secrets-ati:v0.1.0 dist
 #
-# Vault looks for the tag without the v, OpenBao for the one with it. Tried by hand
-# with Buildah, and with Vault 1.21 on Podman 4.3 and runc; neither with Docker, nor
-# with gVisor, nor with OpenBao itself. A test holds its names against an archive's.
-#   VERSION     of the release
+# Vault expects the tag without the v, OpenBao the tag with it. Tested by hand with
+# Buildah, and with Vault 1.21 on Podman 4.3 and runc. Not tested with Docker, gVisor,
+# or OpenBao. An automated test compares the paths below with an archive.
+#   VERSION     version of the release
 #   TARGETARCH  amd64 or arm64; set by BuildKit
-#   RUN_AS      the user (65534); on Docker 0, where Vault locks its memory (mlock)
+#   RUN_AS      user ID (default: 65534); on Docker, 0 if Vault uses mlock
 FROM scratch AS archive
 ARG VERSION
 ARG TARGETARCH
@@ -22,9 +22,9 @@ FROM scratch
 ARG VERSION
 ARG TARGETARCH
 ARG RUN_AS=65534
-# In the image's root, where OpenBao looks for it.
+# OpenBao expects the binary in the root directory.
 COPY --from=archive /vault-plugin-secrets-ati_${VERSION}_linux_${TARGETARCH}/vault-plugin-secrets-ati /
 COPY --from=archive /vault-plugin-secrets-ati_${VERSION}_linux_${TARGETARCH}/licences /licences
-# Without a group: that is 0 then, and Vault adds its own.
+# No group: it defaults to 0, and Vault adds its own group.
 USER ${RUN_AS}
 ENTRYPOINT ["/vault-plugin-secrets-ati"]

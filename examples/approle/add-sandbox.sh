@@ -1,49 +1,49 @@
 #!/usr/bin/env bash
-# For each sandbox, by whoever starts it: an AppRole of its own, and an identity
-# entity of its own with the sandbox's name. AppRole's alias is the role id, so
-# all logins with it are this entity.
+# Run for each sandbox before it starts. Creates an AppRole and an identity entity with
+# the sandbox's name. The alias of an AppRole is its role ID, so every login with this
+# AppRole belongs to this entity.
 #
 #   add-sandbox.sh NAME DIRECTORY
 #
-# writes role_id and a secret_id that works once, within 10 minutes, to the
-# directory. Vault Agent then renews its Vault token, up to token_max_ttl. Delete
-# entity and AppRole with the sandbox. A name that is taken is refused: the
-# sandbox would be somebody else.
+# Writes role_id and secret_id to the directory. The secret ID works once, within
+# 10 minutes; Vault Agent then renews its Vault token, up to token_max_ttl. Delete the
+# entity and the AppRole when you delete the sandbox. A name that already exists is
+# rejected, because the sandbox would take over another one's identity.
 #
 # Run by TestInteropAppRole.
 set -euo pipefail
-export LC_ALL=C # so that [a-z] is these letters
+export LC_ALL=C # so that [a-z] matches only these letters
 
 if [ $# -ne 2 ] || [ ! -d "$2" ] || [ ! -w "$2" ]; then
-  echo "usage: $0 NAME DIRECTORY (one that is there, and that you can write to)" >&2
+  echo "usage: $(basename "$0") NAME DIRECTORY (an existing, writable directory)" >&2
   exit 2
 fi
 name=$1
 dir=$2
 
-# Lower case only: Vault takes names that differ in case alone for the same.
+# Lower case only, because Vault treats names that differ only in case as the same.
 if ! [[ $name =~ ^[a-z0-9][a-z0-9._-]{0,63}$ ]]; then
-  echo "the name $name must be up to 64 of a-z, 0-9 and ._- beginning with a letter or digit" >&2
+  echo "invalid name \"$name\": use up to 64 characters, a-z, 0-9, and ._-, starting with a letter or digit" >&2
   exit 1
 fi
 
-# absent PATH WHAT ends the script unless Vault says that there is nothing at a path.
-# Who may not read it doesn't know.
-absent() {
+# require_absent PATH WHAT exits unless Vault reports that nothing exists at the path.
+# A read that is denied counts as an error.
+require_absent() {
   local out
   if out=$(vault read "$1" 2>&1); then
-    out="there is $2 already"
+    out="$2 already exists"
   elif [[ $out == *"No value found"* ]]; then
     return
   fi
   echo "$out" >&2
   exit 1
 }
-absent "identity/entity/name/$name" "an entity named $name"
-absent "auth/approle/role/sandbox-$name" "an AppRole sandbox-$name, with which another sandbox may log in,"
+require_absent "identity/entity/name/$name" "an entity named $name"
+require_absent "auth/approle/role/sandbox-$name" "an AppRole named sandbox-$name, which another sandbox may use,"
 entity=$(vault write -field=id identity/entity name="$name")
-if [ -z "$entity" ]; then # an update answers with nothing
-  echo "there is an entity named $name already" >&2
+if [ -z "$entity" ]; then # an update returns no ID
+  echo "an entity named $name already exists" >&2
   exit 1
 fi
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Once, by the security team: a role whose tokens carry the name of the sandbox's
-# identity entity, and a policy that lets a sandbox mint for that role only. The
-# caller can't choose who it is: the role has no allowed_agent_ids.
+# Run once by the security team. Creates a role whose tokens carry the name of the
+# sandbox's identity entity, and a policy that lets a sandbox request tokens only for
+# that role. A sandbox cannot choose its identity, because the role has no
+# allowed_agent_ids.
 #
 # Run by TestInteropAppRole.
 set -euo pipefail

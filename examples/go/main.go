@@ -1,6 +1,6 @@
-// Command go is an orchestrator that gets a sandbox's environment from Vault, in
-// place of AtiOrchestrator.provision_sandbox of ati-client. VAULT_ADDR and
-// VAULT_TOKEN say where Vault is and who asks.
+// Command go is an orchestrator that requests a sandbox's environment variables from
+// Vault. It replaces AtiOrchestrator.provision_sandbox of ati-client. Set VAULT_ADDR
+// and VAULT_TOKEN.
 //
 //	go run ./examples/go researcher sandbox:abc123 web_search
 //
@@ -17,24 +17,25 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// provisionSandbox returns ATI_PROXY_URL and ATI_SESSION_TOKEN for a sandbox.
-// It may use fewer tools than the role grants; without tools, all of them.
+// provisionSandbox returns ATI_PROXY_URL and ATI_SESSION_TOKEN for a sandbox. The
+// token grants the given tools, which the role must grant. If tools is empty, the token
+// grants everything that the role does.
 func provisionSandbox(ctx context.Context, vault *api.Client, role, agentID string, tools []string) (map[string]any, error) {
 	request := map[string]any{"agent_id": agentID, "format": "env"}
 	if len(tools) > 0 {
 		request["tools"] = tools
 	}
-	answer, err := vault.Logical().WriteWithContext(ctx, "ati/creds/"+role, request)
+	secret, err := vault.Logical().WriteWithContext(ctx, "ati/creds/"+role, request)
 	if err != nil {
 		return nil, fmt.Errorf("provision sandbox %s: %w", agentID, err)
 	}
-	if answer == nil { // from a standby whose active node is just going
-		return nil, fmt.Errorf("provision sandbox %s: Vault answered with nothing; ask again", agentID)
+	if secret == nil { // a standby may return this while its active node shuts down
+		return nil, fmt.Errorf("provision sandbox %s: empty response from Vault; retry", agentID)
 	}
-	for _, warning := range answer.Warnings {
-		log.Printf("Vault warns: %s", warning)
+	for _, warning := range secret.Warnings {
+		log.Printf("warning from Vault: %s", warning)
 	}
-	return answer.Data, nil
+	return secret.Data, nil
 }
 
 func main() {
@@ -49,7 +50,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	// Here the sandbox would be started with env.
+	// A real orchestrator would start the sandbox with env here.
 	if err := json.NewEncoder(os.Stdout).Encode(env); err != nil {
 		log.Fatal(err)
 	}

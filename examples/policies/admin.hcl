@@ -1,20 +1,21 @@
-# The security team: writes config and roles, rotates the key, and mints
-# nothing. (Whoever writes config can bring a key of their own, and sign with it
-# elsewhere; whoever writes policies can give themselves anything. Both are in
-# Vault's audit log.) Checked by TestEveryPathUnderEachPolicy.
+# Security team: writes the config and roles and rotates the key, but cannot request
+# tokens. Anyone who can write the config can import a key that they also keep, and
+# anyone who can write policies can grant themselves any access. Both actions are in
+# Vault's audit log.
+# Checked by TestPolicies_EveryPath.
 
-# The proxy's address, audiences, the ceiling over all roles. It needs sudo, as
-# does all that touches the key: a hasty ati/* rule doesn't have that.
+# Proxy URL, audiences, and limits for all roles. Like all paths that affect the key,
+# this path requires sudo, so that a broad rule such as ati/* does not grant access.
 path "ati/config" {
   capabilities = ["create", "read", "update", "delete", "sudo"]
 }
 
-# What versions of the key there are; a new key at once, which ends all tokens.
+# Key versions, and immediate rotation, which invalidates all issued tokens.
 path "ati/config/rotate" {
   capabilities = ["read", "update", "sudo"]
 }
 
-# The steps of a rotation without downtime. A stage can be dropped again.
+# The steps of a zero-downtime rotation. A pending version can be deleted.
 path "ati/config/rotate/stage" {
   capabilities = ["update", "delete", "sudo"]
 }
@@ -28,7 +29,7 @@ path "ati/config/rotate/retire" {
   capabilities = ["update", "sudo"]
 }
 
-# What tokens may open, for whom and how long.
+# Roles: what tokens grant, for which agents, and for how long.
 path "ati/roles" {
   capabilities = ["list"]
 }
@@ -36,17 +37,17 @@ path "ati/roles/*" {
   capabilities = ["create", "read", "update", "delete"]
 }
 
-# What a role opens, tried without a token.
+# Check what a role grants, without a token.
 path "ati/check/*" {
   capabilities = ["read", "update"]
 }
 
-# What a value is in the audit log, to search for it there.
+# Hash a value, to search for it in the audit log.
 path "sys/audit-hash/file" {
   capabilities = ["update"]
 }
 
-# What a token that turned up somewhere is, and whether it still passes.
+# Validate and inspect tokens.
 path "ati/validate" {
   capabilities = ["update"]
 }

@@ -1,14 +1,14 @@
-# An orchestrator: mints tokens of the roles that are its own, here researcher,
-# for the sandboxes that it starts. No glob: a role that somebody adds later is
-# not its own. Checked by TestEveryPathUnderEachPolicy.
+# Orchestrator: requests tokens for the sandboxes that it starts, only with its own
+# roles (here, researcher). Do not use a glob, which would include roles added later.
+# Checked by TestPolicies_EveryPath.
 
-# update, for parameters in a body: those in a query stand in the audit log.
+# update, for parameters in the request body. Query parameters appear in the audit log.
 path "ati/creds/researcher" {
   capabilities = ["read", "update"]
 }
 
-# Tokens for many sandboxes at once. It is a path of its own, so that leaving it
-# out, or a rule on agent_id above, isn't stepped around.
+# Tokens for many sandboxes in one request. A separate path, so that it cannot be used
+# to bypass a rule on agent_id above.
 path "ati/batch/researcher" {
   capabilities = ["update"]
 }

@@ -1,19 +1,19 @@
-# The proxy's host: reads the proxy's environment, with the key in it, and
-# nothing else. Whoever has this policy can sign any token, with HS256.
-# Checked by TestEveryPathUnderEachPolicy, used by TestInteropProxyAgent.
+# Proxy host: reads the proxy's environment, which contains the key, and nothing else.
+# With HS256, anyone who has this policy can sign any token.
+# Checked by TestPolicies_EveryPath, used by TestInteropProxyAgent.
 
-# The one place where the key leaves Vault. It needs sudo.
+# The only path that returns the secret. Requires sudo.
 path "ati/proxy-env" {
   capabilities = ["read", "sudo"]
 }
 
-# The key of one version, for a rotation without downtime.
+# The key of one version, for a zero-downtime rotation.
 path "ati/proxy-env/*" {
   capabilities = ["read", "sudo"]
 }
 
-# Agent renews its Vault token: without this it has to log in again, and where
-# its secret id works once, it would no longer see a new key.
+# Lets Agent renew its Vault token. Otherwise it must log in again, which fails if its
+# secret ID can be used only once, and then it does not receive a new key.
 path "auth/token/renew-self" {
   capabilities = ["update"]
 }

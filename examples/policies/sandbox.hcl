@@ -1,13 +1,14 @@
-# A sandbox that fetches its own token. Its role's subject is
-# sandbox:{{identity.entity.name}} and its role has no allowed_agent_ids, so that
-# it can't choose who it is. Checked by TestEveryPathUnderEachPolicy.
+# Sandbox that requests its own token. The role's subject is
+# sandbox:{{identity.entity.name}} and it has no allowed_agent_ids, so the sandbox
+# cannot choose its identity.
+# Checked by TestPolicies_EveryPath.
 
-# update, since Agent's template gives its parameters in the write form.
+# update, because Agent's template sends its parameters in a write request.
 path "ati/creds/sandbox" {
   capabilities = ["read", "update"]
 }
 
-# Agent renews its Vault token: the secret id that it logged in with works once.
+# Lets Agent renew its Vault token, because its secret ID can be used only once.
 path "auth/token/renew-self" {
   capabilities = ["update"]
 }

@@ -1,9 +1,9 @@
-# The security auditor: reads everything but keys, and changes nothing.
-# Checked by TestEveryPathUnderEachPolicy.
+# Security auditor: reads everything except keys, and changes nothing.
+# Checked by TestPolicies_EveryPath.
 
-# Reading config needs sudo, which by itself allows no other operation. The
-# answer has the key's fingerprint, never the key. No glob here: under
-# ati/config/* another capability, added later, would rotate the key.
+# Reading the config requires sudo, which alone allows no other operation. The response
+# contains the key's fingerprint, never the key. Do not use a glob here: a capability
+# added to ati/config/* later could rotate the key.
 path "ati/config" {
   capabilities = ["read", "sudo"]
 }
@@ -11,7 +11,7 @@ path "ati/config/rotate" {
   capabilities = ["read", "sudo"]
 }
 
-# All roles.
+# List and read all roles.
 path "ati/roles" {
   capabilities = ["list"]
 }
@@ -19,12 +19,12 @@ path "ati/roles/*" {
   capabilities = ["read"]
 }
 
-# What a role opens. Nothing is stored, whatever the operation.
+# Check what a role grants. Stores nothing, even with update.
 path "ati/check/*" {
   capabilities = ["read", "update"]
 }
 
-# What a value is in the audit log, and who an entity in it is.
+# Hash a value to search for it in the audit log, and look up an entity found there.
 path "sys/audit-hash/file" {
   capabilities = ["update"]
 }
@@ -32,8 +32,8 @@ path "identity/entity/id/*" {
   capabilities = ["read"]
 }
 
-# What a token is. Both take it in a request's body, hence update; neither
-# changes anything.
+# Validate and inspect tokens. The token is sent in the request body, which requires
+# update. Neither path changes anything.
 path "ati/validate" {
   capabilities = ["update"]
 }

@@ -1,22 +1,22 @@
-# Vault Agent on the proxy's host: runs the ATI proxy, through the guard, with
-# its environment from Vault, and starts it again when the key changes there.
+# Vault Agent on the proxy host: starts the ATI proxy through the guard, with its
+# environment from Vault, and restarts it when the key in Vault changes.
 #
 #   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
 #
-# To be fitted to this host: the address and the port below, and the proxy's
-# directory, with the manifests of its tools (ati init makes one). --env-keys: the
-# keys of the tools' APIs are in the environment, as ATI_KEY_….
-# The policy of this host is ../policies/proxy-host.hcl. Its secret id has to be one that
-# can be used again, or Agent could not be started again: bind it, and the Vault token,
-# to this host's address (secret_id_bound_cidrs, token_bound_cidrs).
-# Until Agent has noticed a new key, up to static_secret_render_interval, the
-# proxy has the old one.
-# With ATI_PROXY_ENV=ati/proxy-env/<version> the proxy keeps the key of that
-# version, for a rotation without downtime.
-# Not with -log-level=debug: around a process, Agent prints what it renders,
-# and so the secret (Vault 1.21).
+# Change the address and port below, and the proxy's directory, which contains the
+# manifests of its tools (ati init creates one). --env-keys reads the tools' API keys
+# from the environment (ATI_KEY_…).
+# The policy for this host is ../policies/proxy-host.hcl. Use a reusable secret ID, so
+# that Agent can be restarted, and bind it and the Vault token to the host's address
+# (secret_id_bound_cidrs, token_bound_cidrs).
+# After a rotation, the proxy keeps the old key until Agent notices the new one, which
+# takes up to static_secret_render_interval.
+# For a zero-downtime rotation, set ATI_PROXY_ENV=ati/proxy-env/<version> to keep the
+# proxy on that key version.
+# Do not use -log-level=debug: as a supervisor, Agent logs what it renders, including
+# the secret (Vault 1.21).
 #
-# Run by TestInteropProxyAgent, TestInteropRotateAtOnce and TestRotation.
+# Run by TestInteropProxyAgent, TestInteropRotateImmediately and TestRotation.
 
 auto_auth {
   method "approle" {
@@ -28,8 +28,8 @@ auto_auth {
   }
 }
 
-# Vault's answer has one of these two, by the key's algorithm. The other variable
-# is empty then, and the guard drops it.
+# The response contains one of these two, depending on the key's algorithm. The other
+# variable is empty, and the guard unsets it.
 env_template "ATI_JWT_SECRET" {
   error_on_missing_key = true
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"ATI_JWT_SECRET\" }}{{ . }}{{ end }}{{ end }}"
@@ -40,15 +40,15 @@ env_template "ATI_JWT_PUBLIC_KEY_PEM" {
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"public_key\" }}{{ . }}{{ end }}{{ end }}"
 }
 
-# With error_on_missing_key: without it a key that is missing from Vault's answer
-# becomes "<no value>".
+# Without error_on_missing_key, a key that is missing in the response is rendered as
+# "<no value>".
 env_template "ATI_JWT_ACCEPTED_AUDIENCES" {
   error_on_missing_key = true
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_ACCEPTED_AUDIENCES }}{{ end }}"
 }
 
-# Empty where config has an empty issuer: proxy-env has none then, and the guard drops
-# the variable.
+# If the issuer in the config is empty, proxy-env does not return it. The variable is
+# then empty, and the guard unsets it.
 env_template "ATI_JWT_ISSUER" {
   error_on_missing_key = true
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"ATI_JWT_ISSUER\" }}{{ . }}{{ end }}{{ end }}"

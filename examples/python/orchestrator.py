@@ -1,9 +1,17 @@
-"""An orchestrator that gets a sandbox's environment from Vault with hvac.
+"""An orchestrator that requests a sandbox's environment variables from Vault with hvac.
 
-provision_sandbox takes the place of AtiOrchestrator.provision_sandbox of
-ati-client 0.1.0: its arguments, beside a Vault client and a role, its answer, and
-no signing secret. One thing differs: an empty list or dict, which ati-client takes
-for none, is refused by Vault. Otherwise tools=[] would get all that the role has.
+provision_sandbox replaces AtiOrchestrator.provision_sandbox of ati-client 0.1.0. It
+takes the same arguments after a Vault client and a role, returns the same dict, and
+needs no signing secret. It differs from ati-client as follows:
+
+- agent_id must match the role's allowed_agent_ids.
+- tools, skills, and extra_scopes must be granted by the role. If all three are omitted,
+  the token grants everything that the role does.
+- rate can only lower rates that the role defines. If omitted, the role's rates apply.
+- ttl_seconds is capped at the role's maximum, with a warning. If omitted, the role's TTL
+  applies, not 3600.
+- An empty list or dict is rejected; ati-client treats it as omitted.
+- Errors are hvac.exceptions, not AtiError.
 
     pip install hvac
     VAULT_ADDR=... VAULT_TOKEN=... python orchestrator.py researcher sandbox:abc123 web_search
@@ -21,7 +29,7 @@ import hvac
 def provision_sandbox(vault, role, *, agent_id, tools=None, skills=None, extra_scopes=None, ttl_seconds=None, rate=None):
     """Return ATI_PROXY_URL and ATI_SESSION_TOKEN for a sandbox.
 
-    What is left out is as the role has it; what is given may only be less.
+    Arguments can only narrow what the role grants. Omitted arguments follow the role.
     """
     request = {
         "agent_id": agent_id,
@@ -32,17 +40,17 @@ def provision_sandbox(vault, role, *, agent_id, tools=None, skills=None, extra_s
         "rate": rate,
         "format": "env",
     }
-    # Null is refused by Vault: leave out what isn't set.
-    answer = vault.write_data(f"ati/creds/{role}", data={k: v for k, v in request.items() if v is not None})
-    if not isinstance(answer, dict):  # from a standby whose active node is just going
-        raise RuntimeError(f"provision sandbox {agent_id}: Vault answered with nothing; ask again")
-    for warning in answer["warnings"] or []:
-        print("Vault warns:", warning, file=sys.stderr)
-    return answer["data"]
+    # Omit unset parameters, because the engine rejects null.
+    response = vault.write_data(f"ati/creds/{role}", data={k: v for k, v in request.items() if v is not None})
+    if not isinstance(response, dict):  # a standby may return this while its active node shuts down
+        raise RuntimeError(f"provision sandbox {agent_id}: empty response from Vault; retry")
+    for warning in response["warnings"] or []:
+        print("warning from Vault:", warning, file=sys.stderr)
+    return response["data"]
 
 
 if __name__ == "__main__":
     client = hvac.Client(url=os.environ["VAULT_ADDR"], token=os.environ["VAULT_TOKEN"])
     env = provision_sandbox(client, sys.argv[1], agent_id=sys.argv[2], tools=sys.argv[3:] or None)
-    # Here the sandbox would be started with env.
+    # A real orchestrator would start the sandbox with env here.
     print(json.dumps(env))

@@ -1,12 +1,12 @@
-# Vault Agent around a process that reads ATI_SESSION_TOKEN only when it starts.
-# What it costs: the process is ended and started again at each new token, here
-# about every 40 minutes, and loses what it was doing. Where the process can
-# read a file, or runs `ati run`, agent.hcl does without.
+# Vault Agent as the supervisor of a process that reads ATI_SESSION_TOKEN only at
+# startup. Agent restarts the process for every new token, here about every 40 minutes,
+# so the process loses its work in progress. If the process can read a file or uses
+# `ati run`, use agent.hcl instead, which needs no restart.
 #
 #   VAULT_ADDR=https://vault.example.com ATI_PROXY_URL=https://ati.example.com \
 #     vault agent -config=agent-env.hcl
-# Not with -log-level=debug: around a process, Agent prints what it renders,
-# and so the token (Vault 1.21).
+# Do not use -log-level=debug: as a supervisor, Agent logs what it renders, including
+# the token (Vault 1.21).
 #
 # Run by TestInteropSandboxAgentEnv.
 

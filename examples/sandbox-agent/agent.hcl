@@ -1,10 +1,10 @@
-# Vault Agent in the sandbox: keeps /run/ati/session_token fresh, where `ati run`
-# reads it at every call. The agent of the sandbox is never restarted for it.
+# Vault Agent in the sandbox: renews the token in /run/ati/session_token, which
+# `ati run` reads for every call. No process has to be restarted.
 #
 #   VAULT_ADDR=https://vault.example.com ATI_PROXY_URL=https://ati.example.com \
 #     vault agent -config=agent.hcl
-# Its secret id is used up by the start, and its file removed: each start needs a new
-# one (../approle/add-sandbox.sh says how it is made).
+# Agent uses its secret ID once, at startup, and removes the file. Every start needs a
+# new one; see ../approle/add-sandbox.sh.
 #
 # Run by TestInteropSandboxAgent.
 
@@ -23,11 +23,10 @@ template {
   perms                = "0600"
   error_on_missing_key = true
 
-  # The parameter stands in the write form: with a query string in the path,
-  # Agent gives every template that asks for this path the same answer.
-  # proxy_url pins the token to the proxy that this sandbox was started with:
-  # if the mount has no key for it, there is an error in place of a token that
-  # the proxy would refuse.
+  # The parameter is sent in a write request: with a query string in the path, Agent
+  # gives all templates that read this path the same response. proxy_url pins the token
+  # to this sandbox's proxy. If the mount has no key for that proxy, the request fails
+  # instead of returning a token that the proxy would reject.
   contents = <<-TEMPLATE
     {{- with secret "ati/creds/sandbox" (printf "proxy_url=%s" (env "ATI_PROXY_URL")) -}}
     {{ .Data.token }}
@@ -36,8 +35,8 @@ template {
 }
 
 template_config {
-  # A read without a lease is fetched again after this time, whatever the
-  # token's TTL: about 0.7 of it, here of an hour.
+  # Agent requests a secret without a lease again after this interval, regardless of
+  # the token's TTL. Set it to about 70% of the TTL (here, 1h).
   static_secret_render_interval = "40m"
   exit_on_retry_failure         = false
 }

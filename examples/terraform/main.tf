@@ -1,7 +1,7 @@
-# Mount, config, roles and policies with the hashicorp/vault provider.
+# Mount, config, roles, and policies with the hashicorp/vault provider.
 #
-# Not run by a test: Terraform was not tried. The plugin must be registered already,
-# and the token that applies this needs the sudo capability on ati/config.
+# Not run by a test, and not tried with Terraform. Register the plugin first. The token
+# that applies this configuration needs the sudo capability on ati/config.
 
 terraform {
   required_providers {
@@ -12,12 +12,12 @@ terraform {
 }
 
 variable "proxy_url" {
-  description = "Address of the ATI proxy."
+  description = "URL of the ATI proxy."
   type        = string
 
   validation {
     condition     = !endswith(var.proxy_url, "/")
-    error_message = "Without a slash at the end: Vault cuts it, and each plan would show a difference."
+    error_message = "The proxy URL must not end with a slash: the engine removes it, so every plan would show a change."
   }
 }
 
@@ -27,19 +27,19 @@ resource "vault_mount" "ati" {
   description = "ATI session tokens"
 
   lifecycle {
-    prevent_destroy = true # it would forget every key and role
+    prevent_destroy = true # deleting the mount deletes all keys and roles
   }
 }
 
-# Without a secret, Vault generates one, and Terraform's state never has it: the
-# proxy's host reads it from ati/proxy-env. Applied again, it changes nothing.
-# Rotations are not Terraform's: after one with another proxy, change proxy_url
-# here, or the next apply sends tokens to the old one. (While Vault has the old
-# proxy's version, it refuses that.)
+# Without a secret, Vault generates one, which never enters Terraform's state; the proxy
+# host reads it from ati/proxy-env. Applying the configuration again does not change the
+# key. Do not rotate keys with Terraform. After a rotation to a different proxy, change
+# proxy_url here. Otherwise the next apply issues tokens for the old proxy, or fails
+# while Vault still has the old proxy's key version.
 resource "vault_generic_endpoint" "config" {
   path                 = "${vault_mount.ati.path}/config"
   ignore_absent_fields = true
-  disable_delete       = true # a deletion would forget the key, as one of the mount does
+  disable_delete       = true # deleting the config deletes the key
 
   data_json = jsonencode({
     proxy_url = var.proxy_url
@@ -47,7 +47,8 @@ resource "vault_generic_endpoint" "config" {
   })
 }
 
-# A role keeps what data_json no longer names: to take something away, give it empty.
+# A field that is removed from data_json keeps its value in the role. To clear it, set it
+# to an empty value.
 resource "vault_generic_endpoint" "researcher" {
   path                 = "${vault_mount.ati.path}/roles/researcher"
   ignore_absent_fields = true
