@@ -13,53 +13,53 @@ build: ## Build the plugin into bin/
 	@scripts/build.sh bin/vault-plugin-secrets-ati
 	@echo bin/vault-plugin-secrets-ati
 
-demo: ## Show the engine at work on a Vault server of its own
+demo: ## Demonstrate the engine on a temporary Vault dev server
 	@scripts/demo.sh
 
 picture: ## Write docs/demo.svg, the picture of what make demo shows
 	@scripts/picture.sh
 
-dev: ## Start a Vault server with the plugin and leave it running; again: register anew
+dev: ## Start a Vault dev server with the plugin (run again to rebuild and reload)
 	@scripts/dev.sh
 
-dev-stop: ## Stop the server of make dev
+dev-stop: ## Stop the Vault dev server
 	@scripts/dev.sh stop
 
-test: ## Run all tests that need Go only, some of them against a real Vault
+test: ## Run all tests that need only Go, including those on a real Vault server
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -count=1 ./...
 	@cd bench && go test -count=1 ./...
 	@cd tools/release && go test -count=1 ./...
 
-soak: ## Run the tests of faults, load and hostile input in their long form, and print counts
+soak: ## Run the tests of faults, load, and hostile input in their long form, and print counts
 	@SOAK_KILLS=$(SOAK_KILLS) FUZZ_TIME=$(SOAK_FUZZ_TIME) scripts/soak.sh
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
 	@go test -race . ./ati
 
-fuzz: ## Fuzz all targets for FUZZ_TIME together (5m), one after the other
+fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (default: 5m)
 	@scripts/fuzz.sh
 
-interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, Python)
+interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, and Python 3)
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
 	VAULT_BIN=$$vault go test -tags interop -count=1 -run '^TestInterop' ./test
 
-rotation: ## Rotate the key blue/green under load: two real proxies, eight sandboxes, not one refused call
+rotation: ## Rotate the key blue/green under load (two real proxies, eight sandboxes): zero failed requests
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
 	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '^TestRotation$$' ./test
 
-docs-test: ## Run the commands of the documents on a real Vault (needs openssl)
+docs-test: ## Run the commands in the documents on a real Vault server (needs openssl)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs.*)$$' -count=1 ./test
 
-api: ## Write docs/api.md, from the paths' own schemas and a real server's answers
+api: ## Write docs/api.md from the path schemas and responses of a real server
 	@vault=$$(scripts/vault-bin.sh) && UPDATE=1 VAULT_BIN=$$vault go test -tags docs -run '^TestDocsAPI$$' -count=1 ./test
 
-bench: ## Run the benchmarks, on a real Vault too, and write docs/performance.md (about 10 minutes)
+bench: ## Run the benchmarks, including those on a real Vault server, and write docs/performance.md (about 10 minutes)
 	@scripts/bench.sh
 
-check: lint ## Before each commit, in under a minute: lint, unit tests, and what the documents say of the source
+check: lint ## Run lint, unit tests, and documentation checks (before each commit; under a minute)
 	@go test -count=1 . ./ati ./tools/...
 	@cd tools/release && go test -count=1 ./...
-	@go test -count=1 -tags docs -run '^Test(EachPromise|EveryExample|TheLicences|EachMessage|DocsLinks|Imports)' ./test
+	@go test -count=1 -tags docs -run '^Test(SecurityPage|Examples_NameTheirTest|TheLicences|EachMessage|DocsLinks|Imports)' ./test
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh
@@ -73,5 +73,5 @@ release: ## Build what is released into dist/: VERSION=v1.2.3, PLATFORMS="linux/
 fmt: ## Format the Go files
 	@gofmt -w $$(git ls-files '*.go')
 
-clean: dev-stop ## Remove what was built
+clean: dev-stop ## Stop the Vault dev server and remove bin/ and dist/
 	@rm -rf bin dist

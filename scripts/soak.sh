@@ -27,6 +27,6 @@ run() {
 }
 
 run . TestEverythingAtOnce TestAnyLifeOfTheKey
-run ./test TestAClusterLosesItsLeader TestAPartition TestThePluginsProcessUnderLoad \
-  TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates TestASnapshotIsRestoredOnAnotherCluster
+run ./test TestCluster_LeaderKilled TestCluster_Partition TestPluginProcess_FaultsUnderLoad \
+  TestRotate_CrashBetweenStepsIsAtomic TestCluster_SnapshotRestore
 scripts/fuzz.sh

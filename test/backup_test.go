@@ -14,7 +14,7 @@ import (
 
 // The promise: a snapshot of one cluster, restored on another with keys of its
 // own, is the mount as it was.
-func TestASnapshotIsRestoredOnAnotherCluster(t *testing.T) {
+func TestCluster_SnapshotRestore(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1, nil)
 	lost := c.first

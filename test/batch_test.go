@@ -12,7 +12,7 @@ import (
 
 // A batch through a real Vault: each token leads to the one line of the audit
 // log, which has none of them, and the path is one of its own for policies.
-func TestABatchOnARealVault(t *testing.T) {
+func TestBatch_AuditAndPolicies(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search", "allowed_agent_ids": "sandbox:*", "job_id": "{{jti}}"})

@@ -503,7 +503,7 @@ func answered(t testing.TB, audit string) map[string]bool {
 // The promise: the leader is killed again and again, under load, and each time
 // minting goes on, nothing that was written is lost, and no token is answered
 // that isn't valid.
-func TestAClusterLosesItsLeader(t *testing.T) {
+func TestCluster_LeaderKilled(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, nil)
 	l := startLoad(t, clusterTimeout, 20*time.Millisecond, c.nodes...)
@@ -554,7 +554,7 @@ func (s *server) signal(signal os.Signal) {
 
 // The promise: a node that is cut off, the leader or another, neither stops the
 // minting nor answers what the others don't stand behind.
-func TestAPartition(t *testing.T) {
+func TestCluster_Partition(t *testing.T) {
 	t.Parallel()
 	network, err := startNetwork(t, 3)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // The plugin's memory has the key in it: a crash leaves no core file.
-func TestThePluginDumpsNoCore(t *testing.T) {
+func TestPluginProcess_NoCoreDump(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	limits := func(pid int) string {
@@ -39,7 +39,7 @@ func TestThePluginDumpsNoCore(t *testing.T) {
 // A dump that goes to a program, as to systemd's, isn't held to that limit. The
 // files that tell of a process in /proc are root's when it is not dumpable, and
 // its user's otherwise.
-func TestThePluginIsNotDumpable(t *testing.T) {
+func TestPluginProcess_NotDumpable(t *testing.T) {
 	t.Parallel()
 	user := uint32(os.Getuid())
 	if user == 0 {

@@ -72,7 +72,7 @@ func claims(t testing.TB, secret string, creds *api.Secret) *ati.Claims {
 	return c
 }
 
-func TestTheWholeLifeOfAMount(t *testing.T) {
+func TestMount_Lifecycle(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 
@@ -159,7 +159,7 @@ func TestTheWholeLifeOfAMount(t *testing.T) {
 
 // The claims that a mint takes from the caller: its entity, from Vault's
 // identity system, with aliases and groups.
-func TestIdentityOfARealCaller(t *testing.T) {
+func TestCreds_CallerIdentity(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.vault(s.root, "auth", "enable", "userpass")
@@ -225,7 +225,7 @@ func writeFile(t testing.TB, text string) string {
 }
 
 // A policy that lets a client do one thing, and what it refuses.
-func TestAnOrchestratorsPolicy(t *testing.T) {
+func TestPolicies_Orchestrator(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "*"})
@@ -323,7 +323,7 @@ func (s *server) request(token, method, path string, d data) int {
 
 // The promises: a token leads to the line of the audit log that says who asked
 // for it; neither audit log nor server log has a secret or a token in it.
-func TestTheAuditLogNamesEachTokenAndHoldsNoSecret(t *testing.T) {
+func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search", "generate_lease": true, "ttl": "1h"})
@@ -428,7 +428,7 @@ func TestLeases(t *testing.T) {
 
 // The plugin upgraded to another version, as the README says, while roles and
 // config stay.
-func TestUpgradeToAnotherVersion(t *testing.T) {
+func TestPlugin_Upgrade(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
@@ -456,7 +456,7 @@ func TestUpgradeToAnotherVersion(t *testing.T) {
 
 // A plugin that was reloaded or killed is started again by Vault, and nothing
 // is lost.
-func TestThePluginStartsAgain(t *testing.T) {
+func TestPluginProcess_Restart(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x"})
@@ -482,7 +482,7 @@ func TestThePluginStartsAgain(t *testing.T) {
 }
 
 // Vault compares the SHA-256 when it starts the plugin.
-func TestAnotherSHA256IsRefused(t *testing.T) {
+func TestPlugin_RejectsWrongSHA256(t *testing.T) {
 	t.Parallel()
 	s := startVault(t)
 	s.register("v0.1.0")
@@ -493,7 +493,7 @@ func TestAnotherSHA256IsRefused(t *testing.T) {
 }
 
 // Two mounts share the process (multiplexing), and nothing else.
-func TestTwoMountsAreApart(t *testing.T) {
+func TestMount_Isolation(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.vault(s.root, "secrets", "enable", "-path=team/ati2", pluginName)
@@ -522,7 +522,7 @@ func TestTwoMountsAreApart(t *testing.T) {
 }
 
 // What the CLI's user sees, in the words of the design.
-func TestErrorsOfTheCLI(t *testing.T) {
+func TestCLI_Errors(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x"})

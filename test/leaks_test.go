@@ -132,7 +132,7 @@ func (w watched) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // What the harness would miss, no other test would tell.
-func TestTheSearchForLeaksFindsThem(t *testing.T) {
+func TestLeaks_SearchFindsKeysAndTokens(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x", "allowed_agent_ids": "*"})
@@ -176,7 +176,7 @@ func TestTheSearchForLeaksFindsThem(t *testing.T) {
 // of it, at trace and into the audit log, has no part of it in clear. (The search
 // is the harness's, when the test is over.) Whether Vault lets the caller ask makes
 // no difference: it asks first whether what is written exists.
-func TestAMisplacedKeyIsInNoLog(t *testing.T) {
+func TestLeaks_MisplacedKeyNotLogged(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x", "allowed_agent_ids": "sandbox:*"})

@@ -67,7 +67,7 @@ var policyRows = []struct {
 	{"DELETE ati/config", nil, [6]int{403, 403, 403, 403, 403, 200}}, // with a warning
 }
 
-func TestEveryPathUnderEachPolicy(t *testing.T) {
+func TestPolicies_EveryPath(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	known, paths := s.operations()
@@ -276,7 +276,7 @@ func TestResponseWrapping(t *testing.T) {
 // What a policy's lists of parameters let through gains nothing that the role
 // does not give. Each parameter that the policy fences is given in every form
 // that Vault might not see.
-func TestSmuggledParametersGainNothing(t *testing.T) {
+func TestPolicies_SmuggledParameters(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	key, err := ati.ParseSecret(secret)

@@ -29,7 +29,7 @@ func (s *server) plugin(gone map[int]bool) (pid int) {
 
 // The promise: whatever becomes of the plugin's process, at most the requests in
 // flight fail, and nothing is lost.
-func TestThePluginsProcessUnderLoad(t *testing.T) {
+func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1, nil)
 	s := c.first
@@ -111,7 +111,7 @@ func TestThePluginsProcessUnderLoad(t *testing.T) {
 
 // A plugin that Vault left behind when it was killed ends too: nobody speaks to
 // it any more, and it has the key in its memory.
-func TestThePluginEndsWithVault(t *testing.T) {
+func TestPluginProcess_ExitsWithVault(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	s.plugin(nil)

@@ -167,7 +167,7 @@ func fakeSigner(t testing.TB) string {
 
 // A release follows from the source: made elsewhere, from a clone, by somebody
 // with other settings, and signed, it is the same.
-func TestTwoReleasesAreTheSame(t *testing.T) {
+func TestRelease_Reproducible(t *testing.T) {
 	t.Parallel()
 	one := filesIn(t, released(t, "v0.1.0"))
 
@@ -231,7 +231,7 @@ func releasedArchive(t testing.TB) (headers map[string]*tar.Header, texts map[st
 	return headers, texts, linked
 }
 
-func TestWhatIsInTheArchive(t *testing.T) {
+func TestRelease_ArchiveContents(t *testing.T) {
 	t.Parallel()
 	headers, texts, linked := releasedArchive(t)
 
@@ -370,7 +370,7 @@ func moduleDirs(t testing.TB, modules []dependency) map[string]string {
 }
 
 // As sha256sum -c would read them.
-func TestTheSumsOfARelease(t *testing.T) {
+func TestRelease_Checksums(t *testing.T) {
 	t.Parallel()
 	dist := filesIn(t, released(t, "v0.1.0"))
 	_, texts, _ := releasedArchive(t)
@@ -399,7 +399,7 @@ func TestTheSumsOfARelease(t *testing.T) {
 	}
 }
 
-func TestTheSBOMListsWhatTheBinaryIsLinkedFrom(t *testing.T) {
+func TestRelease_SBOM(t *testing.T) {
 	t.Parallel()
 	_, texts, linked := releasedArchive(t)
 	type component struct {
@@ -506,7 +506,7 @@ func (s *server) runRegister(version string, args ...string) string {
 
 // The lines that register.sh prints, run as they are: they mount the plugin, and
 // with the next release's the mount goes over to that, with all that it has.
-func TestAReleaseIsRegisteredAndUpgradedByItsScript(t *testing.T) {
+func TestRegister_InstallAndUpgrade(t *testing.T) {
 	t.Parallel()
 	s := startVault(t)
 	running := func() any { return s.read(s.root, "sys/mounts/team/ati").Data["running_plugin_version"] }
@@ -544,7 +544,7 @@ func TestAReleaseIsRegisteredAndUpgradedByItsScript(t *testing.T) {
 	}
 }
 
-func TestWhatRegisterPrints(t *testing.T) {
+func TestRegister_Output(t *testing.T) {
 	t.Parallel()
 	_, texts, _ := releasedArchive(t)
 	script := texts[archiveTop("v0.1.0")+"/register.sh"]
@@ -643,7 +643,7 @@ vault secrets enable -path=ati vault-plugin-secrets-ati
 
 // The Dockerfile takes from the archive what is in it, and puts the binary where
 // Vault and OpenBao look for it. No image is built here.
-func TestTheDockerfileFitsTheArchive(t *testing.T) {
+func TestDockerfile_MatchesArchive(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile("../Dockerfile")
 	if err != nil {
@@ -676,7 +676,7 @@ func TestTheDockerfileFitsTheArchive(t *testing.T) {
 }
 
 // What would be no release that others could check, or that somebody wanted.
-func TestRefusedReleases(t *testing.T) {
+func TestRelease_Rejected(t *testing.T) {
 	t.Parallel()
 	date := fmt.Sprint("SOURCE_DATE_EPOCH=", releaseDate)
 	for name, test := range map[string]struct {

@@ -66,7 +66,7 @@ func (v versions) told() versions {
 
 // The promise: a crash of Vault or of the plugin at any time, on a raft store,
 // leaves the state before a step or after it, and never one between.
-func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
+func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 	t.Parallel()
 	s := startRaftVault(t)
 	s.mountEngine()
@@ -176,7 +176,7 @@ func TestACrashBetweenAnyTwoStepsLeavesOneOfTheTwoStates(t *testing.T) {
 }
 
 // What each policy may do with the key, and what needs none.
-func TestPoliciesOfRotation(t *testing.T) {
+func TestRotate_Policies(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
@@ -217,7 +217,7 @@ func TestPoliciesOfRotation(t *testing.T) {
 
 // The promise: no secret or private key is in any response but proxy-env's, in
 // the audit log, in the server's log or in an error.
-func TestRotationTellsNoKey(t *testing.T) {
+func TestRotate_DoesNotExposeKeys(t *testing.T) {
 	t.Parallel()
 	s, first := startEngine(t)
 	key, private, _ := ecKey(t, elliptic.P256())
@@ -285,7 +285,7 @@ func TestRotationTellsNoKey(t *testing.T) {
 }
 
 // Two people do the same step at once: one does it, the other is told so.
-func TestTwoPeopleDoOneStep(t *testing.T) {
+func TestRotate_ConcurrentRequests(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	for _, step := range []string{"/stage", "/activate", "/retire"} {

@@ -36,7 +36,7 @@ func (s *server) rotate(step string, d data) data {
 // A rotation at once at a real proxy under a real Agent: when it has started
 // again, every earlier token is refused, and new ones work. From HS256 to ES256
 // and back as well: through the same guard, which starts with one key each time.
-func TestInteropRotateAtOnce(t *testing.T) {
+func TestInteropRotateImmediately(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	s.proxyHosts()

@@ -196,7 +196,7 @@ func TestVaultBin(t *testing.T) {
 
 // Before 1.27, Go may take the end of a target's time for its failure; all other
 // failures are told whole, and fail the script.
-func TestFuzzingFailsForAFailingInputOnly(t *testing.T) {
+func TestFuzzScript(t *testing.T) {
 	t.Parallel()
 	const execs = "fuzz: elapsed: 6s, execs: 8910 (2884/sec), new interesting: 0 (total: 343)\n"
 	dir := t.TempDir()
@@ -238,7 +238,7 @@ func TestFuzzingFailsForAFailingInputOnly(t *testing.T) {
 	}
 }
 
-func TestThePluginTellsItsVersion(t *testing.T) {
+func TestPlugin_Version(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"v0.1.0", "v0.2.0"} {
 		out, err := exec.Command(buildPlugin(t, version), "--version").CombinedOutput()
@@ -254,7 +254,7 @@ func TestThePluginTellsItsVersion(t *testing.T) {
 }
 
 // What the Vault CLI's completion shows for a mount: the lists that it has.
-func TestTheCLICompletesTheNamesOfRoles(t *testing.T) {
+func TestCLI_CompletesRoleNames(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	for _, name := range []string{"researcher", "ci"} {
@@ -277,7 +277,7 @@ func TestTheCLICompletesTheNamesOfRoles(t *testing.T) {
 
 // Agent's configuration in examples/kubernetes/vault-agent.yaml, with a login that
 // needs no cluster.
-func TestTheAgentOfThePod(t *testing.T) {
+func TestExamples_KubernetesAgent(t *testing.T) {
 	t.Parallel()
 	manifest, err := os.ReadFile("../examples/kubernetes/vault-agent.yaml")
 	if err != nil {
@@ -335,7 +335,7 @@ path "auth/token/lookup-self" { capabilities = ["read"] }`)), 0o600); err != nil
 
 // Every file of examples/ names, in its first lines, a test of this package
 // that runs or checks it, or says that none does.
-func TestEveryExampleIsRunOrSaysThatItIsNot(t *testing.T) {
+func TestExamples_NameTheirTest(t *testing.T) {
 	t.Parallel()
 	sources, err := filepath.Glob("*_test.go")
 	if err != nil {
