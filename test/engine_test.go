@@ -1,16 +1,11 @@
 package test
 
 import (
-	"bufio"
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,58 +14,6 @@ import (
 
 	"vault-plugin-secrets-ati/ati"
 )
-
-type data = map[string]any
-
-// read and write make requests as a program would.
-func (s *server) read(token, path string, query ...string) *api.Secret {
-	s.t.Helper()
-	values := map[string][]string{}
-	for _, q := range query {
-		k, v, _ := strings.Cut(q, "=")
-		values[k] = append(values[k], v)
-	}
-	secret, err := s.client(token).Logical().ReadWithData(path, values)
-	if err != nil {
-		s.t.Fatalf("read %s: %v", path, err)
-	}
-	return secret
-}
-
-func (s *server) write(token, path string, d data) *api.Secret {
-	s.t.Helper()
-	secret, err := s.client(token).Logical().Write(path, d)
-	if err != nil {
-		s.t.Fatalf("write %s: %v", path, err)
-	}
-	return secret
-}
-
-// status is the HTTP status of a failed request.
-func status(t testing.TB, err error) int {
-	t.Helper()
-	var respErr *api.ResponseError
-	if err == nil {
-		return http.StatusOK
-	}
-	if !errors.As(err, &respErr) {
-		t.Fatal(err)
-	}
-	return respErr.StatusCode
-}
-
-func claims(t testing.TB, secret string, creds *api.Secret) *ati.Claims {
-	t.Helper()
-	key, err := ati.ParseSecret(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := ati.ValidateToken(creds.Data["token"].(string), key, ati.WithAudience(creds.Data["aud"].(string)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
 
 func TestMount_Lifecycle(t *testing.T) {
 	t.Parallel()
@@ -211,116 +154,6 @@ func TestCreds_CallerIdentity(t *testing.T) {
 	}
 }
 
-func writeFile(t testing.TB, text string) string {
-	t.Helper()
-	f, err := os.CreateTemp(t.TempDir(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString(text); err != nil {
-		t.Fatal(err)
-	}
-	return f.Name()
-}
-
-// A policy that lets a client do one thing, and what it refuses.
-func TestPolicies_Orchestrator(t *testing.T) {
-	t.Parallel()
-	s, _ := startEngine(t)
-	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "*"})
-	s.write(s.root, "ati/roles/admin", data{"scopes": "*"})
-	orchestrator := s.policy("orchestrator", `
-path "ati/creds/researcher" {
-  capabilities       = ["read", "update"]
-  allowed_parameters = { "agent_id" = ["sandbox:*"], "ttl" = [] }
-}`)
-	for name, c := range map[string]struct {
-		method, path string
-		data         data
-		want         int
-	}{
-		"its token":                     {"GET", "ati/creds/researcher", nil, 200},
-		"its token, narrowed":           {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "ttl": "5m"}, 200},
-		"its token, narrowed by query":  {"GET", "ati/creds/researcher?ttl=5m", nil, 200},
-		"an agent_id of others":         {"PUT", "ati/creds/researcher", data{"agent_id": "other"}, 403},
-		"a parameter beyond the policy": {"PUT", "ati/creds/researcher", data{"tools": "web_search"}, 403},
-		"a query beyond the policy":     {"GET", "ati/creds/researcher?tools=web_search", nil, 403},
-		"another role":                  {"GET", "ati/creds/admin", nil, 403},
-		"a role that isn't there":       {"GET", "ati/creds/nobody", nil, 403},
-		"the list of roles":             {"LIST", "ati/roles", nil, 403},
-		"its role":                      {"GET", "ati/roles/researcher", nil, 403},
-		"a change of its role":          {"PUT", "ati/roles/researcher", data{"scopes": "*"}, 403},
-		"the deletion of its role":      {"DELETE", "ati/roles/researcher", nil, 403},
-		"config":                        {"GET", "ati/config", nil, 403},
-		"a change of config":            {"PUT", "ati/config", data{"proxy_url": "https://evil.example.com"}, 403},
-		"the deletion of config":        {"DELETE", "ati/config", nil, 403},
-		"check":                         {"GET", "ati/check/researcher?tool=x", nil, 403},
-		"validate":                      {"PUT", "ati/validate", data{"token": "x"}, 403},
-		"inspect":                       {"PUT", "ati/inspect", data{"token": "x"}, 403},
-		"the proxy's environment":       {"GET", "ati/proxy-env", nil, 403},
-		"a version of it":               {"GET", "ati/proxy-env/1", nil, 403},
-	} {
-		if got := s.request(orchestrator, c.method, c.path, c.data); got != c.want {
-			t.Errorf("%s: %s %s is a %d, want %d", name, c.method, c.path, got, c.want)
-		}
-	}
-
-	// A policy's globs see whole values: a list in one value passes, and only
-	// the role stops it.
-	glob := s.policy("glob", `path "ati/creds/researcher" { capabilities = ["read"], allowed_parameters = { "tools" = ["web_*"] } }`)
-	for query, want := range map[string]int{"tools=web_search": 200, "tools=shell": 403, "tools=web_search,shell": 400} {
-		if got := s.request(glob, "GET", "ati/creds/researcher?"+query, nil); got != want {
-			t.Errorf("%s is a %d, want %d", query, got, want)
-		}
-	}
-
-	// A rule written in haste neither reads nor plants a key.
-	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
-	for path, want := range map[string]int{"GET ati/proxy-env": 403, "GET ati/proxy-env/1": 403, "GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
-		method, path, _ := strings.Cut(path, " ")
-		if got := s.request(hasty, method, path, data{"proxy_url": "https://evil.example.com"}); got != want {
-			t.Errorf("hasty: %s %s is a %d, want %d", method, path, got, want)
-		}
-	}
-	admin := s.policy("admin", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`)
-	for _, path := range []string{"ati/config", "ati/proxy-env", "ati/proxy-env/1"} {
-		if got := s.request(admin, "GET", path, nil); got != 200 {
-			t.Errorf("admin: reading %s is a %d", path, got)
-		}
-	}
-	host := s.policy("host", `path "ati/proxy-env" { capabilities = ["read", "sudo"] }`)
-	for path, want := range map[string]int{"ati/proxy-env": 200, "ati/proxy-env/1": 403, "ati/config": 403, "ati/creds/admin": 403} {
-		if got := s.request(host, "GET", path, nil); got != want {
-			t.Errorf("the proxy's host: reading %s is a %d, want %d", path, got, want)
-		}
-	}
-}
-
-// request returns the HTTP status of a request; reads send no body.
-func (s *server) request(token, method, path string, d data) int {
-	s.t.Helper()
-	var body io.Reader
-	if method == http.MethodPut {
-		b, err := json.Marshal(d)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(s.t.Context(), method, s.addr+"/v1/"+path, body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	req.Header.Set("X-Vault-Token", token)
-	resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	return resp.StatusCode
-}
-
 // The promises: a token leads to the line of the audit log that says who asked
 // for it; neither audit log nor server log has a secret or a token in it.
 func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
@@ -372,36 +205,6 @@ func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
 	}
 }
 
-type auditLine struct {
-	Type    string
-	Request struct{ ID, Path string }
-	Auth    struct {
-		DisplayName string `json:"display_name"`
-	}
-}
-
-func (s *server) auditLine(id string) auditLine {
-	s.t.Helper()
-	f, err := os.Open(s.audit)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var l auditLine
-		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
-			s.t.Fatal(err)
-		}
-		if l.Type == "request" && l.Request.ID == id {
-			return l
-		}
-	}
-	s.t.Fatalf("the audit log has no request %s", id)
-	return auditLine{}
-}
-
 // A lease lives as long as its token, can't be renewed, and its revocation
 // leaves the token valid.
 func TestLeases(t *testing.T) {
@@ -451,33 +254,6 @@ func TestPlugin_Upgrade(t *testing.T) {
 	claims(t, secret, s.read(s.root, "ati/creds/r"))
 	if list := s.vault(s.root, "plugin", "list", "secret"); strings.Count(list, pluginName) != 2 || !strings.Contains(list, "v0.2.0") {
 		t.Errorf("plugin list:\n%s", list)
-	}
-}
-
-// A plugin that was reloaded or killed is started again by Vault, and nothing
-// is lost.
-func TestPluginProcess_Restart(t *testing.T) {
-	t.Parallel()
-	s, secret := startEngine(t)
-	s.write(s.root, "ati/roles/r", data{"tools": "x"})
-	s.vault(s.root, "plugin", "reload", "-plugin="+pluginName)
-	claims(t, secret, s.read(s.root, "ati/creds/r"))
-	for range 2 {
-		pids := s.pluginProcesses()
-		if len(pids) != 1 {
-			t.Fatalf("the plugin has processes %v", pids)
-		}
-		if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		poll(s.t, "a mint succeeds again", func() error {
-			_, err := s.client(s.root).Logical().Read("ati/creds/r")
-			return err
-		})
-		claims(t, secret, s.read(s.root, "ati/creds/r"))
-		if again := s.pluginProcesses(); len(again) != 1 || again[0] == pids[0] {
-			t.Errorf("after %v was killed the plugin has processes %v", pids, again)
-		}
 	}
 }
 

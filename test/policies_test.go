@@ -159,64 +159,6 @@ func TestPolicies_EveryPath(t *testing.T) {
 	}
 }
 
-// operations are those of which Vault's OpenAPI document tells, each as
-// "METHOD path", and the paths.
-func (s *server) operations() (operations, paths []string) {
-	s.t.Helper()
-	methods := map[string]string{"get": "GET", "post": "PUT", "delete": "DELETE", "patch": "PATCH"}
-	for path, item := range s.read(s.root, "sys/internal/specs/openapi").Data["paths"].(map[string]any) {
-		path, ok := strings.CutPrefix(path, "/ati/")
-		if !ok {
-			continue
-		}
-		list := strings.HasSuffix(path, "/") // of which OpenAPI says GET and ?list=true
-		path = "ati/" + strings.TrimSuffix(path, "/")
-		paths = append(paths, path)
-		for key := range item.(map[string]any) {
-			if method := methods[key]; list && method == "GET" {
-				operations = append(operations, "LIST "+path)
-			} else if method != "" {
-				operations = append(operations, method+" "+path)
-			}
-		}
-	}
-	slices.Sort(operations)
-	slices.Sort(paths)
-	return operations, paths
-}
-
-// ask makes a request, and returns its HTTP status and the answer's text.
-func (s *server) ask(token, method, path string, header http.Header, d data) (int, string) {
-	s.t.Helper()
-	var body io.Reader
-	if d != nil {
-		b, err := json.Marshal(d)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		body = strings.NewReader(string(b))
-	}
-	req, err := http.NewRequestWithContext(s.t.Context(), method, s.addr+"/v1/"+path, body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	maps.Copy(req.Header, header)
-	req.Header.Set("X-Vault-Token", token)
-	if method == "PATCH" {
-		req.Header.Set("Content-Type", "application/merge-patch+json")
-	}
-	resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return resp.StatusCode, string(text)
-}
-
 // A wrapped answer has no token; unwrapping gives it, once.
 func TestResponseWrapping(t *testing.T) {
 	t.Parallel()
@@ -437,4 +379,77 @@ func beyondTheRole(c *ati.Claims) (complaints []string) {
 		complaints = append(complaints, fmt.Sprintf("the rates %+v", c.ATI))
 	}
 	return complaints
+}
+
+// A policy that lets a client do one thing, and what it refuses.
+func TestPolicies_Orchestrator(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "*"})
+	s.write(s.root, "ati/roles/admin", data{"scopes": "*"})
+	orchestrator := s.policy("orchestrator", `
+path "ati/creds/researcher" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = { "agent_id" = ["sandbox:*"], "ttl" = [] }
+}`)
+	for name, c := range map[string]struct {
+		method, path string
+		data         data
+		want         int
+	}{
+		"its token":                     {"GET", "ati/creds/researcher", nil, 200},
+		"its token, narrowed":           {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "ttl": "5m"}, 200},
+		"its token, narrowed by query":  {"GET", "ati/creds/researcher?ttl=5m", nil, 200},
+		"an agent_id of others":         {"PUT", "ati/creds/researcher", data{"agent_id": "other"}, 403},
+		"a parameter beyond the policy": {"PUT", "ati/creds/researcher", data{"tools": "web_search"}, 403},
+		"a query beyond the policy":     {"GET", "ati/creds/researcher?tools=web_search", nil, 403},
+		"another role":                  {"GET", "ati/creds/admin", nil, 403},
+		"a role that isn't there":       {"GET", "ati/creds/nobody", nil, 403},
+		"the list of roles":             {"LIST", "ati/roles", nil, 403},
+		"its role":                      {"GET", "ati/roles/researcher", nil, 403},
+		"a change of its role":          {"PUT", "ati/roles/researcher", data{"scopes": "*"}, 403},
+		"the deletion of its role":      {"DELETE", "ati/roles/researcher", nil, 403},
+		"config":                        {"GET", "ati/config", nil, 403},
+		"a change of config":            {"PUT", "ati/config", data{"proxy_url": "https://evil.example.com"}, 403},
+		"the deletion of config":        {"DELETE", "ati/config", nil, 403},
+		"check":                         {"GET", "ati/check/researcher?tool=x", nil, 403},
+		"validate":                      {"PUT", "ati/validate", data{"token": "x"}, 403},
+		"inspect":                       {"PUT", "ati/inspect", data{"token": "x"}, 403},
+		"the proxy's environment":       {"GET", "ati/proxy-env", nil, 403},
+		"a version of it":               {"GET", "ati/proxy-env/1", nil, 403},
+	} {
+		if got := s.request(orchestrator, c.method, c.path, c.data); got != c.want {
+			t.Errorf("%s: %s %s is a %d, want %d", name, c.method, c.path, got, c.want)
+		}
+	}
+
+	// A policy's globs see whole values: a list in one value passes, and only
+	// the role stops it.
+	glob := s.policy("glob", `path "ati/creds/researcher" { capabilities = ["read"], allowed_parameters = { "tools" = ["web_*"] } }`)
+	for query, want := range map[string]int{"tools=web_search": 200, "tools=shell": 403, "tools=web_search,shell": 400} {
+		if got := s.request(glob, "GET", "ati/creds/researcher?"+query, nil); got != want {
+			t.Errorf("%s is a %d, want %d", query, got, want)
+		}
+	}
+
+	// A rule written in haste neither reads nor plants a key.
+	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
+	for path, want := range map[string]int{"GET ati/proxy-env": 403, "GET ati/proxy-env/1": 403, "GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
+		method, path, _ := strings.Cut(path, " ")
+		if got := s.request(hasty, method, path, data{"proxy_url": "https://evil.example.com"}); got != want {
+			t.Errorf("hasty: %s %s is a %d, want %d", method, path, got, want)
+		}
+	}
+	admin := s.policy("admin", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`)
+	for _, path := range []string{"ati/config", "ati/proxy-env", "ati/proxy-env/1"} {
+		if got := s.request(admin, "GET", path, nil); got != 200 {
+			t.Errorf("admin: reading %s is a %d", path, got)
+		}
+	}
+	host := s.policy("host", `path "ati/proxy-env" { capabilities = ["read", "sudo"] }`)
+	for path, want := range map[string]int{"ati/proxy-env": 200, "ati/proxy-env/1": 403, "ati/config": 403, "ati/creds/admin": 403} {
+		if got := s.request(host, "GET", path, nil); got != want {
+			t.Errorf("the proxy's host: reading %s is a %d, want %d", path, got, want)
+		}
+	}
 }

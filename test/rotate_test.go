@@ -2,7 +2,6 @@ package test
 
 import (
 	"crypto/elliptic"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -14,55 +13,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 )
-
-// versions are those that config/rotate tells.
-type versions struct {
-	Current, Pending, Previous int
-	Retired                    bool
-	rolledBack                 bool // not told, but it decides what activate does
-}
-
-func versionsOf(t testing.TB, status data) versions {
-	t.Helper()
-	number := func(name string) int {
-		n, ok := status[name].(json.Number)
-		if !ok {
-			return 0
-		}
-		i, err := n.Int64()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return int(i)
-	}
-	return versions{number("current_version"), number("pending_version"), number("previous_version"), status["previous_retired_at"] != nil, false}
-}
-
-// after is what a step makes of them, where last is the last version number in
-// use; or no step, where it is out of turn.
-func (v versions) after(step string, last int) (versions, bool) {
-	switch step {
-	case "":
-		return versions{Current: last + 1, Pending: v.Pending}, true
-	case "/stage":
-		return versions{v.Current, last + 1, v.Previous, v.Retired, v.rolledBack}, v.Pending == 0
-	case "/activate":
-		if v.rolledBack && v.Pending == 0 {
-			return versions{Current: v.Previous, Previous: v.Current}, true
-		}
-		return versions{Current: v.Pending, Previous: v.Current}, v.Pending != 0 && (v.Previous == 0 || v.Retired)
-	case "/rollback":
-		return versions{Current: v.Previous, Pending: v.Pending, Previous: v.Current, rolledBack: true}, v.Previous != 0 && !v.rolledBack
-	default: // "/retire"
-		return versions{v.Current, v.Pending, v.Previous, true, v.rolledBack}, v.Previous != 0 && !v.Retired
-	}
-}
-
-// told is what config/rotate tells of them.
-func (v versions) told() versions {
-	v.rolledBack = false
-	return v
-}
 
 // The promise: a crash of Vault or of the plugin at any time, on a raft store,
 // leaves the state before a step or after it, and never one between.
@@ -175,46 +125,6 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 	}
 }
 
-// What each policy may do with the key, and what needs none.
-func TestRotate_Policies(t *testing.T) {
-	t.Parallel()
-	s, _ := startEngine(t)
-	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
-	team := s.policy("team", `path "ati/config/*" { capabilities = ["create", "read", "update", "delete", "sudo"] }`)
-	for _, c := range []struct {
-		request string
-		team    int
-	}{
-		{"GET ati/config/rotate", 200},
-		{"PUT ati/config/rotate/stage", 200},
-		{"PUT ati/config/rotate/activate", 200},
-		{"PUT ati/config/rotate/rollback", 200},
-		{"PUT ati/config/rotate/retire", 200},
-		{"PUT ati/config/rotate", 200},
-		{"DELETE ati/config/rotate/stage", 204},
-		{"PUT ati/config/rotate/activate", 400},
-		{"PUT ati/config/rotate/nothing", 404},
-		{"GET ati/config/rotate/stage", 405},
-	} {
-		method, path, _ := strings.Cut(c.request, " ")
-		if got := s.request(hasty, method, path, nil); got != http.StatusForbidden && c.team < 400 {
-			t.Errorf("hasty: %s is a %d", c.request, got)
-		}
-		if got := s.request(team, method, path, nil); got != c.team {
-			t.Errorf("team: %s is a %d, want %d", c.request, got, c.team)
-		}
-	}
-	if got := s.request("", "GET", "ati/jwks", nil); got != 200 {
-		t.Errorf("jwks without a Vault token is a %d", got)
-	}
-	for _, request := range []string{"GET ati/config", "GET ati/config/rotate", "GET ati/proxy-env", "PUT ati/jwks", "GET ati/jwks/x", "GET ati/jwksx"} {
-		method, path, _ := strings.Cut(request, " ")
-		if got := s.request("", method, path, nil); got != http.StatusForbidden && got != http.StatusMethodNotAllowed && got != http.StatusNotFound {
-			t.Errorf("without a Vault token, %s is a %d", request, got)
-		}
-	}
-}
-
 // The promise: no secret or private key is in any response but proxy-env's, in
 // the audit log, in the server's log or in an error.
 func TestRotate_DoesNotExposeKeys(t *testing.T) {
@@ -306,5 +216,45 @@ func TestRotate_ConcurrentRequests(t *testing.T) {
 	}
 	if got := versionsOf(t, s.read(s.root, "ati/config/rotate").Data); got != (versions{Current: 2, Previous: 1, Retired: true}) {
 		t.Errorf("there are %+v", got)
+	}
+}
+
+// What each policy may do with the key, and what needs none.
+func TestRotate_Policies(t *testing.T) {
+	t.Parallel()
+	s, _ := startEngine(t)
+	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
+	team := s.policy("team", `path "ati/config/*" { capabilities = ["create", "read", "update", "delete", "sudo"] }`)
+	for _, c := range []struct {
+		request string
+		team    int
+	}{
+		{"GET ati/config/rotate", 200},
+		{"PUT ati/config/rotate/stage", 200},
+		{"PUT ati/config/rotate/activate", 200},
+		{"PUT ati/config/rotate/rollback", 200},
+		{"PUT ati/config/rotate/retire", 200},
+		{"PUT ati/config/rotate", 200},
+		{"DELETE ati/config/rotate/stage", 204},
+		{"PUT ati/config/rotate/activate", 400},
+		{"PUT ati/config/rotate/nothing", 404},
+		{"GET ati/config/rotate/stage", 405},
+	} {
+		method, path, _ := strings.Cut(c.request, " ")
+		if got := s.request(hasty, method, path, nil); got != http.StatusForbidden && c.team < 400 {
+			t.Errorf("hasty: %s is a %d", c.request, got)
+		}
+		if got := s.request(team, method, path, nil); got != c.team {
+			t.Errorf("team: %s is a %d, want %d", c.request, got, c.team)
+		}
+	}
+	if got := s.request("", "GET", "ati/jwks", nil); got != 200 {
+		t.Errorf("jwks without a Vault token is a %d", got)
+	}
+	for _, request := range []string{"GET ati/config", "GET ati/config/rotate", "GET ati/proxy-env", "PUT ati/jwks", "GET ati/jwks/x", "GET ati/jwksx"} {
+		method, path, _ := strings.Cut(request, " ")
+		if got := s.request("", method, path, nil); got != http.StatusForbidden && got != http.StatusMethodNotAllowed && got != http.StatusNotFound {
+			t.Errorf("without a Vault token, %s is a %d", request, got)
+		}
 	}
 }

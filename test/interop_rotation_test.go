@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,12 +25,6 @@ import (
 
 	"vault-plugin-secrets-ati/ati"
 )
-
-// rotate makes a step, and returns the versions of the key.
-func (s *server) rotate(step string, d data) data {
-	s.t.Helper()
-	return s.write(s.root, "ati/config/rotate"+step, d).Data
-}
 
 // A rotation at once at a real proxy under a real Agent: when it has started
 // again, every earlier token is refused, and new ones work. From HS256 to ES256
@@ -270,75 +263,6 @@ print(key.key_id, jwt.decode(sys.argv[2], key.key, algorithms=[key.algorithm_nam
 	}
 }
 
-// sandbox is a sandbox with its Agent, which calls a tool without pause.
-type sandbox struct {
-	name    string
-	proxy   *proxy
-	agent   *agent
-	file    string // the token
-	calls   atomic.Int64
-	refused atomic.Int64
-	stop    chan struct{}
-	done    chan struct{}
-}
-
-func (b *sandbox) token(t testing.TB) string {
-	t.Helper()
-	text, err := os.ReadFile(b.file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// startSandbox starts one for the proxy that Vault names now, as an
-// orchestrator would.
-func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *sandbox {
-	t.Helper()
-	dir, run := t.TempDir(), t.TempDir()
-	s.run(s.root, "approle/add-sandbox.sh", name, dir)
-	b := &sandbox{name: name, file: filepath.Join(run, "session_token"), stop: make(chan struct{}), done: make(chan struct{})}
-	address := s.read(s.root, "ati/config").Data["proxy_url"].(string)
-	for _, p := range proxies {
-		if p.addr == address {
-			b.proxy = p
-		}
-	}
-	config := example(t, "sandbox-agent/agent.hcl", map[string]string{"/etc/vault-agent": dir, "/run/ati": run, `"40m"`: `"3s"`})
-	b.agent = s.startAgent(config, "ATI_PROXY_URL="+address)
-	poll(t, "the sandbox has a token", func() error { _, err := os.Stat(b.file); return err })
-	go func() {
-		defer close(b.done)
-		for {
-			select {
-			case <-b.stop:
-				return
-			default:
-			}
-			cmd := exec.Command(part(t, "ATI_BIN"), "run", "web_search")
-			cmd.Env = []string{"HOME=" + run, "PATH=" + os.Getenv("PATH"), "ATI_PROXY_URL=" + address, "ATI_SESSION_TOKEN_FILE=" + b.file}
-			out, err := cmd.CombinedOutput()
-			b.calls.Add(1)
-			if err != nil {
-				b.refused.Add(1)
-				t.Errorf("sandbox %s at %s: %v\n%s", b.name, address, err, out)
-			}
-		}
-	}()
-	t.Cleanup(b.end)
-	return b
-}
-
-func (b *sandbox) end() {
-	select {
-	case <-b.done:
-	default:
-		close(b.stop)
-		<-b.done
-	}
-	b.agent.stop(syscall.SIGTERM)
-}
-
 // Blue/green with two real proxies, each under its Agent, and eight sandboxes
 // that call without pause through stage, activate, rollback and retire, and
 // renew their tokens through their Agents: not one call is refused. Of each
@@ -509,11 +433,4 @@ func rotation(t *testing.T, algorithm string, calls int) {
 		wg.Go(b.end)
 	}
 	wg.Wait()
-}
-
-// mintAt is a token that somebody gets for a proxy.
-func (s *server) mintAt(proxy string) string {
-	s.t.Helper()
-	s.write(s.root, "ati/roles/plain", data{"tools": "web_search", "ttl": "10s"})
-	return s.mint("plain", data{"proxy_url": proxy})
 }

@@ -3,8 +3,6 @@
 package test
 
 import (
-	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -329,35 +327,6 @@ func (s *server) unseal() {
 	})
 }
 
-// poll tries for up to 20 seconds.
-func poll(t testing.TB, what string, try func() error) {
-	t.Helper()
-	var err error
-	for range 200 {
-		if err = try(); err == nil {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Fatalf("%s: %v", what, err)
-}
-
-func (s *server) client(token string) *api.Client {
-	s.t.Helper()
-	config := api.DefaultConfig()
-	config.Address = s.addr
-	config.MaxRetries = 0
-	c, err := api.NewClient(config)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	// Afterwards: for a socket, NewClient changes the transport that it finds.
-	config.HttpClient.Transport = watched{config.HttpClient.Transport, &s.leaks}
-	c.SetToken(token)
-	c.ClearNamespace()
-	return c
-}
-
 // register puts the plugin of a version into the plugin directory, and tells
 // Vault its SHA-256.
 func (s *server) register(version string) {
@@ -401,31 +370,6 @@ func (s *server) mountEngine() (secret string) {
 	return secret
 }
 
-// vault runs the CLI as a user would, and returns what it printed.
-func (s *server) vault(token string, args ...string) string {
-	s.t.Helper()
-	out, err := s.tryVault(token, args...)
-	if err != nil {
-		s.t.Fatalf("vault %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return out
-}
-
-func (s *server) tryVault(token string, args ...string) (string, error) {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, vaultBin, args...)
-	cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+s.dir)
-	cmd.Stdin = strings.NewReader("")
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	s.leaks.remember([]byte(strings.Join(args, "\n")))
-	s.leaks.remember(out.Bytes())
-	return out.String(), err
-}
-
 // pluginProcesses are the ids of the processes that this server's plugin has.
 func (s *server) pluginProcesses() []int {
 	s.t.Helper()
@@ -455,15 +399,21 @@ func processes(t testing.TB, match func(args string) bool) []int {
 	return pids
 }
 
-// policy writes a policy and returns a token that has just it.
-func (s *server) policy(name, rules string) string {
+// plugin is the plugin's only process beside those that are gone, or about to be.
+func (s *server) plugin(gone map[int]bool) (pid int) {
 	s.t.Helper()
-	if err := s.client(s.root).Sys().PutPolicy(name, rules); err != nil {
-		s.t.Fatal(err)
-	}
-	secret, err := s.client(s.root).Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{name}, NoDefaultPolicy: true, DisplayName: name})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return secret.Auth.ClientToken
+	poll(s.t, "the plugin has one process", func() error {
+		var there []int
+		for _, pid := range s.pluginProcesses() {
+			if !gone[pid] {
+				there = append(there, pid)
+			}
+		}
+		if len(there) != 1 {
+			return fmt.Errorf("it has %v", there)
+		}
+		pid = there[0]
+		return nil
+	})
+	return pid
 }

@@ -25,100 +25,6 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// example is a file of examples/ with some of its text replaced, each of which
-// must be there.
-func example(t testing.TB, path string, replace map[string]string) string {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join("..", "examples", path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(b)
-	for old, replacement := range replace {
-		if !strings.Contains(text, old) {
-			t.Fatalf("%s has no %q", path, old)
-		}
-		text = strings.ReplaceAll(text, old, replacement)
-	}
-	out := filepath.Join(t.TempDir(), filepath.Base(path))
-	if err := os.WriteFile(out, []byte(text), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-// run runs a script of the examples with a vault on the PATH.
-func (s *server) run(token, script string, args ...string) {
-	s.t.Helper()
-	if out, err := s.tryRun(token, script, args...); err != nil {
-		s.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-}
-
-func (s *server) tryRun(token, script string, args ...string) (string, error) {
-	s.t.Helper()
-	dir := s.t.TempDir()
-	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
-		s.t.Fatal(err)
-	}
-	if !filepath.IsAbs(script) { // else it is a changed copy
-		script = filepath.Join("..", "examples", script)
-	}
-	cmd := exec.CommandContext(s.t.Context(), script, args...)
-	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+dir)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
-
-// agent is a running Vault Agent.
-type agent struct {
-	cmd    *exec.Cmd
-	exited chan struct{}
-	out    *syncBuffer
-}
-
-func (s *server) startAgent(config string, env ...string) *agent {
-	s.t.Helper()
-	a := &agent{exited: make(chan struct{}), out: new(syncBuffer)}
-	a.cmd = exec.Command(vaultBin, "agent", "-config="+config)
-	a.cmd.Env = append(os.Environ(), append([]string{"VAULT_ADDR=" + s.addr, "HOME=" + s.dir}, env...)...)
-	a.cmd.Stdout, a.cmd.Stderr = a.out, a.out
-	a.cmd.WaitDelay = time.Second // a child that Agent leaves behind holds the pipe
-	if err := a.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	go func() { _ = a.cmd.Wait(); close(a.exited) }()
-	s.t.Cleanup(func() { a.stop(syscall.SIGTERM) })
-	return a
-}
-
-func (a *agent) stop(signal syscall.Signal) {
-	_ = a.cmd.Process.Signal(signal)
-	select {
-	case <-a.exited:
-	case <-time.After(20 * time.Second):
-		_ = a.cmd.Process.Kill()
-		<-a.exited
-	}
-}
-
-// appRole writes role_id and secret_id for a policy, as an operator would.
-func (s *server) appRole(name, policy string) (dir string) {
-	s.t.Helper()
-	dir = s.t.TempDir()
-	s.write(s.root, "auth/approle/role/"+name, data{"token_policies": policy, "token_no_default_policy": true})
-	files := map[string]string{
-		"role_id":   s.read(s.root, "auth/approle/role/"+name+"/role-id").Data["role_id"].(string),
-		"secret_id": s.write(s.root, "auth/approle/role/"+name+"/secret-id", nil).Data["secret_id"].(string),
-	}
-	for file, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 // Each sandbox's sub comes from Vault's identity system, whatever the caller
 // tries.
 func TestInteropAppRole(t *testing.T) {
@@ -587,81 +493,6 @@ func TestInteropGuardRuns(t *testing.T) {
 	})
 }
 
-// openProxy is a command that serves everybody.
-func openProxy(t testing.TB) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "ati")
-	program := `#!/usr/bin/env python3
-import http.server, sys
-port = int(sys.argv[sys.argv.index("--port") + 1])
-class Open(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_POST(self):
-        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
-    def log_message(self, *args): pass
-http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
-`
-	if err := os.WriteFile(path, []byte(program), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// proxyHosts lets the hosts of proxies log in, with the example's policy.
-func (s *server) proxyHosts() {
-	s.t.Helper()
-	s.vault(s.root, "auth", "enable", "approle")
-	policy, err := os.ReadFile(filepath.Join("..", "examples", "policies", "proxy-host.hcl"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := s.client(s.root).Sys().PutPolicy("proxy-host", string(policy)); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// host is a proxy's host: the example's Agent, and the proxy that it would run
-// through the guard, with an upstream.
-func (s *server) host(t testing.TB, policy string, changes map[string]string) (config string, p *proxy, env []string) {
-	t.Helper()
-	guard, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p = newProxy(t)
-	t.Cleanup(func() { // what Agent left behind
-		for _, pid := range processesWith(t, p.dir) {
-			_ = syscall.Kill(pid, syscall.SIGTERM)
-		}
-	})
-	port := strings.TrimPrefix(p.addr, "http://127.0.0.1:")
-	replace := map[string]string{
-		"/etc/vault-agent": s.appRole("host-"+port, policy), "/usr/local/bin/ati-proxy-guard": guard, `"8090"`: `"` + port + `"`, "/var/lib/ati": p.dir, `"1m"`: `"2s"`,
-	}
-	for old, replacement := range changes {
-		replace[old] = replacement
-	}
-	return example(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready")}
-}
-
-// ready reports whether the guard has found the proxy's door shut.
-func ready(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
-
-// shut watches a proxy that must not serve anybody without a token.
-func shut(t *testing.T, p *proxy, a *agent, until func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(40 * time.Second)
-	for !until() {
-		if time.Now().After(deadline) {
-			t.Fatalf("nothing happened for 40 seconds:\n%s", a.out)
-		}
-		if got := p.call("", "web_search"); got != 0 && got != 401 {
-			t.Fatalf("a call without a token is a %d", got)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
 // The proxy as the child of a real Agent, through the guard.
 func TestInteropProxyAgent(t *testing.T) {
 	t.Parallel()
@@ -766,21 +597,6 @@ func TestInteropProxyAgent(t *testing.T) {
 			t.Errorf("the child that Agent left behind answers a call without a token with %d", got)
 		}
 	})
-}
-
-func (a *agent) ended() bool {
-	select {
-	case <-a.exited:
-		return true
-	default:
-		return false
-	}
-}
-
-// processesWith are the other processes with a text in their command line.
-func processesWith(t testing.TB, text string) []int {
-	t.Helper()
-	return slices.DeleteFunc(processes(t, func(args string) bool { return strings.Contains(args, text) }), func(pid int) bool { return pid == os.Getpid() })
 }
 
 // Two orchestrators that replace provision_sandbox.
