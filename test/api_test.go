@@ -61,8 +61,8 @@ type apiRequest struct {
 
 // What stands for the newest token, and for a private key.
 const (
-	theToken      = "THE_TOKEN"
-	thePrivateKey = "THE_PRIVATE_KEY"
+	tokenPlaceholder      = "TOKEN_PLACEHOLDER"
+	privateKeyPlaceholder = "PRIVATE_KEY_PLACEHOLDER"
 )
 
 var apiSession = []apiRequest{
@@ -73,8 +73,8 @@ var apiSession = []apiRequest{
 	{"roles", "LIST", "roles", "", 200},
 	{"creds/researcher", "GET", "creds/researcher", "", 200},
 	{"creds/researcher", "POST", "creds/researcher", `{"agent_id": "sandbox:1", "tools": ["web_search"], "ttl": "10m"}`, 200},
-	{"validate", "POST", "validate", `{"token": "` + theToken + `", "scope": "tool:web_search"}`, 200},
-	{"inspect", "POST", "inspect", `{"token": "` + theToken + `"}`, 200},
+	{"validate", "POST", "validate", `{"token": "` + tokenPlaceholder + `", "scope": "tool:web_search"}`, 200},
+	{"inspect", "POST", "inspect", `{"token": "` + tokenPlaceholder + `"}`, 200},
 	{"creds/researcher", "GET", "creds/researcher?tools=web_search&format=env", "", 200},
 	{"creds/researcher", "GET", "creds/researcher?tools=github:delete_repo", "", 400},
 	{"", "POST", "roles/leased", `{"tools": ["web_search"], "generate_lease": true}`, 200},
@@ -83,7 +83,7 @@ var apiSession = []apiRequest{
 	{"check/researcher", "GET", "check/researcher?tool=arxiv:search", "", 200},
 	{"check/researcher", "POST", "check/researcher", `{"scope": "tool:github:delete_repo"}`, 200},
 	{"proxy-env", "GET", "proxy-env", "", 200},
-	{"config/rotate/stage", "POST", "config/rotate/stage", `{"proxy_url": "https://ati-green.example.com", "algorithm": "ES256", "private_key": "` + thePrivateKey + `"}`, 200},
+	{"config/rotate/stage", "POST", "config/rotate/stage", `{"proxy_url": "https://ati-green.example.com", "algorithm": "ES256", "private_key": "` + privateKeyPlaceholder + `"}`, 200},
 	{"proxy-env/1", "GET", "proxy-env/2", "", 200},
 	{"proxy-env/1", "GET", "proxy-env/3", "", 400},
 	{"jwks", "GET", "jwks", "", 200},
@@ -95,7 +95,7 @@ var apiSession = []apiRequest{
 	{"", "POST", "config/rotate/stage", `{"algorithm": "HS256", "secret": "` + newSecret + `", "proxy_url": "https://ati-blue.example.com"}`, 200},
 	{"config/rotate/stage", "DELETE", "config/rotate/stage", "", 204},
 	{"config/rotate", "POST", "config/rotate", `{"algorithm": "HS256", "secret": "` + newSecret + `"}`, 200},
-	{"validate", "POST", "validate", `{"token": "` + theToken + `"}`, 200},
+	{"validate", "POST", "validate", `{"token": "` + tokenPlaceholder + `"}`, 200},
 	{"roles/researcher", "DELETE", "roles/researcher", "", 204},
 	{"config", "DELETE", "config", "", 200},
 }
@@ -143,15 +143,15 @@ func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[s
 	samples, shown = map[string]string{}, map[string][]string{}
 	start, token, private := time.Now(), "", rfcPrivateKey(t)
 	for _, r := range apiSession {
-		body := strings.ReplaceAll(r.body, theToken, token)
-		body = strings.ReplaceAll(body, thePrivateKey, strings.ReplaceAll(private, "\n", `\n`))
+		body := strings.ReplaceAll(r.body, tokenPlaceholder, token)
+		body = strings.ReplaceAll(body, privateKeyPlaceholder, strings.ReplaceAll(private, "\n", `\n`))
 		var d data
 		if body != "" {
 			if err := json.Unmarshal([]byte(body), &d); err != nil {
 				t.Fatalf("%s %s: %v", r.method, r.path, err)
 			}
 		}
-		status, answer := s.ask(s.root, r.method, "ati/"+r.path, nil, d)
+		status, answer := s.send(s.root, r.method, "ati/"+r.path, nil, d)
 		if status != r.status {
 			t.Fatalf("%s %s is a %d, want %d: %s", r.method, r.path, status, r.status, answer)
 		}
@@ -164,13 +164,13 @@ func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[s
 		shown[r.section] = append(shown[r.section], r.method)
 		text := fmt.Sprintf("%s /v1/ati/%s\n", r.method, r.path)
 		if d != nil {
-			text += indented(t, d) + "\n"
+			text += indentJSON(t, d) + "\n"
 		}
 		text += fmt.Sprintf("\n%d\n", status)
 		if status != http.StatusNoContent {
-			text += indented(t, withoutEnvelope(t, answer)) + "\n"
+			text += indentJSON(t, withoutEnvelope(t, answer)) + "\n"
 		}
-		samples[r.section] += "\n```text\n" + settled(text, start) + "```\n"
+		samples[r.section] += "\n```text\n" + normalizeSample(text, start) + "```\n"
 	}
 	return samples, shown
 }
@@ -186,7 +186,7 @@ func rfcPrivateKey(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	private, _ := inPEM(t, key)
+	private, _ := encodePEM(t, key)
 	return private
 }
 
@@ -214,7 +214,7 @@ func withoutEnvelope(t *testing.T, answer string) data {
 	return kept
 }
 
-func indented(t *testing.T, value any) string {
+func indentJSON(t *testing.T, value any) string {
 	t.Helper()
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -238,7 +238,7 @@ var (
 
 // settled is a sample as it is at any time: with tokens and keys cut short, and as
 // if it were the first minute of some year.
-func settled(text string, start time.Time) string {
+func normalizeSample(text string, start time.Time) string {
 	text = samplePEM.ReplaceAllString(text, "$1…")
 	text = sampleJWT.ReplaceAllString(text, "$1…")
 	text = sampleHex.ReplaceAllString(text, "$1…")
@@ -298,7 +298,7 @@ type apiItem struct {
 // apiSection is a path's part of the page.
 func apiSection(t *testing.T, s *server, path string, shown []string, tables map[string]string) (heading, section string) {
 	t.Helper()
-	status, text := s.ask(s.root, "GET", "ati/"+path+"?help=1", nil, nil)
+	status, text := s.send(s.root, "GET", "ati/"+path+"?help=1", nil, nil)
 	if status != http.StatusOK {
 		t.Fatalf("the help of %s is a %d: %s", path, status, text)
 	}
@@ -324,7 +324,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	if !ok || !example {
 		t.Fatalf("the help of %s has no description or no command:\n%s", path, help.Help)
 	}
-	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```console\n$ %s\n```\n\n", plain(synopsis), plain(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
+	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```console\n$ %s\n```\n\n", escapeMarkdown(synopsis), escapeMarkdown(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
 
 	section += "| request | needs | |\n| --- | --- | --- |\n"
 	var requests apiSchema
@@ -351,7 +351,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 		if !slices.Contains(shown, o.method) {
 			t.Errorf("there is no sample of %s %s", o.method, heading)
 		}
-		section += fmt.Sprintf("| `%s /v1/%s` | %s | %s |\n", o.method, heading, o.needs, plain(o.op.Summary))
+		section += fmt.Sprintf("| `%s /v1/%s` | %s | %s |\n", o.method, heading, o.needs, escapeMarkdown(o.op.Summary))
 		resolve := func(c apiContent) (schema apiSchema) {
 			for _, content := range c.Content {
 				schema = content.Schema
@@ -428,7 +428,7 @@ func apiRow(name string, schema apiSchema, text string) string {
 	case schema.Format == "date-time":
 		kind = "time"
 	}
-	text = plain(text)
+	text = escapeMarkdown(text)
 	if schema.Default != nil {
 		text += fmt.Sprintf(" Default: `%v`.", schema.Default)
 	}
@@ -446,6 +446,6 @@ func apiRow(name string, schema apiSchema, text string) string {
 }
 
 // plain is a text in which Markdown reads nothing.
-func plain(text string) string {
+func escapeMarkdown(text string) string {
 	return strings.NewReplacer("<", "&lt;", "*", `\*`, "|", `\|`).Replace(text)
 }

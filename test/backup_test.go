@@ -25,16 +25,16 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 	if _, err := lost.client(lost.root).Logical().Delete("ati/config/rotate/stage"); err != nil {
 		t.Fatal(err)
 	}
-	c.learn()
+	c.recordState()
 	l := startLoad(t, time.Minute, 0, lost)
 	l.current.Store(2)
-	l.goesOn()
-	written := l.acknowledged()
+	l.waitForMints()
+	written := l.writtenRoles()
 	var snapshot bytes.Buffer
 	if err := lost.client(lost.root).Sys().RaftSnapshot(&snapshot); err != nil {
 		t.Fatal(err)
 	}
-	l.goesOn()
+	l.waitForMints()
 	l.check(c.keys, lost.audit)
 	lost.kill()
 
@@ -54,12 +54,12 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 	other.root, other.unsealKey, other.audit = lost.root, lost.unsealKey, lost.audit
 	other.unseal()
 	c.first, c.nodes = other, []*server{other}
-	c.whole(written)
+	c.checkState(written)
 	if got := other.request(root, "GET", "ati/creds/r", nil); got != http.StatusForbidden {
 		t.Errorf("with the other cluster's root token a mint is a %d", got)
 	}
 	validate := func(token any) data { return other.write(other.root, "ati/validate", data{"token": token}).Data }
-	for _, a := range l.answers {
+	for _, a := range l.results {
 		if got := validate(a.token); got["valid"] != true || got["jti"] != a.jti || got["key_version"] != json.Number(strconv.Itoa(a.version)) {
 			t.Fatalf("of a token from before, of version %d, validate says %v", a.version, got)
 		}
@@ -68,12 +68,12 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 		t.Errorf("of a token that the other cluster had minted (-want +got):\n%s", diff)
 	}
 
-	before := len(l.answers)
+	before := len(l.results)
 	l = startLoad(t, time.Minute, 0, other)
 	l.current.Store(2)
-	l.goesOn()
+	l.waitForMints()
 	c.activateNext(l)
-	l.goesOn()
+	l.waitForMints()
 	l.check(c.keys, other.audit)
 	if got, want := versionsOf(t, c.rotation), (versions{Current: 4, Previous: 2}); got != want {
 		t.Errorf("after the next rotation there are %+v, want %+v", got, want)

@@ -47,7 +47,7 @@ func commands(t *testing.T, path string) string {
 		}
 		for _, line := range strings.Split(m[2], "\n") {
 			if r := refused.FindStringSubmatch(line); r != nil {
-				line = fmt.Sprintf("must_refuse %s %s", shellQuote(r[2]), shellQuote(r[1]))
+				line = fmt.Sprintf("must_fail %s %s", shellQuote(r[2]), shellQuote(r[1]))
 			}
 			fmt.Fprintln(&script, line)
 		}
@@ -70,7 +70,7 @@ func commands(t *testing.T, path string) string {
 
 const prelude = `
 set -euo pipefail
-must_refuse() {
+must_fail() {
   local want=$1 out
   shift
   if out=$(eval "$1" 2>&1); then

@@ -84,7 +84,7 @@ func TestMount_Lifecycle(t *testing.T) {
 	if err := s.client(s.root).Sys().Seal(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.client(s.root).Logical().Read("ati/creds/researcher"); status(t, err) != http.StatusServiceUnavailable {
+	if _, err := s.client(s.root).Logical().Read("ati/creds/researcher"); httpStatus(t, err) != http.StatusServiceUnavailable {
 		t.Errorf("sealed: %v", err)
 	}
 	s.unseal()
@@ -135,21 +135,21 @@ func TestCreds_CallerIdentity(t *testing.T) {
 	}
 	// The caller can't choose: no parameter, and no other entity's value.
 	for _, d := range []data{{"agent_id": "bob"}, {"agent_id": 7}, {"subject": "bob"}, {"sub": "bob"}} {
-		if _, err := s.client(alice).Logical().Write("ati/creds/r", d); status(t, err) != http.StatusBadRequest {
+		if _, err := s.client(alice).Logical().Write("ati/creds/r", d); httpStatus(t, err) != http.StatusBadRequest {
 			t.Errorf("%v: %v", d, err)
 		}
 	}
 	s.write(s.root, "ati/roles/r", data{"subject": "x:{{identity.entity.metadata.path}}"})
-	if _, err := s.client(alice).Logical().Read("ati/creds/r"); status(t, err) != http.StatusBadRequest {
+	if _, err := s.client(alice).Logical().Read("ati/creds/r"); httpStatus(t, err) != http.StatusBadRequest {
 		t.Errorf("a value with a colon: %v", err)
 	}
 	s.write(s.root, "ati/roles/r", data{"subject": "{{identity.groups.names.dev.id}}"})
-	if _, err := s.client(alice).Logical().Read("ati/creds/r"); status(t, err) != http.StatusBadRequest {
+	if _, err := s.client(alice).Logical().Read("ati/creds/r"); httpStatus(t, err) != http.StatusBadRequest {
 		t.Errorf("another group: %v", err)
 	}
 	// The root token has no entity.
 	s.write(s.root, "ati/roles/r", data{"subject": "{{identity.entity.name}}"})
-	if _, err := s.client(s.root).Logical().Read("ati/creds/r"); status(t, err) != http.StatusBadRequest {
+	if _, err := s.client(s.root).Logical().Read("ati/creds/r"); httpStatus(t, err) != http.StatusBadRequest {
 		t.Errorf("no entity: %v", err)
 	}
 }
@@ -215,7 +215,7 @@ func TestLeases(t *testing.T) {
 	if creds.LeaseDuration != 598 || creds.Renewable || !strings.HasPrefix(creds.LeaseID, "ati/creds/r/") {
 		t.Errorf("lease %q of %d s, renewable %v", creds.LeaseID, creds.LeaseDuration, creds.Renewable)
 	}
-	if _, err := s.client(s.root).Sys().Renew(creds.LeaseID, 3600); status(t, err) != http.StatusBadRequest {
+	if _, err := s.client(s.root).Sys().Renew(creds.LeaseID, 3600); httpStatus(t, err) != http.StatusBadRequest {
 		t.Errorf("renewal: %v", err)
 	}
 	s.vault(s.root, "lease", "revoke", "-sync", creds.LeaseID)

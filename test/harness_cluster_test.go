@@ -14,13 +14,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// versions are those that config/rotate tells.
+// versions are the key versions of a mount. Except for rolledBack, config/rotate
+// returns all fields.
 type versions struct {
 	Current, Pending, Previous int
 	Retired                    bool
-	rolledBack                 bool // not told, but it decides what activate does
+	rolledBack                 bool // decides what activate does
 }
 
+// versionsOf returns the versions in a response of config/rotate.
 func versionsOf(t testing.TB, status data) versions {
 	t.Helper()
 	number := func(name string) int {
@@ -37,8 +39,8 @@ func versionsOf(t testing.TB, status data) versions {
 	return versions{number("current_version"), number("pending_version"), number("previous_version"), status["previous_retired_at"] != nil, false}
 }
 
-// after is what a step makes of them, where last is the last version number in
-// use; or no step, where it is out of turn.
+// after returns the versions after a step, given the highest version number used so
+// far. It returns false if the engine must reject the step.
 func (v versions) after(step string, last int) (versions, bool) {
 	switch step {
 	case "":
@@ -57,8 +59,8 @@ func (v versions) after(step string, last int) (versions, bool) {
 	}
 }
 
-// told is what config/rotate tells of them.
-func (v versions) told() versions {
+// visible returns the fields that config/rotate returns.
+func (v versions) visible() versions {
 	v.rolledBack = false
 	return v
 }
@@ -66,20 +68,20 @@ func (v versions) told() versions {
 const (
 	loadClients = 8
 
-	// clusterTimeout is what a client waits for a node that may be gone.
+	// clusterTimeout is the request timeout for nodes that may be down.
 	clusterTimeout = 2 * time.Second
 )
 
-// soaking tells make soak, which is longer than make test.
+// soaking is set by make soak, for longer runs.
 var soaking = os.Getenv("SOAK") != ""
 
-// rounds is the number of rounds, which the environment can set.
+// rounds returns the number of rounds from the environment variable name, or a default.
 func rounds(t testing.TB, name string, short, soak int) int {
 	t.Helper()
 	if text := os.Getenv(name); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
-			t.Fatalf("%s is %q, not a number of rounds", name, text)
+			t.Fatalf("%s %q: must be a positive number", name, text)
 		}
 		return n
 	}
@@ -89,15 +91,15 @@ func rounds(t testing.TB, name string, short, soak int) int {
 	return short
 }
 
-// cluster is Vault servers with one raft storage and the engine at ati/.
+// cluster is a raft cluster of Vault servers with the engine mounted at ati/.
 type cluster struct {
 	t     testing.TB
 	nodes []*server
 	first *server
-	keys  map[int]ati.Key // of each version that there ever was
-	last  int             // version
+	keys  map[int]ati.Key // by version, including deleted ones
+	last  int             // highest key version
 
-	// What each node is to tell.
+	// The data that every node must return.
 	config, role, rotation data
 }
 
@@ -110,43 +112,44 @@ func raftStorage(t testing.TB, node int, join string) string {
 	if join != "" {
 		join = fmt.Sprintf("retry_join {\n    leader_api_addr = %q\n  }", join)
 	}
-	// As Vault advises for production: a leader is missed after a second or two.
+	// performance_multiplier = 1 is Vault's advice for production: followers notice the
+	// loss of the leader within a second or two.
 	return fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"node%d\"\n  performance_multiplier = 1\n  autopilot_reconcile_interval = \"1s\"\n  autopilot_update_interval = \"500ms\"\n  %s\n}", path, node, join)
 }
 
-func startCluster(t testing.TB, nodes int, places []*namespace) *cluster {
+func startCluster(t testing.TB, nodes int, namespaces []*namespace) *cluster {
 	t.Helper()
 	c := &cluster{t: t, keys: map[int]ati.Key{}}
-	c.first = launch(t, "info", raftStorage(t, 1, ""), place(places, 0))
+	c.first = launch(t, "info", raftStorage(t, 1, ""), namespaceAt(namespaces, 0))
 	c.first.initialize()
 	c.nodes = []*server{c.first}
 	c.first.write(c.first.root, "sys/storage/raft/autopilot/configuration", data{"server_stabilization_time": "1s"})
 	c.first.mountEngine()
 	c.first.write(c.first.root, "ati/roles/r", data{"tools": "web_search", "skills": "summarize", "rate": data{"*": "100/hour"}, "ttl": "1h"})
 	for len(c.nodes) < nodes {
-		c.join(place(places, len(c.nodes)))
+		c.join(namespaceAt(namespaces, len(c.nodes)))
 	}
-	c.learn()
+	c.recordState()
 	return c
 }
 
-func place(places []*namespace, i int) *namespace {
-	if places == nil {
+func namespaceAt(namespaces []*namespace, i int) *namespace {
+	if namespaces == nil {
 		return nil
 	}
-	return places[i]
+	return namespaces[i]
 }
 
-// join starts a further node, and waits until it has a vote.
-func (c *cluster) join(where *namespace) {
+// join adds a node and waits until it is a voter.
+func (c *cluster) join(netns *namespace) {
 	c.t.Helper()
 	id := len(c.nodes) + 1
-	s := launch(c.t, "info", raftStorage(c.t, id, c.leader().apiAddr), where)
+	s := launch(c.t, "info", raftStorage(c.t, id, c.leader().apiAddr), netns)
 	s.root, s.unsealKey, s.audit = c.first.root, c.first.unsealKey, c.first.audit
 	s.install("v0.1.0")
 	c.nodes = append(c.nodes, s)
-	s.unsealIn()
-	poll(c.t, "the node that joined has a vote", func() error {
+	s.unsealInCluster()
+	poll(c.t, "the new node is a voter", func() error {
 		config, err := s.client(s.root).Logical().Read("sys/storage/raft/configuration")
 		if err != nil {
 			return err
@@ -156,37 +159,37 @@ func (c *cluster) join(where *namespace) {
 				return nil
 			}
 		}
-		return fmt.Errorf("the voters are in %v", config.Data["config"])
+		return fmt.Errorf("raft configuration: %v", config.Data["config"])
 	})
 }
 
-// unsealIn unseals a server of a cluster, whatever becomes of it there. The key is
-// given once: a Vault 1.21 that is given it again while it joins runs its loop for
-// the leadership twice, one of which takes the other's notice that this is lost,
-// and stays active for good beside the next leader.
-func (s *server) unsealIn() {
+// unsealInCluster unseals a node, which then may be active or a standby. It sends the
+// unseal key once: if Vault 1.21 receives it again while the node joins, it runs its
+// leadership loop twice. One loop then consumes the other's notice that leadership was
+// lost, and the node stays active next to the new leader.
+func (s *server) unsealInCluster() {
 	s.t.Helper()
 	client := s.client("")
 	client.SetClientTimeout(20 * time.Second)
-	poll(s.t, "the node takes the key", func() error {
+	poll(s.t, "the node accepts the unseal key", func() error {
 		_, err := client.Sys().Unseal(s.unsealKey)
 		return err
 	})
 	poll(s.t, "the node is unsealed", func() error {
 		health, err := client.Sys().Health()
 		if err == nil && health.Sealed {
-			err = errors.New("it is sealed")
+			err = errors.New("sealed")
 		}
 		return err
 	})
 }
 
-// leader waits for a leader other than one.
-func (c *cluster) leader(but ...*server) (leader *server) {
+// leader waits for a leader other than the given node.
+func (c *cluster) leader(except ...*server) (leader *server) {
 	c.t.Helper()
 	poll(c.t, "the cluster has a leader", func() error {
 		for _, s := range c.nodes {
-			if len(but) > 0 && s == but[0] {
+			if len(except) > 0 && s == except[0] {
 				continue
 			}
 			client := s.client("")
@@ -196,17 +199,17 @@ func (c *cluster) leader(but ...*server) (leader *server) {
 				return nil
 			}
 		}
-		return errors.New("no node says that it is")
+		return errors.New("no node is the leader")
 	})
 	return leader
 }
 
-// learn takes down what each node is to tell from now on.
-func (c *cluster) learn(but ...*server) {
+// recordState records the data that every node must return from now on.
+func (c *cluster) recordState(except ...*server) {
 	c.t.Helper()
-	s := c.leader(but...)
-	poll(c.t, "the leader tells all", func() error {
-		got, err := s.told()
+	s := c.leader(except...)
+	poll(c.t, "the leader returns config, role, and versions", func() error {
+		got, err := s.mountState()
 		if err == nil {
 			c.config, c.role, c.rotation = got[0], got[1], got[2]
 		}
@@ -225,8 +228,8 @@ func (c *cluster) learn(but ...*server) {
 	}
 }
 
-// told is what a node tells of config, role and versions.
-func (s *server) told() (told []data, err error) {
+// mountState returns config, role, and versions as a node returns them.
+func (s *server) mountState() (state []data, err error) {
 	client := s.client(s.root)
 	client.SetClientTimeout(clusterTimeout)
 	for _, path := range []string{"ati/config", "ati/roles/r", "ati/config/rotate"} {
@@ -235,44 +238,44 @@ func (s *server) told() (told []data, err error) {
 			return nil, err
 		}
 		if secret == nil {
-			return nil, fmt.Errorf("%s is not there", path)
+			return nil, fmt.Errorf("%s does not exist", path)
 		}
-		told = append(told, secret.Data)
+		state = append(state, secret.Data)
 	}
-	return told, nil
+	return state, nil
 }
 
-// rotate makes a step at any node but one; where it can't be told whether it was
-// made, by the versions.
-func (c *cluster) rotate(step string, but ...*server) {
+// rotate performs a step of a rotation on the leader, other than the given node. If a
+// request fails, it compares the versions to find out whether the step was done.
+func (c *cluster) rotate(step string, except ...*server) {
 	c.t.Helper()
 	want, ok := versionsOf(c.t, c.rotation).after(step, c.last)
 	if !ok {
-		c.t.Fatalf("%s is out of turn", step)
+		c.t.Fatalf("step %s is not allowed for %+v", step, c.rotation)
 	}
-	poll(c.t, "a step of the rotation", func() error {
-		s := c.leader(but...)
+	poll(c.t, "step "+step, func() error {
+		s := c.leader(except...)
 		client := s.client(s.root)
 		client.SetClientTimeout(clusterTimeout)
-		told, err := s.told()
-		if err != nil || versionsOf(c.t, told[2]) == want.told() {
+		state, err := s.mountState()
+		if err != nil || versionsOf(c.t, state[2]) == want.visible() {
 			return err
 		}
 		if _, err := client.Logical().Write("ati/config/rotate"+step, nil); err != nil {
 			return err
 		}
-		return errors.New("not seen yet")
+		return errors.New("step not visible yet")
 	})
-	c.learn(but...)
+	c.recordState(except...)
 }
 
-// whole waits until each node answers, and sees whether it tells all: config,
-// versions and role, and that the roles that were written are there.
-func (c *cluster) whole(written []string) {
+// checkState waits until every node responds, and checks that it returns the recorded
+// config, role, and versions, and has the written roles.
+func (c *cluster) checkState(written []string) {
 	c.t.Helper()
 	for i, s := range c.nodes {
-		poll(c.t, fmt.Sprintf("node %d tells all", i+1), func() error {
-			got, err := s.told()
+		poll(c.t, fmt.Sprintf("node %d returns config, role, and versions", i+1), func() error {
+			got, err := s.mountState()
 			if err != nil {
 				return err
 			}
@@ -284,14 +287,14 @@ func (c *cluster) whole(written []string) {
 				return err
 			}
 			if list == nil {
-				return errors.New("there is no list of roles")
+				return errors.New("no roles")
 			}
-			there := map[any]bool{}
+			stored := map[any]bool{}
 			for _, name := range list.Data["keys"].([]any) {
-				there[name] = true
+				stored[name] = true
 			}
 			for _, name := range written {
-				if !there[name] {
+				if !stored[name] {
 					c.t.Fatalf("node %d has lost the role %s", i+1, name)
 				}
 			}
@@ -307,15 +310,15 @@ func (s *server) signal(signal os.Signal) {
 	}
 }
 
-// activateNext makes a new version of the key the current one, and the load, if
-// there is one, is to get no older one from then on.
-func (c *cluster) activateNext(l *load, but ...*server) {
+// activateNext stages and activates a new key version. The load, if any, expects at
+// least this version from then on.
+func (c *cluster) activateNext(l *load, except ...*server) {
 	c.t.Helper()
 	if now := versionsOf(c.t, c.rotation); now.Previous != 0 && !now.Retired {
-		c.rotate("/retire", but...)
+		c.rotate("/retire", except...)
 	}
-	c.rotate("/stage", but...)
-	c.rotate("/activate", but...)
+	c.rotate("/stage", except...)
+	c.rotate("/activate", except...)
 	if l != nil {
 		l.current.Store(int64(c.last))
 	}

@@ -47,7 +47,7 @@ func (s *syncBuffer) String() string {
 
 // example is a file of examples/ with some of its text replaced, each of which
 // must be there.
-func example(t testing.TB, path string, replace map[string]string) string {
+func modifiedExample(t testing.TB, path string, replace map[string]string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("..", "examples", path))
 	if err != nil {
@@ -68,14 +68,14 @@ func example(t testing.TB, path string, replace map[string]string) string {
 }
 
 // run runs a script of the examples with a vault on the PATH.
-func (s *server) run(token, script string, args ...string) {
+func (s *server) runExample(token, script string, args ...string) {
 	s.t.Helper()
-	if out, err := s.tryRun(token, script, args...); err != nil {
+	if out, err := s.tryExample(token, script, args...); err != nil {
 		s.t.Fatalf("%s: %v\n%s", script, err, out)
 	}
 }
 
-func (s *server) tryRun(token, script string, args ...string) (string, error) {
+func (s *server) tryExample(token, script string, args ...string) (string, error) {
 	s.t.Helper()
 	dir := s.t.TempDir()
 	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
@@ -160,7 +160,7 @@ http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
 }
 
 // proxyHosts lets the hosts of proxies log in, with the example's policy.
-func (s *server) proxyHosts() {
+func (s *server) enableProxyHosts() {
 	s.t.Helper()
 	s.vault(s.root, "auth", "enable", "approle")
 	policy, err := os.ReadFile(filepath.Join("..", "examples", "policies", "proxy-host.hcl"))
@@ -174,7 +174,7 @@ func (s *server) proxyHosts() {
 
 // host is a proxy's host: the example's Agent, and the proxy that it would run
 // through the guard, with an upstream.
-func (s *server) host(t testing.TB, policy string, changes map[string]string) (config string, p *proxy, env []string) {
+func (s *server) newProxyHost(t testing.TB, policy string, changes map[string]string) (config string, p *proxy, env []string) {
 	t.Helper()
 	guard, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
 	if err != nil {
@@ -193,14 +193,14 @@ func (s *server) host(t testing.TB, policy string, changes map[string]string) (c
 	for old, replacement := range changes {
 		replace[old] = replacement
 	}
-	return example(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready")}
+	return modifiedExample(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + requireEnv(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready")}
 }
 
 // ready reports whether the guard has found the proxy's door shut.
-func ready(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
+func proxyReady(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
 
 // shut watches a proxy that must not serve anybody without a token.
-func shut(t *testing.T, p *proxy, a *agent, until func() bool) {
+func waitProtected(t *testing.T, p *proxy, a *agent, until func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(40 * time.Second)
 	for !until() {
@@ -214,7 +214,7 @@ func shut(t *testing.T, p *proxy, a *agent, until func() bool) {
 	}
 }
 
-func (a *agent) ended() bool {
+func (a *agent) hasExited() bool {
 	select {
 	case <-a.exited:
 		return true
@@ -230,7 +230,7 @@ func processesWith(t testing.TB, text string) []int {
 }
 
 // part is a real part that make interop has built.
-func part(t testing.TB, name string) string {
+func requireEnv(t testing.TB, name string) string {
 	t.Helper()
 	path := os.Getenv(name)
 	if path == "" {
@@ -286,7 +286,7 @@ func startProxy(t testing.TB, env map[string]string) *proxy {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	cmd := exec.Command(part(t, "ATI_BIN"), "proxy", "--port", port, "--bind", "127.0.0.1", "--ati-dir", p.dir, "--env-keys")
+	cmd := exec.Command(requireEnv(t, "ATI_BIN"), "proxy", "--port", port, "--bind", "127.0.0.1", "--ati-dir", p.dir, "--env-keys")
 	cmd.Env = []string{"HOME=" + p.dir, "ATI_DIR=" + p.dir, "ATI_AUDIT_FILE=" + filepath.Join(p.dir, "audit.jsonl"), "PATH=" + os.Getenv("PATH")}
 	for k, v := range env {
 		if k == "public_key" { // as the guard does
@@ -428,7 +428,7 @@ for line in sys.stdin:
 func startClient(t testing.TB, name string) *pythonClient {
 	t.Helper()
 	cmd := exec.Command("python3", "-c", clientProgram)
-	cmd.Env = append(os.Environ(), "PYTHONPATH="+part(t, name))
+	cmd.Env = append(os.Environ(), "PYTHONPATH="+requireEnv(t, name))
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -451,7 +451,7 @@ func startClient(t testing.TB, name string) *pythonClient {
 }
 
 // ask returns the answer, or nil and the error's text.
-func (c *pythonClient) ask(question data) (data, string) {
+func (c *pythonClient) call(question data) (data, string) {
 	c.t.Helper()
 	b, err := json.Marshal(question)
 	if err != nil {
@@ -475,7 +475,7 @@ func (c *pythonClient) ask(question data) (data, string) {
 
 // mutated is a token with up to three changes in its JSON or its text, signed
 // with the right key unless the text was changed after that.
-func mutated(random *rand.Rand, algorithm string, sign func(header, payload string) string) string {
+func mutatedToken(random *rand.Rand, algorithm string, sign func(header, payload string) string) string {
 	pick := func(from []string) string { return from[random.IntN(len(from))] }
 	members := func(base [][2]string, values []string) string {
 		base = slices.Clone(base)
@@ -576,7 +576,7 @@ func (b *sandbox) token(t testing.TB) string {
 func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *sandbox {
 	t.Helper()
 	dir, run := t.TempDir(), t.TempDir()
-	s.run(s.root, "approle/add-sandbox.sh", name, dir)
+	s.runExample(s.root, "approle/add-sandbox.sh", name, dir)
 	b := &sandbox{name: name, file: filepath.Join(run, "session_token"), stop: make(chan struct{}), done: make(chan struct{})}
 	address := s.read(s.root, "ati/config").Data["proxy_url"].(string)
 	for _, p := range proxies {
@@ -584,7 +584,7 @@ func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *san
 			b.proxy = p
 		}
 	}
-	config := example(t, "sandbox-agent/agent.hcl", map[string]string{"/etc/vault-agent": dir, "/run/ati": run, `"40m"`: `"3s"`})
+	config := modifiedExample(t, "sandbox-agent/agent.hcl", map[string]string{"/etc/vault-agent": dir, "/run/ati": run, `"40m"`: `"3s"`})
 	b.agent = s.startAgent(config, "ATI_PROXY_URL="+address)
 	poll(t, "the sandbox has a token", func() error { _, err := os.Stat(b.file); return err })
 	go func() {
@@ -595,7 +595,7 @@ func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *san
 				return
 			default:
 			}
-			cmd := exec.Command(part(t, "ATI_BIN"), "run", "web_search")
+			cmd := exec.Command(requireEnv(t, "ATI_BIN"), "run", "web_search")
 			cmd.Env = []string{"HOME=" + run, "PATH=" + os.Getenv("PATH"), "ATI_PROXY_URL=" + address, "ATI_SESSION_TOKEN_FILE=" + b.file}
 			out, err := cmd.CombinedOutput()
 			b.calls.Add(1)

@@ -16,12 +16,12 @@ func ecKey(t testing.TB, curve elliptic.Curve) (key *ecdsa.PrivateKey, private, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	private, public = inPEM(t, key)
+	private, public = encodePEM(t, key)
 	return key, private, public
 }
 
-// inPEM encodes a private key as PKCS#8, and its public half.
-func inPEM(t testing.TB, key *ecdsa.PrivateKey) (private, public string) {
+// encodePEM encodes a private key as PKCS#8, and its public half.
+func encodePEM(t testing.TB, key *ecdsa.PrivateKey) (private, public string) {
 	t.Helper()
 	privateDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

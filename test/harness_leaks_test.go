@@ -48,7 +48,7 @@ func (l *leaks) remember(text []byte) {
 }
 
 // in reports whether a part of a key or token is in the text.
-func (l *leaks) in(text []byte) bool {
+func (l *leaks) contains(text []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	word := 0 // where the run of characters began that keys and tokens are made of
@@ -63,7 +63,7 @@ func (l *leaks) in(text []byte) bool {
 }
 
 // files are those below a directory, but for the plugins', that have one in them.
-func (l *leaks) files(dir string) (names []string, err error) {
+func (l *leaks) filesWithSecrets(dir string) (names []string, err error) {
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -74,7 +74,7 @@ func (l *leaks) files(dir string) (names []string, err error) {
 			return nil
 		}
 		text, err := os.ReadFile(path)
-		if err == nil && l.in(text) {
+		if err == nil && l.contains(text) {
 			names = append(names, path)
 		}
 		return err
@@ -85,9 +85,9 @@ func (l *leaks) files(dir string) (names []string, err error) {
 // look fails the test when the server has written a key or a token that the test
 // saw into a file: its log, with the plugin's, at the test's level; the audit
 // file; or any other.
-func (l *leaks) look(t testing.TB, dir string) {
+func (l *leaks) checkFiles(t testing.TB, dir string) {
 	t.Helper()
-	names, err := l.files(dir)
+	names, err := l.filesWithSecrets(dir)
 	if err != nil {
 		t.Errorf("look for keys and tokens: %v", err)
 	}
@@ -96,13 +96,13 @@ func (l *leaks) look(t testing.TB, dir string) {
 	}
 }
 
-// watched is a transport that remembers what passes.
-type watched struct {
+// recordingTransport is a transport that remembers what passes.
+type recordingTransport struct {
 	http.RoundTripper
 	leaks *leaks
 }
 
-func (w watched) RoundTrip(req *http.Request) (*http.Response, error) {
+func (w recordingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	w.leaks.remember([]byte(req.URL.RawQuery))
 	if req.Body != nil {
 		body, err := io.ReadAll(req.Body)

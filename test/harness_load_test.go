@@ -20,36 +20,36 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// load is clients that mint without pause, and one that writes roles. Each knows
-// all addresses, and turns to the next at an error.
+// load is a set of clients that continuously request tokens, and one client that writes
+// roles. After an error, a client switches to the next node.
 type load struct {
-	t       testing.TB
-	wait    time.Duration // of a client, after an error
-	current atomic.Int64  // the version that a request gets at least
-	stop    chan struct{}
-	running sync.WaitGroup
-	began   [loadClients]atomic.Int64 // when the newest answered request did
+	t         testing.TB
+	wait      time.Duration // before a client retries after an error
+	current   atomic.Int64  // lowest key version that new requests may get
+	stop      chan struct{}
+	running   sync.WaitGroup
+	lastStart [loadClients]atomic.Int64 // start of each client's last successful request
 
 	mu       sync.Mutex
-	answers  []answer
-	roles    []string       // acknowledged
-	failures map[string]int // of mints
-	failed   int
-	unsaved  int // failed writes
+	results  []mintResult
+	roles    []string       // acknowledged writes
+	failures map[string]int // failed mints by error
+	failed   int            // failed mints
+	unsaved  int            // failed writes
 	slowest  time.Duration
 	resumed  []resumption
 }
 
-// answer is what a mint was answered.
-type answer struct {
+// mintResult is a token that a node returned.
+type mintResult struct {
 	token, jti string
 	version    int
-	stale      bool // not the newest version at the time of the request
+	stale      bool // below load.current at the time of the request
 	node       string
 	at         time.Time
 }
 
-// resumption is when a leader that had been paused went on.
+// resumption records when a paused leader was resumed.
 type resumption struct {
 	node string
 	at   time.Time
@@ -87,7 +87,7 @@ func startLoad(t testing.TB, timeout, wait time.Duration, nodes ...*server) *loa
 			began := time.Now()
 			err := l.mint(client)
 			if err == nil {
-				l.began[i].Store(began.UnixNano())
+				l.lastStart[i].Store(began.UnixNano())
 			}
 			if !soaking {
 				time.Sleep(5 * time.Millisecond) // the other tests need the processors too
@@ -113,7 +113,7 @@ func startLoad(t testing.TB, timeout, wait time.Duration, nodes ...*server) *loa
 	return l
 }
 
-// writeRole takes nothing for an answer but a 204, which says that it is stored.
+// writeRole writes a role. Only a 204 confirms that the role is stored.
 func writeRole(client *api.Client, name string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), client.ClientTimeout())
 	defer cancel()
@@ -123,7 +123,7 @@ func writeRole(client *api.Client, name string) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusNoContent {
-		return fmt.Errorf("the write of a role was answered with a %d", resp.StatusCode)
+		return fmt.Errorf("writing a role returned %d", resp.StatusCode)
 	}
 	return nil
 }
@@ -132,8 +132,8 @@ func (l *load) mint(client *api.Client) error {
 	newest, began := int(l.current.Load()), time.Now()
 	creds, err := client.Logical().Read("ati/creds/r")
 	if err == nil && creds == nil {
-		// A node that forwards to a leader which is going can answer with nothing.
-		err = errors.New("an empty answer")
+		// A standby may return this while the leader shuts down.
+		err = errors.New("empty response")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -141,7 +141,7 @@ func (l *load) mint(client *api.Client) error {
 	if err != nil {
 		l.failed++
 		lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
-		words := strings.Split(lines[len(lines)-1], ": ") // before the last two stand addresses
+		words := strings.Split(lines[len(lines)-1], ": ") // the first ones contain addresses
 		l.failures[strings.Trim(strings.Join(words[max(0, len(words)-2):], ": "), `* "`)]++
 		return err
 	}
@@ -149,23 +149,24 @@ func (l *load) mint(client *api.Client) error {
 	if err != nil {
 		l.t.Error(err)
 	}
-	l.answers = append(l.answers, answer{creds.Data["token"].(string), creds.Data["jti"].(string), int(version), int(version) < newest, client.Address(), time.Now()})
+	l.results = append(l.results, mintResult{creds.Data["token"].(string), creds.Data["jti"].(string), int(version), int(version) < newest, client.Address(), time.Now()})
 	return nil
 }
 
-func (l *load) acknowledged() []string {
+func (l *load) writtenRoles() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.roles[:len(l.roles):len(l.roles)]
 }
 
-// goesOn waits until each client has a token that it asked for after now.
-func (l *load) goesOn() time.Duration {
+// waitForMints waits until each client has a token that it requested after the call of
+// waitForMints, and returns how long that took.
+func (l *load) waitForMints() time.Duration {
 	l.t.Helper()
 	now := time.Now()
 	poll(l.t, "minting goes on", func() error {
-		for i := range l.began {
-			if l.began[i].Load() < now.UnixNano() {
+		for i := range l.lastStart {
+			if l.lastStart[i].Load() < now.UnixNano() {
 				l.mu.Lock()
 				defer l.mu.Unlock()
 				return fmt.Errorf("client %d has no token; failures so far: %v", i+1, l.failures)
@@ -176,8 +177,8 @@ func (l *load) goesOn() time.Duration {
 	return time.Since(now).Round(100 * time.Millisecond)
 }
 
-// failedSoFar is how many mints and writes have failed.
-func (l *load) failedSoFar() int {
+// failedRequests returns the number of failed mints and writes so far.
+func (l *load) failedRequests() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.failed + l.unsaved
@@ -192,50 +193,50 @@ func (l *load) end() {
 	l.running.Wait()
 }
 
-// check ends the load, and holds each token that was answered against the key
-// of its version and the audit log.
+// check ends the load and checks each returned token against the key of its version and
+// the audit log.
 func (l *load) check(keys map[int]ati.Key, audit string) {
 	l.t.Helper()
 	l.end()
-	audited := answered(l.t, audit)
+	audited := auditedIDs(l.t, audit)
 	jtis := map[string]bool{}
 	versions := map[int]int{}
 	stale, longest := 0, time.Duration(0)
-	for _, a := range l.answers {
+	for _, a := range l.results {
 		c, err := ati.ValidateToken(a.token, keys[a.version])
 		if err != nil {
-			l.t.Fatalf("a token that was answered, of version %d: %v", a.version, err)
+			l.t.Fatalf("a returned token of version %d: %v", a.version, err)
 		}
 		if c.ID != a.jti || jtis[a.jti] || !audited[a.jti] || c.Scope != "tool:web_search skill:summarize" || c.ExpiresAt-c.IssuedAt != 3600 || c.ATI.Rate["*"] != "100/hour" {
-			l.t.Fatalf("a token that was answered as %s, before: %v, audited: %v, has %+v %+v", a.jti, jtis[a.jti], audited[a.jti], c, c.ATI)
+			l.t.Fatalf("token %s (duplicate: %v, audited: %v) has %+v %+v", a.jti, jtis[a.jti], audited[a.jti], c, c.ATI)
 		}
 		jtis[a.jti] = true
 		versions[a.version]++
 		if a.stale {
-			// A mint touches no storage: a leader that was stopped mints by what it
-			// knew, until it has noticed that another one is there.
+			// Minting does not read storage: a resumed leader mints with its cached keys
+			// until it notices that it is no longer the leader.
 			i := slices.IndexFunc(l.resumed, func(r resumption) bool {
 				return r.node == a.node && a.at.After(r.at) && a.at.Before(r.at.Add(clusterTimeout))
 			})
 			if i < 0 {
-				l.t.Fatalf("a token of %s has the version %d of the key, which had been replaced when it was asked for", a.node, a.version)
+				l.t.Fatalf("a token from %s has key version %d, which was replaced before the request", a.node, a.version)
 			}
 			stale++
 			longest = max(longest, a.at.Sub(l.resumed[i].at))
 		}
 	}
 	if len(l.resumed) > 0 {
-		l.t.Logf("%d tokens of a version that had been replaced, from a leader that went on after a pause, for %v at most", stale, longest.Round(time.Millisecond))
+		l.t.Logf("%d tokens with a replaced key version, from a resumed leader, for at most %v", stale, longest.Round(time.Millisecond))
 	}
-	l.t.Logf("%d tokens answered, all valid and audited, by key version %v; %d roles written; %d mints and %d writes failed; the longest request took %v",
-		len(l.answers), versions, len(l.roles), l.failed, l.unsaved, l.slowest.Round(time.Millisecond))
+	l.t.Logf("%d tokens returned, all valid and audited, by key version %v; %d roles written; %d mints and %d writes failed; longest request %v",
+		len(l.results), versions, len(l.roles), l.failed, l.unsaved, l.slowest.Round(time.Millisecond))
 	for failure, n := range l.failures {
 		l.t.Logf("%6d × %s", n, failure)
 	}
 }
 
-// answered are the ids of the requests whose answers an audit file has.
-func answered(t testing.TB, audit string) map[string]bool {
+// auditedIDs returns the IDs of all requests whose responses are in an audit file.
+func auditedIDs(t testing.TB, audit string) map[string]bool {
 	t.Helper()
 	f, err := os.Open(audit)
 	if err != nil {
@@ -247,7 +248,7 @@ func answered(t testing.TB, audit string) map[string]bool {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		var line auditLine
-		// A server that was killed may have left half a line.
+		// A killed server may leave a partial line.
 		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Type == "response" {
 			ids[line.Request.ID] = true
 		}

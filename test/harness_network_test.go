@@ -12,36 +12,37 @@ import (
 	"testing"
 )
 
-// network is namespaces with nothing in them but a node each, on one switch in
-// another namespace: what is done there touches no other process.
+// network is a switch in a network namespace of its own, with one namespace per node.
+// Changes to it do not affect other processes.
 type network struct {
-	t      testing.TB
-	hub    *namespace
-	places []*namespace
+	t     testing.TB
+	hub   *namespace
+	nodes []*namespace
 }
 
-// namespace is a network namespace, kept by a process that sleeps in it.
+// namespace is a network namespace, kept alive by a process that sleeps in it.
 type namespace struct {
 	pid     int
-	address string // in it
-	socket  string // to be reached from elsewhere
+	address string // inside the namespace
+	socket  string // Unix socket, for clients outside the namespace
 	port    string // of the switch
 }
 
-// enter is the command that runs another one in the namespace.
+// enter returns the command prefix that runs a command in the namespace.
 func (n *namespace) enter() []string {
 	return []string{"nsenter", "--target=" + strconv.Itoa(n.pid), "--user", "--net", "--preserve-credentials"}
 }
 
-// holdNamespace starts the process that keeps a new namespace.
-func holdNamespace(t testing.TB, command ...string) (*namespace, error) {
-	cmd := exec.Command(command[0], append(command[1:], "sh", "-c", "echo there; exec sleep 100000")...)
+// newNamespace creates a namespace with the given command, and keeps it until the test
+// ends.
+func newNamespace(t testing.TB, command ...string) (*namespace, error) {
+	cmd := exec.Command(command[0], append(command[1:], "sh", "-c", "echo ready; exec sleep 100000")...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	var problem strings.Builder
-	cmd.Stderr = &problem
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -49,9 +50,9 @@ func holdNamespace(t testing.TB, command ...string) (*namespace, error) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "there\n" {
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
 		_ = cmd.Wait()
-		return nil, fmt.Errorf("%s: %s", strings.Join(command, " "), strings.TrimSpace(problem.String()))
+		return nil, fmt.Errorf("%s: %s", strings.Join(command, " "), strings.TrimSpace(stderr.String()))
 	}
 	return &namespace{pid: cmd.Process.Pid}, nil
 }
@@ -66,7 +67,7 @@ func (n *namespace) run(command string) error {
 
 func startNetwork(t testing.TB, nodes int) (*network, error) {
 	t.Helper()
-	hub, err := holdNamespace(t, "unshare", "--user", "--map-root-user", "--net")
+	hub, err := newNamespace(t, "unshare", "--user", "--map-root-user", "--net")
 	if err != nil {
 		return nil, err
 	}
@@ -74,20 +75,20 @@ func startNetwork(t testing.TB, nodes int) (*network, error) {
 	if err := errors.Join(hub.run("ip link add hub type bridge"), hub.run("ip link set hub up")); err != nil {
 		return nil, err
 	}
-	// Not t.TempDir: a socket's path has 107 bytes at most.
+	// Not t.TempDir, because the path of a Unix socket is limited to 107 bytes.
 	dir, err := os.MkdirTemp("", "ati")
 	if err != nil {
 		return nil, err
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	for i := range nodes {
-		p, err := holdNamespace(t, append(hub.enter(), "unshare", "--net")...)
+		p, err := newNamespace(t, append(hub.enter(), "unshare", "--net")...)
 		if err != nil {
 			return nil, err
 		}
 		p.address, p.socket, p.port = fmt.Sprintf("10.0.0.%d", i+1), filepath.Join(dir, strconv.Itoa(i+1)), fmt.Sprintf("port%d", i+1)
 		for _, step := range []struct {
-			where   *namespace
+			netns   *namespace
 			command string
 		}{
 			{hub, fmt.Sprintf("ip link add %s type veth peer name node netns %d", p.port, p.pid)},
@@ -96,16 +97,16 @@ func startNetwork(t testing.TB, nodes int) (*network, error) {
 			{p, "ip address add " + p.address + "/24 dev node"},
 			{p, "ip link set node up"},
 		} {
-			if err := step.where.run(step.command); err != nil {
+			if err := step.netns.run(step.command); err != nil {
 				return nil, err
 			}
 		}
-		n.places = append(n.places, p)
+		n.nodes = append(n.nodes, p)
 	}
 	return n, nil
 }
 
-// link cuts the node's line at the switch, or mends it.
+// link sets the node's port of the switch up or down.
 func (n *network) link(p *namespace, state string) {
 	n.t.Helper()
 	if err := n.hub.run("ip link set " + p.port + " " + state); err != nil {

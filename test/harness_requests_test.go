@@ -23,7 +23,7 @@ import (
 
 type data = map[string]any
 
-// read and write make requests as a program would.
+// read returns the response to a read with query parameters, each as "name=value".
 func (s *server) read(token, path string, query ...string) *api.Secret {
 	s.t.Helper()
 	values := map[string][]string{}
@@ -38,6 +38,7 @@ func (s *server) read(token, path string, query ...string) *api.Secret {
 	return secret
 }
 
+// write returns the response to a write.
 func (s *server) write(token, path string, d data) *api.Secret {
 	s.t.Helper()
 	secret, err := s.client(token).Logical().Write(path, d)
@@ -47,8 +48,8 @@ func (s *server) write(token, path string, d data) *api.Secret {
 	return secret
 }
 
-// status is the HTTP status of a failed request.
-func status(t testing.TB, err error) int {
+// httpStatus returns the HTTP status of a request, given its error.
+func httpStatus(t testing.TB, err error) int {
 	t.Helper()
 	var respErr *api.ResponseError
 	if err == nil {
@@ -60,6 +61,7 @@ func status(t testing.TB, err error) int {
 	return respErr.StatusCode
 }
 
+// claims validates the token in a response of creds and returns its claims.
 func claims(t testing.TB, secret string, creds *api.Secret) *ati.Claims {
 	t.Helper()
 	key, err := ati.ParseSecret(secret)
@@ -86,28 +88,14 @@ func writeFile(t testing.TB, text string) string {
 	return f.Name()
 }
 
-// request returns the HTTP status of a request; reads send no body.
+// request sends a request and returns the status of the response. Only a PUT has a body.
 func (s *server) request(token, method, path string, d data) int {
 	s.t.Helper()
-	var body io.Reader
-	if method == http.MethodPut {
-		b, err := json.Marshal(d)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		body = bytes.NewReader(b)
+	if method != http.MethodPut {
+		d = nil
 	}
-	req, err := http.NewRequestWithContext(s.t.Context(), method, s.addr+"/v1/"+path, body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	req.Header.Set("X-Vault-Token", token)
-	resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	return resp.StatusCode
+	status, _ := s.send(token, method, path, nil, d)
+	return status
 }
 
 type auditLine struct {
@@ -118,6 +106,7 @@ type auditLine struct {
 	}
 }
 
+// auditLine returns the audit log's line for a request.
 func (s *server) auditLine(id string) auditLine {
 	s.t.Helper()
 	f, err := os.Open(s.audit)
@@ -140,8 +129,8 @@ func (s *server) auditLine(id string) auditLine {
 	return auditLine{}
 }
 
-// operations are those of which Vault's OpenAPI document tells, each as
-// "METHOD path", and the paths.
+// operations returns the engine's operations in Vault's OpenAPI document, each as
+// "METHOD path", and its paths.
 func (s *server) operations() (operations, paths []string) {
 	s.t.Helper()
 	methods := map[string]string{"get": "GET", "post": "PUT", "delete": "DELETE", "patch": "PATCH"}
@@ -150,7 +139,7 @@ func (s *server) operations() (operations, paths []string) {
 		if !ok {
 			continue
 		}
-		list := strings.HasSuffix(path, "/") // of which OpenAPI says GET and ?list=true
+		list := strings.HasSuffix(path, "/") // OpenAPI describes LIST as GET with ?list=true
 		path = "ati/" + strings.TrimSuffix(path, "/")
 		paths = append(paths, path)
 		for key := range item.(map[string]any) {
@@ -166,8 +155,8 @@ func (s *server) operations() (operations, paths []string) {
 	return operations, paths
 }
 
-// ask makes a request, and returns its HTTP status and the answer's text.
-func (s *server) ask(token, method, path string, header http.Header, d data) (int, string) {
+// send sends a request and returns the status and body of the response.
+func (s *server) send(token, method, path string, header http.Header, d data) (int, string) {
 	s.t.Helper()
 	var body io.Reader
 	if d != nil {
@@ -186,7 +175,7 @@ func (s *server) ask(token, method, path string, header http.Header, d data) (in
 	if method == "PATCH" {
 		req.Header.Set("Content-Type", "application/merge-patch+json")
 	}
-	resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
+	resp, err := recordingTransport{http.DefaultTransport, &s.leaks}.RoundTrip(req)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -198,7 +187,7 @@ func (s *server) ask(token, method, path string, header http.Header, d data) (in
 	return resp.StatusCode, string(text)
 }
 
-// poll tries for up to 20 seconds.
+// poll retries until try succeeds, for up to 20 seconds.
 func poll(t testing.TB, what string, try func() error) {
 	t.Helper()
 	var err error
@@ -220,14 +209,14 @@ func (s *server) client(token string) *api.Client {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	// Afterwards: for a socket, NewClient changes the transport that it finds.
-	config.HttpClient.Transport = watched{config.HttpClient.Transport, &s.leaks}
+	// After NewClient, which changes the transport for a Unix socket.
+	config.HttpClient.Transport = recordingTransport{config.HttpClient.Transport, &s.leaks}
 	c.SetToken(token)
 	c.ClearNamespace()
 	return c
 }
 
-// vault runs the CLI as a user would, and returns what it printed.
+// vault runs the CLI and returns its output.
 func (s *server) vault(token string, args ...string) string {
 	s.t.Helper()
 	out, err := s.tryVault(token, args...)
@@ -252,7 +241,7 @@ func (s *server) tryVault(token string, args ...string) (string, error) {
 	return out.String(), err
 }
 
-// policy writes a policy and returns a token that has just it.
+// policy writes a policy and returns a token with only that policy.
 func (s *server) policy(name, rules string) string {
 	s.t.Helper()
 	if err := s.client(s.root).Sys().PutPolicy(name, rules); err != nil {

@@ -1,5 +1,5 @@
-// Package test tries the engine on real parts: a Vault server that runs the
-// built plugin, registered by its SHA-256.
+// Package test tests the engine on a real Vault server, which runs the built plugin
+// registered with its SHA-256.
 package test
 
 import (
@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,16 +26,15 @@ import (
 
 const pluginName = "vault-plugin-secrets-ati"
 
-// What the whole package needs once: a Vault and the plugin, in two versions.
 var (
 	vaultBin   string
-	pluginDirs string // holds a binary for each version that was built
+	pluginDirs string // one plugin binary per version that was built
 )
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if testing.Short() {
-		fmt.Println("left out by -short: these tests need a Vault")
+		fmt.Println("not run because of -short: these tests need a Vault server")
 		os.Exit(0)
 	}
 	code, err := run(m)
@@ -50,10 +50,10 @@ func run(m *testing.M) (int, error) {
 	find.Stderr = os.Stderr
 	out, err := find.Output()
 	if err != nil {
-		return 1, fmt.Errorf("find or build a Vault: %w", err)
+		return 1, fmt.Errorf("find or build Vault: %w", err)
 	}
 	vaultBin = strings.TrimSpace(string(out))
-	// What the shell has set for another Vault, such as VAULT_NAMESPACE.
+	// Unset variables that are meant for another Vault server, such as VAULT_NAMESPACE.
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "BAO_") {
 			if err := os.Unsetenv(name); err != nil {
@@ -74,7 +74,7 @@ func run(m *testing.M) (int, error) {
 
 var builds sync.Map // version → *sync.Once
 
-// buildPlugin builds the plugin in a version, once, and returns its path.
+// buildPlugin builds a version of the plugin, once, and returns its path.
 func buildPlugin(t testing.TB, version string) string {
 	t.Helper()
 	path := filepath.Join(pluginDirs, pluginName+"-"+version)
@@ -90,25 +90,25 @@ func buildPlugin(t testing.TB, version string) string {
 	return path
 }
 
-// server is a Vault of the test's own, unsealed, with an audit file.
+// server is a Vault server for one test, unsealed, with an audit file.
 type server struct {
 	t         testing.TB
 	addr      string // for clients
-	apiAddr   string // for other nodes of its cluster; mostly the same
-	place     *namespace
+	apiAddr   string // for other nodes of its cluster; usually the same
+	netns     *namespace
 	root      string
 	unsealKey string
 	dir       string // with plugins, server.log and audit.log
 	audit     string
 	logLevel  string
-	storage   string // a storage stanza
+	storage   string // storage stanza of the configuration
 	process   *os.Process
 	exited    chan struct{}
 	leaks     leaks
 }
 
-// startVault starts a server that logs at trace, so that tests can look for
-// secrets there.
+// startVault starts a server with log level trace, so that tests can search the log for
+// secrets.
 func startVault(t testing.TB) *server { return startVaultLogging(t, "trace") }
 
 func startVaultLogging(t testing.TB, logLevel string) *server {
@@ -116,7 +116,7 @@ func startVaultLogging(t testing.TB, logLevel string) *server {
 	return newServer(t, logLevel, `storage "inmem" {}`)
 }
 
-// startRaftVault starts a server that keeps what it has when it is killed.
+// startRaftVault starts a server whose storage survives a restart.
 func startRaftVault(t testing.TB) *server {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "raft")
@@ -133,20 +133,20 @@ func newServer(t testing.TB, logLevel, storage string) *server {
 	return s
 }
 
-// launch starts a server that is neither initialized nor in a cluster yet, in a
-// network namespace where one is given.
-func launch(t testing.TB, logLevel, storage string, place *namespace) *server {
+// launch starts a server that is not initialized and has not joined a cluster. If netns
+// is not nil, the server runs in that namespace.
+func launch(t testing.TB, logLevel, storage string, netns *namespace) *server {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage, place: place}
-	t.Cleanup(func() { s.leaks.look(t, dir) }) // after the server has ended
+	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage, netns: netns}
+	t.Cleanup(func() { s.leaks.checkFiles(t, dir) }) // after the server has ended
 	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// A plugin outlives a Vault that was killed by a second.
+	// If Vault is killed, its plugin exits about a second later.
 	t.Cleanup(func() {
 		for _, pid := range s.pluginProcesses() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -162,7 +162,7 @@ func launch(t testing.TB, logLevel, storage string, place *namespace) *server {
 	}
 }
 
-// initialize makes it the first of its cluster.
+// initialize initializes and unseals the server as the first node of its cluster.
 func (s *server) initialize() {
 	s.t.Helper()
 	keys, err := s.client("").Sys().Init(&api.InitRequest{SecretShares: 1, SecretThreshold: 1})
@@ -180,9 +180,9 @@ func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''
 
 var nextPort atomic.Int32
 
-// freePort is a port that no other test of this run gets, and that was free a
-// moment ago, as was the next one, on which a Vault server talks to its cluster.
-// They are below those that the system gives to others meanwhile.
+// freePort returns a port that was just free, and that no other test of this run gets.
+// The next port, which a Vault server uses for its cluster, was free as well. Both are
+// below the range from which the system assigns ports.
 func freePort(t testing.TB) string {
 	t.Helper()
 	nextPort.CompareAndSwap(0, int32(11000+2*(os.Getpid()%2000)))
@@ -204,19 +204,19 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
-// start starts the server on a port that was free a moment ago, and reports
-// whether it answers.
+// start starts the server on a port and reports whether it responds. It returns false
+// if the port was taken in the meantime.
 func (s *server) start(port string) bool {
 	s.t.Helper()
 	host, socket, command := "127.0.0.1", "", []string{vaultBin}
-	if s.place != nil {
-		host, command = s.place.address, append(s.place.enter(), vaultBin)
-		socket = fmt.Sprintf("listener \"unix\" {\n  address = %q\n}", s.place.socket)
+	if s.netns != nil {
+		host, command = s.netns.address, append(s.netns.enter(), vaultBin)
+		socket = fmt.Sprintf("listener \"unix\" {\n  address = %q\n}", s.netns.socket)
 	}
 	address := net.JoinHostPort(host, port)
 	s.apiAddr = "http://" + address
-	if s.addr = s.apiAddr; s.place != nil {
-		s.addr = "unix://" + s.place.socket
+	if s.addr = s.apiAddr; s.netns != nil {
+		s.addr = "unix://" + s.netns.socket
 	}
 	next, err := strconv.Atoi(port)
 	if err != nil {
@@ -272,7 +272,7 @@ log_level        = %q
 		if _, err := probe.Sys().SealStatus(); err != nil {
 			continue
 		}
-		// Was it ours that answered? Another's server on this port lets ours end.
+		// If another server responded on this port, ours exits.
 		select {
 		case <-exited:
 			return false
@@ -283,11 +283,11 @@ log_level        = %q
 	return false
 }
 
-// crash kills the server, and starts it again with what it has in storage.
+// crash kills the server, restarts it, and unseals it.
 func (s *server) crash() {
 	s.t.Helper()
 	s.kill()
-	s.startAgain()
+	s.restart()
 	s.unseal()
 }
 
@@ -296,10 +296,10 @@ func (s *server) kill() {
 	<-s.exited
 }
 
-func (s *server) startAgain() {
+func (s *server) restart() {
 	s.t.Helper()
 	if !s.start(s.apiAddr[strings.LastIndexByte(s.apiAddr, ':')+1:]) {
-		s.t.Fatalf("Vault did not start again:\n%s", s.log())
+		s.t.Fatalf("Vault did not restart:\n%s", s.log())
 	}
 }
 
@@ -327,15 +327,14 @@ func (s *server) unseal() {
 	})
 }
 
-// register puts the plugin of a version into the plugin directory, and tells
-// Vault its SHA-256.
+// register installs a version of the plugin and registers its SHA-256.
 func (s *server) register(version string) {
 	s.t.Helper()
 	command, sum := s.install(version)
 	s.vault(s.root, "plugin", "register", "-sha256="+sum, "-command="+command, "-version="+version, "secret", pluginName)
 }
 
-// install puts the plugin of a version into the plugin directory.
+// install writes a version of the plugin to the plugin directory.
 func (s *server) install(version string) (command, sha256sum string) {
 	s.t.Helper()
 	b, err := os.ReadFile(buildPlugin(s.t, version))
@@ -350,7 +349,7 @@ func (s *server) install(version string) (command, sha256sum string) {
 	return command, hex.EncodeToString(sum[:])
 }
 
-// startEngine is a server with the engine mounted at ati/ and configured.
+// startEngine starts a server with the engine mounted at ati/ and configured.
 func startEngine(t testing.TB) (s *server, secret string) {
 	t.Helper()
 	s = startVault(t)
@@ -370,25 +369,25 @@ func (s *server) mountEngine() (secret string) {
 	return secret
 }
 
-// pluginProcesses are the ids of the processes that this server's plugin has.
+// pluginProcesses returns the IDs of this server's plugin processes.
 func (s *server) pluginProcesses() []int {
 	s.t.Helper()
 	return processes(s.t, func(args string) bool { return strings.HasPrefix(args, s.pluginDir()) })
 }
 
-// processes are the ids of those whose command line, with zero bytes between the
-// arguments, matches.
+// processes returns the IDs of all processes whose command line matches. A zero byte
+// follows each argument.
 func processes(t testing.TB, match func(args string) bool) []int {
 	t.Helper()
 	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil || len(commands) == 0 {
-		t.Fatal("processes are read from Linux's /proc, which is not there")
+		t.Fatal("cannot list processes: this test requires Linux, with /proc")
 	}
 	var pids []int
 	for _, command := range commands {
 		args, err := os.ReadFile(command)
 		if err != nil || !match(string(args)) {
-			continue // gone meanwhile, or another's
+			continue // exited, or not readable
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(command)))
 		if err != nil {
@@ -399,20 +398,16 @@ func processes(t testing.TB, match func(args string) bool) []int {
 	return pids
 }
 
-// plugin is the plugin's only process beside those that are gone, or about to be.
-func (s *server) plugin(gone map[int]bool) (pid int) {
+// pluginProcess waits until the plugin has exactly one process besides those that have
+// exited or are about to, and returns its ID.
+func (s *server) pluginProcess(exited map[int]bool) (pid int) {
 	s.t.Helper()
 	poll(s.t, "the plugin has one process", func() error {
-		var there []int
-		for _, pid := range s.pluginProcesses() {
-			if !gone[pid] {
-				there = append(there, pid)
-			}
+		pids := slices.DeleteFunc(s.pluginProcesses(), func(pid int) bool { return exited[pid] })
+		if len(pids) != 1 {
+			return fmt.Errorf("processes: %v", pids)
 		}
-		if len(there) != 1 {
-			return fmt.Errorf("it has %v", there)
-		}
-		pid = there[0]
+		pid = pids[0]
 		return nil
 	})
 	return pid

@@ -25,9 +25,9 @@ const (
 	maxMemoryOfLarge = 512 << 20
 )
 
-// vaultsOwn are the errors of Vault's own check of JSON, which it tells with a
+// vaultJSONError are the errors of Vault's own check of JSON, which it tells with a
 // 500, before the engine sees the request.
-var vaultsOwn = regexp.MustCompile(`^{"errors":\["(malformed JSON|duplicate key '|JSON [a-z ]+ exceeds allowed )`)
+var vaultJSONError = regexp.MustCompile(`^{"errors":\["(malformed JSON|duplicate key '|JSON [a-z ]+ exceeds allowed )`)
 
 // JSON of a depth and size that would hurt, sent to each path that takes any: by
 // a listener with Vault's limits, which refuses most of it, and by one without,
@@ -117,7 +117,7 @@ listener "tcp" {
 	_, all := s.operations()
 	for _, path := range all {
 		at := strings.Replace(path, "{name}", "r", 1)
-		if status, _ := s.ask(s.root, "PUT", at, nil, data{"no such": 1}); status == http.StatusBadRequest && paths[at] == nil {
+		if status, _ := s.send(s.root, "PUT", at, nil, data{"no such": 1}); status == http.StatusBadRequest && paths[at] == nil {
 			t.Errorf("%s takes a body, and this test doesn't know it", at)
 		}
 	}
@@ -146,7 +146,7 @@ listener "tcp" {
 		}
 		statuses[resp.StatusCode]++
 		switch {
-		case resp.StatusCode >= 500 && !vaultsOwn.Match(text):
+		case resp.StatusCode >= 500 && !vaultJSONError.Match(text):
 			t.Errorf("%s: %s is a %d: %.300s", path, name, resp.StatusCode, text)
 		case len(text) > 256<<10: // Vault itself quotes a number of 100 KB
 			t.Errorf("%s: %s has an answer of %d bytes", path, name, len(text))

@@ -30,11 +30,11 @@ import (
 func TestInteropAppRole(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
-	s.run(s.root, "approle/setup.sh")
+	s.runExample(s.root, "approle/setup.sh")
 	tokens, roleIDs := map[string]string{}, map[string]any{}
 	for _, name := range []string{"box1", "box2"} {
 		dir := t.TempDir()
-		s.run(s.root, "approle/add-sandbox.sh", name, dir)
+		s.runExample(s.root, "approle/add-sandbox.sh", name, dir)
 		login := data{}
 		for _, file := range []string{"role_id", "secret_id"} {
 			b, err := os.ReadFile(filepath.Join(dir, file))
@@ -57,20 +57,20 @@ func TestInteropAppRole(t *testing.T) {
 	// nothing: the sandbox would be somebody else.
 	s.write(s.root, "identity/entity", data{"name": "bob", "policies": "default"})
 	for _, args := range [][]string{{}, {"box3"}, {"box3", "/nonexistent"}} {
-		if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", args...); err == nil || s.request(s.root, "GET", "identity/entity/name/box3", nil) != 404 {
+		if out, err := s.tryExample(s.root, "approle/add-sandbox.sh", args...); err == nil || s.request(s.root, "GET", "identity/entity/name/box3", nil) != 404 {
 			t.Errorf("with %q it adds a sandbox:\n%s", args, out)
 		}
 	}
 	for _, name := range []string{"box1", "BOX1", "bob", "-x", "a/b", ""} {
 		dir := t.TempDir()
-		if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", name, dir); err == nil {
+		if out, err := s.tryExample(s.root, "approle/add-sandbox.sh", name, dir); err == nil {
 			t.Errorf("a sandbox %q was added:\n%s", name, out)
 		}
 		if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
 			t.Errorf("a refused sandbox %q has files %v (%v)", name, files, err)
 		}
 	}
-	s.run(s.root, "approle/setup.sh") // again, it changes nothing
+	s.runExample(s.root, "approle/setup.sh") // again, it changes nothing
 	for name, token := range tokens {
 		creds := s.read(token, "ati/creds/sandbox")
 		if c := claims(t, secret, creds); c.Subject != "sandbox:"+name || c.JobID != creds.RequestID {
@@ -102,10 +102,10 @@ func TestInteropAppRole(t *testing.T) {
 	s.vault(s.root, "write", "auth/approle/role/sandbox-box4", "token_policies=default")
 	blind := s.policy("blind", `path "identity/*" { capabilities = ["create", "read", "update"] }
 path "auth/approle/role/+" { capabilities = ["create", "update"] }`)
-	if out, err := s.tryRun(blind, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || !strings.Contains(out, "permission denied") || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
+	if out, err := s.tryExample(blind, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || !strings.Contains(out, "permission denied") || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
 		t.Errorf("somebody who may not read whether there is an AppRole adds a sandbox:\n%s", out)
 	}
-	if out, err := s.tryRun(s.root, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
+	if out, err := s.tryExample(s.root, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
 		t.Errorf("beside another sandbox's AppRole it adds a sandbox:\n%s", out)
 	}
 	for _, step := range []struct {
@@ -132,15 +132,15 @@ func TestInteropSandboxAgent(t *testing.T) {
 	s, _ := startEngine(t)
 	p := startProxy(t, s.proxyEnv())
 	s.write(s.root, "ati/config", data{"proxy_url": p.addr})
-	s.run(s.root, "approle/setup.sh")
+	s.runExample(s.root, "approle/setup.sh")
 	// A token lives 8 seconds, and is renewed every 2.4 to 2.8. Agent's own Vault
 	// token lives 6 seconds, and its secret id works once: it has to renew.
 	s.write(s.root, "ati/roles/sandbox", data{"ttl": "8s"})
 	dir := t.TempDir()
-	s.run(s.root, "approle/add-sandbox.sh", "box1", dir)
+	s.runExample(s.root, "approle/add-sandbox.sh", "box1", dir)
 	s.write(s.root, "auth/approle/role/sandbox-box1", data{"token_ttl": "6s"})
 	run := t.TempDir()
-	config := example(t, "sandbox-agent/agent.hcl", map[string]string{
+	config := modifiedExample(t, "sandbox-agent/agent.hcl", map[string]string{
 		"/etc/vault-agent": dir, "/run/ati": run, `"40m"`: `"3s"`,
 	})
 	a := s.startAgent(config, "ATI_PROXY_URL="+p.addr)
@@ -162,7 +162,7 @@ func TestInteropSandboxAgent(t *testing.T) {
 			t.Fatalf("the file has white space around the token")
 		}
 		seen[token] = true
-		cmd := exec.Command(part(t, "ATI_BIN"), "run", "web_search")
+		cmd := exec.Command(requireEnv(t, "ATI_BIN"), "run", "web_search")
 		cmd.Env = []string{"HOME=" + run, "PATH=" + os.Getenv("PATH"), "ATI_PROXY_URL=" + p.addr, "ATI_SESSION_TOKEN_FILE=" + file}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("call %d, after %d tokens: %v\n%s\n%s", calls, len(seen), err, out, a.out)
@@ -191,17 +191,17 @@ func TestInteropSandboxAgent(t *testing.T) {
 func TestInteropSandboxAgentEnv(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
-	s.run(s.root, "approle/setup.sh")
+	s.runExample(s.root, "approle/setup.sh")
 	s.write(s.root, "ati/roles/sandbox", data{"ttl": "10s"})
 	dir := t.TempDir()
-	s.run(s.root, "approle/add-sandbox.sh", "box1", dir)
+	s.runExample(s.root, "approle/add-sandbox.sh", "box1", dir)
 	s.write(s.root, "auth/approle/role/sandbox-box1", data{"token_ttl": "4s"})
 	log := filepath.Join(dir, "starts")
 	process := filepath.Join(dir, "process")
 	if err := os.WriteFile(process, []byte("#!/usr/bin/env bash\nprintf '%s\\n' \"$ATI_SESSION_TOKEN\" >>"+log+"\nexec sleep 60\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	config := example(t, "sandbox-agent/agent-env.hcl", map[string]string{"/etc/vault-agent": dir, "/usr/local/bin/agent-process": process, `"40m"`: `"3s"`})
+	config := modifiedExample(t, "sandbox-agent/agent-env.hcl", map[string]string{"/etc/vault-agent": dir, "/usr/local/bin/agent-process": process, `"40m"`: `"3s"`})
 	a := s.startAgent(config, "ATI_PROXY_URL=https://ati.example.com")
 	var starts []string
 	poll(t, "the process was started three times", func() error {
@@ -293,7 +293,7 @@ func TestInteropGuard(t *testing.T) {
 				t.Fatal(err)
 			}
 			cmd := exec.CommandContext(ctx, script, "--port", port, "--bind", "127.0.0.1", "--ati-dir", dir, "--env-keys")
-			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "ATI_BIN=" + part(t, "ATI_BIN")}
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "ATI_BIN=" + requireEnv(t, "ATI_BIN")}
 			for k, v := range c.env {
 				cmd.Env = append(cmd.Env, k+"="+v)
 			}
@@ -352,7 +352,7 @@ func TestInteropGuardRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.cmd = exec.Command(script, "--port="+port, "--bind", address, "--ati-dir", g.p.dir, "--env-keys")
-		g.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + g.p.dir, "ATI_DIR=" + g.p.dir, "ATI_BIN=" + part(t, "ATI_BIN"), "READY_FILE=" + g.ready, "ATI_JWT_SECRET=" + good, "SHELLOPTS=xtrace"}
+		g.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + g.p.dir, "ATI_DIR=" + g.p.dir, "ATI_BIN=" + requireEnv(t, "ATI_BIN"), "READY_FILE=" + g.ready, "ATI_JWT_SECRET=" + good, "SHELLOPTS=xtrace"}
 		g.cmd.Stdout, g.cmd.Stderr = g.out, g.out
 		g.cmd.WaitDelay = time.Second
 		for _, change := range changes {
@@ -456,7 +456,7 @@ func TestInteropGuardRuns(t *testing.T) {
 		ati(t, g, "echo no such thing >&2; exit 1\n")
 	})
 	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy exited; see its output above\n", func(t *testing.T, g *guard) {
-		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], part(t, "ATI_BIN")))
+		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], requireEnv(t, "ATI_BIN")))
 	})
 	// What is not util-linux' setpriv, such as busybox's, can't be used.
 	t.Run("another setpriv", func(t *testing.T) {
@@ -478,12 +478,12 @@ func TestInteropGuardRuns(t *testing.T) {
 	})
 	refuses("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered 200 to a request without a token (expected 401). Proxy stopped\n", func(t *testing.T, g *guard) {
 		port := strings.Split(g.p.addr, ":")[2]
-		ati(t, g, fmt.Sprintf("case $* in *%s*) exec %s proxy --port %s;; *) exec %s \"$@\";; esac\n", port, openProxy(t), port, part(t, "ATI_BIN")))
+		ati(t, g, fmt.Sprintf("case $* in *%s*) exec %s proxy --port %s;; *) exec %s \"$@\";; esac\n", port, openProxy(t), port, requireEnv(t, "ATI_BIN")))
 	})
 	t.Run("the proxy dies", func(t *testing.T) {
 		g := start(t, "127.0.0.1", freePort(t))
 		poll(t, "the guard is ready", func() error { return isReady(g) })
-		for _, pid := range processesWith(t, part(t, "ATI_BIN")+"\x00proxy\x00--port="+strings.Split(g.p.addr, ":")[2]) {
+		for _, pid := range processesWith(t, requireEnv(t, "ATI_BIN")+"\x00proxy\x00--port="+strings.Split(g.p.addr, ":")[2]) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		<-g.exited
@@ -497,7 +497,7 @@ func TestInteropGuardRuns(t *testing.T) {
 func TestInteropProxyAgent(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
-	s.proxyHosts()
+	s.enableProxyHosts()
 	if err := s.client(s.root).Sys().PutPolicy("nothing", `path "ati/creds/x" { capabilities = ["read"] }`); err != nil {
 		t.Fatal(err)
 	}
@@ -508,9 +508,9 @@ func TestInteropProxyAgent(t *testing.T) {
 	}
 
 	t.Run("it runs, and with a new key it is started again", func(t *testing.T) {
-		config, p, env := s.host(t, "proxy-host", nil)
+		config, p, env := s.newProxyHost(t, "proxy-host", nil)
 		a := s.startAgent(config, env...)
-		shut(t, p, a, func() bool { return ready(p) == nil })
+		waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
 		open := func() int { return p.call(s.mint("r", nil), "web_search") }
 		if got := open(); got != 200 {
 			t.Errorf("a call with a token is a %d\n%s", got, a.out)
@@ -524,7 +524,7 @@ func TestInteropProxyAgent(t *testing.T) {
 		s.write(s.root, "ati/config/rotate", nil)
 		fresh := s.mint("r", nil)
 		switched := func() bool { return p.call(fresh, "web_search") != 401 && p.call(fresh, "web_search") != 0 }
-		shut(t, p, a, func() bool { return switched() || a.ended() })
+		waitProtected(t, p, a, func() bool { return switched() || a.hasExited() })
 		if got := p.call(old, "web_search"); got != 401 {
 			t.Errorf("a token of the former key is a %d", got)
 		}
@@ -537,14 +537,14 @@ func TestInteropProxyAgent(t *testing.T) {
 		s.write(s.root, "ati/config", data{"issuer": ""})
 		s.write(s.root, "ati/config/rotate", nil)
 		fresh, old = s.mint("r", nil), fresh
-		shut(t, p, a, func() bool { return switched() || a.ended() })
+		waitProtected(t, p, a, func() bool { return switched() || a.hasExited() })
 		if got, after := p.call(old, "web_search"), p.call(fresh, "web_search"); got != 401 || after != 200 {
 			t.Errorf("without an issuer a token of the former key is a %d, and one of the new key a %d\n%s", got, after, a.out)
 		}
 		s.write(s.root, "ati/config", data{"issuer": "ati-orchestrator"})
 		// Agent killed: what it leaves behind stays shut.
 		a.stop(syscall.SIGKILL)
-		shut(t, p, a, soon(2*time.Second))
+		waitProtected(t, p, a, soon(2*time.Second))
 	})
 	const secretTemplate = `{{ with index .Data \"ATI_JWT_SECRET\" }}{{ . }}{{ end }}`
 	for name, c := range map[string]struct {
@@ -559,40 +559,40 @@ func TestInteropProxyAgent(t *testing.T) {
 		"no value":                       {"proxy-host", map[string]string{secretTemplate: "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			config, p, env := s.host(t, c.policy, c.changes)
+			config, p, env := s.newProxyHost(t, c.policy, c.changes)
 			a := s.startAgent(config, env...)
-			shut(t, p, a, func() bool { return strings.Contains(a.out.String(), c.want) })
-			shut(t, p, a, soon(2*time.Second))
-			if ready(p) == nil || p.call("", "web_search") != 0 {
+			waitProtected(t, p, a, func() bool { return strings.Contains(a.out.String(), c.want) })
+			waitProtected(t, p, a, soon(2*time.Second))
+			if proxyReady(p) == nil || p.call("", "web_search") != 0 {
 				t.Errorf("a proxy runs\n%s", a.out)
 			}
 		})
 	}
 	t.Run("both variables set", func(t *testing.T) {
-		config, p, env := s.host(t, "proxy-host", nil)
+		config, p, env := s.newProxyHost(t, "proxy-host", nil)
 		a := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY=/nonexistent")...)
-		shut(t, p, a, func() bool {
+		waitProtected(t, p, a, func() bool {
 			return strings.Contains(a.out.String(), "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY)")
 		})
-		shut(t, p, a, soon(2*time.Second))
+		waitProtected(t, p, a, soon(2*time.Second))
 	})
 	t.Run("Vault unreachable at start", func(t *testing.T) {
-		config, p, env := s.host(t, "proxy-host", nil)
+		config, p, env := s.newProxyHost(t, "proxy-host", nil)
 		a := s.startAgent(config, append(env, "VAULT_ADDR=http://127.0.0.1:1")...)
-		shut(t, p, a, soon(3*time.Second))
+		waitProtected(t, p, a, soon(3*time.Second))
 		if p.call("", "web_search") != 0 {
 			t.Error("a proxy runs")
 		}
 	})
 	t.Run("Agent ends on a template error", func(t *testing.T) {
-		config, p, env := s.host(t, "proxy-host", map[string]string{
+		config, p, env := s.newProxyHost(t, "proxy-host", map[string]string{
 			"template_config {": "template_config {\n  exit_on_retry_failure = true", `{{ with index .Data \"ATI_JWT_ISSUER\" }}{{ . }}{{ end }}`: "{{ .Data.ATI_JWT_ISSUER }}",
 		})
 		a := s.startAgent(config, env...)
-		shut(t, p, a, func() bool { return ready(p) == nil })
+		waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
 		s.write(s.root, "ati/config", data{"issuer": ""}) // a key is missing from the answer now
-		shut(t, p, a, a.ended)
-		shut(t, p, a, soon(3*time.Second))
+		waitProtected(t, p, a, a.hasExited)
+		waitProtected(t, p, a, soon(3*time.Second))
 		if got := p.call("", "web_search"); got != 401 {
 			t.Errorf("the child that Agent left behind answers a call without a token with %d", got)
 		}
@@ -612,7 +612,7 @@ func TestInteropOrchestrators(t *testing.T) {
 		for tools, scope := range map[string]string{"": "tool:web_search tool:github:*", "web_search github:x": "tool:web_search tool:github:x"} {
 			args := append(append(command[1:], "researcher", "sandbox:abc"), strings.Fields(tools)...)
 			cmd := exec.CommandContext(t.Context(), command[0], args...)
-			cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+part(t, "HVAC"))
+			cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+requireEnv(t, "HVAC"))
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			out, err := cmd.Output()
@@ -637,7 +637,7 @@ func TestInteropOrchestrators(t *testing.T) {
 		}
 		// More than the role grants: an error, and nothing on standard output.
 		cmd := exec.CommandContext(t.Context(), command[0], append(command[1:], "researcher", "sandbox:abc", "shell")...)
-		cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+part(t, "HVAC"))
+		cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+requireEnv(t, "HVAC"))
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), `scope "tool:shell" is not covered`) {
@@ -700,7 +700,7 @@ func TestInteropKubernetes(t *testing.T) {
 		cmd := exec.Command("python3", "-c", schemaProgram, manifest,
 			filepath.Join(crds, "generators.external-secrets.io_vaultdynamicsecrets.yaml"), filepath.Join(crds, "external-secrets.io_externalsecrets.yaml"),
 			filepath.Join(module.Dir, "chart", "crds", "secrets.hashicorp.com_vaultdynamicsecrets.yaml"))
-		cmd.Env = append(os.Environ(), "PYTHONPATH="+part(t, "JSONSCHEMA")+":"+part(t, "PYYAML"))
+		cmd.Env = append(os.Environ(), "PYTHONPATH="+requireEnv(t, "JSONSCHEMA")+":"+requireEnv(t, "PYYAML"))
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
@@ -712,7 +712,7 @@ func TestInteropKubernetes(t *testing.T) {
 	}
 	// The request that the generator makes, under the policy that it needs.
 	s, secret := startEngine(t)
-	s.run(s.root, "approle/setup.sh")
+	s.runExample(s.root, "approle/setup.sh")
 	s.write(s.root, "ati/roles/sandbox", data{"subject": ""})
 	operator, err := s.client(s.root).Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"ati-sandbox"}, NoDefaultPolicy: true})
 	if err != nil {
@@ -728,11 +728,11 @@ func TestInteropKubernetes(t *testing.T) {
 	}
 	// The check can fail.
 	for old, replacement := range map[string]string{"method: POST": "methode: POST", "refreshInterval: 40m": "refreshInterval: [40m]"} {
-		if out, err := check(example(t, "kubernetes/external-secrets.yaml", map[string]string{old: replacement})); err == nil {
+		if out, err := check(modifiedExample(t, "kubernetes/external-secrets.yaml", map[string]string{old: replacement})); err == nil {
 			t.Errorf("with %s it passes:\n%s", replacement, out)
 		}
 	}
-	if out, err := check(example(t, "kubernetes/vault-secrets-operator.yaml", map[string]string{"excludeRaw: true": "excluderaw: true"})); err == nil {
+	if out, err := check(modifiedExample(t, "kubernetes/vault-secrets-operator.yaml", map[string]string{"excludeRaw: true": "excluderaw: true"})); err == nil {
 		t.Errorf("with excluderaw it passes:\n%s", out)
 	}
 }

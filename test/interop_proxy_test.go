@@ -309,7 +309,7 @@ func TestInteropClients(t *testing.T) {
 	}
 	for _, name := range []string{"ATI_CLIENT_0_1_0", "ATI_CLIENT_0_7_15"} {
 		client := startClient(t, name)
-		got, problem := client.ask(data{"do": "validate", "token": token, "secret": secret, "issuer": "ati-orchestrator"})
+		got, problem := client.call(data{"do": "validate", "token": token, "secret": secret, "issuer": "ati-orchestrator"})
 		want := data{
 			"sub": "sandbox:abc", "aud": "ati-proxy", "iat": got["iat"], "exp": got["exp"], "scope": "tool:web_search tool:github:* skill:summarize",
 			"iss": "ati-orchestrator", "jti": ours.RequestID, "ati": data{"v": 1.0, "rate": data{"tool:web_search": "5/hour"}},
@@ -317,7 +317,7 @@ func TestInteropClients(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s reads our token (-want +got):\n%s\n%s", name, diff, problem)
 		}
-		env, problem := client.ask(data{"do": "provision", "secret": secret})
+		env, problem := client.call(data{"do": "provision", "secret": secret})
 		if problem != "" {
 			t.Fatal(problem)
 		}
@@ -329,14 +329,14 @@ func TestInteropClients(t *testing.T) {
 			t.Errorf("a token of %s opens the proxy with a %d", name, got)
 		}
 	}
-	out, err := exec.Command(part(t, "ATI_BIN"), "token", "issue", "--secret", secret, "--sub", "cli", "--scope", "tool:github:*", "--ttl", "600", "--iss", "ati-orchestrator", "--output", "text").Output()
+	out, err := exec.Command(requireEnv(t, "ATI_BIN"), "token", "issue", "--secret", secret, "--sub", "cli", "--scope", "tool:github:*", "--ttl", "600", "--iss", "ati-orchestrator", "--output", "text").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if v := validate(string(out)); v["valid"] != true || v["allowed"] != true || v["sub"] != "cli" {
 		t.Errorf("a token of ati token issue: %v", v)
 	}
-	validated, err := exec.Command(part(t, "ATI_BIN"), "token", "validate", token, "--secret", secret).CombinedOutput()
+	validated, err := exec.Command(requireEnv(t, "ATI_BIN"), "token", "validate", token, "--secret", secret).CombinedOutput()
 	if err != nil {
 		t.Errorf("ati token validate: %v\n%s", err, validated)
 	}
@@ -387,7 +387,7 @@ func TestInteropVerdicts(t *testing.T) {
 			t.Errorf("%s: valid here, and the proxy answers %d: %s", name, status, token)
 		}
 		for _, c := range clients {
-			if _, problem := c.ask(data{"do": "validate", "token": token, "secret": vectors.Secret, "issuer": ""}); problem != "" {
+			if _, problem := c.call(data{"do": "validate", "token": token, "secret": vectors.Secret, "issuer": ""}); problem != "" {
 				t.Errorf("%s: valid here, and ati-client says %s: %s", name, problem, token)
 			}
 		}
@@ -397,7 +397,7 @@ func TestInteropVerdicts(t *testing.T) {
 	}
 	random := rand.New(rand.NewPCG(7, 7))
 	for i := range 4000 {
-		judge(fmt.Sprintf("mutation %d", i), mutated(random, "HS256", func(header, payload string) string { return signRaw(t, vectors.Secret, header, payload) }))
+		judge(fmt.Sprintf("mutation %d", i), mutatedToken(random, "HS256", func(header, payload string) string { return signRaw(t, vectors.Secret, header, payload) }))
 	}
 	t.Logf("%d tokens were valid here and so for proxy and clients, %d were refused", valid, refused)
 	if valid < 500 || refused < 500 {

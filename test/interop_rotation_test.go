@@ -32,11 +32,11 @@ import (
 func TestInteropRotateImmediately(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
-	s.proxyHosts()
+	s.enableProxyHosts()
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
-	config, p, env := s.host(t, "proxy-host", nil)
+	config, p, env := s.newProxyHost(t, "proxy-host", nil)
 	a := s.startAgent(config, env...)
-	shut(t, p, a, func() bool { return ready(p) == nil })
+	waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
 	client := startClient(t, "ATI_CLIENT_0_1_0")
 
 	var earlier []string
@@ -53,7 +53,7 @@ func TestInteropRotateImmediately(t *testing.T) {
 			secrets = append(secrets, secret)
 		}
 		token := s.mint("r", nil)
-		shut(t, p, a, func() bool { return p.call(token, "web_search") == 200 || a.ended() })
+		waitProtected(t, p, a, func() bool { return p.call(token, "web_search") == 200 || a.hasExited() })
 		for j, old := range earlier {
 			if got := p.call(old, "web_search"); got != 401 {
 				t.Errorf("rotation %d: token %d is a %d", i, j, got)
@@ -69,7 +69,7 @@ func TestInteropRotateImmediately(t *testing.T) {
 	}
 	// Under the other algorithm, a token is nobody's.
 	for i, token := range earlier {
-		_, problem := client.ask(data{"do": "validate", "token": token, "secret": s.proxyEnv()["ATI_JWT_SECRET"], "issuer": ""})
+		_, problem := client.call(data{"do": "validate", "token": token, "secret": s.proxyEnv()["ATI_JWT_SECRET"], "issuer": ""})
 		if valid := problem == ""; valid != (i == len(earlier)-1) {
 			t.Errorf("ati-client says of token %d %q", i, problem)
 		}
@@ -86,9 +86,9 @@ func TestInteropRotateImmediately(t *testing.T) {
 	if err := os.WriteFile(file, []byte(stale), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	config, other, env := s.host(t, "proxy-host", nil)
+	config, other, env := s.newProxyHost(t, "proxy-host", nil)
 	b := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY="+file)...)
-	shut(t, other, b, func() bool {
+	waitProtected(t, other, b, func() bool {
 		return strings.Contains(b.out.String(), "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY). Proxy not started")
 	})
 	if other.call("", "web_search") != 0 {
@@ -184,7 +184,7 @@ func TestInteropES256Verdicts(t *testing.T) {
 		if i%10 == 0 { // what somebody makes who has the public key only
 			sign = signWith(jwt.SigningMethodHS256, []byte(public))
 		}
-		token := mutated(random, "ES256", sign)
+		token := mutatedToken(random, "ES256", sign)
 		if _, err := ati.ValidateToken(token, verifier); err != nil {
 			refused++
 			continue
@@ -217,7 +217,7 @@ print(key.key_id, jwt.decode(sys.argv[2], key.key, algorithms=[key.algorithm_nam
 `
 	verify := func(token string) string {
 		cmd := exec.Command("python3", "-c", program, s.addr+"/v1/ati/jwks", token)
-		cmd.Env = append(os.Environ(), "PYTHONPATH="+part(t, "ATI_CLIENT_0_7_15"))
+		cmd.Env = append(os.Environ(), "PYTHONPATH="+requireEnv(t, "ATI_CLIENT_0_7_15"))
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
@@ -268,7 +268,7 @@ print(key.key_id, jwt.decode(sys.argv[2], key.key, algorithms=[key.algorithm_nam
 // renew their tokens through their Agents: not one call is refused. Of each
 // kind there are at least ATI_ROTATION_CALLS. Run by make rotation.
 func TestRotation(t *testing.T) {
-	calls, err := strconv.Atoi(part(t, "ATI_ROTATION_CALLS"))
+	calls, err := strconv.Atoi(requireEnv(t, "ATI_ROTATION_CALLS"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,21 +280,21 @@ func TestRotation(t *testing.T) {
 func rotation(t *testing.T, algorithm string, calls int) {
 	s := startVaultLogging(t, "info")
 	secret := s.mountEngine()
-	s.proxyHosts()
+	s.enableProxyHosts()
 	// A token lives 10 seconds, and Agent asks for the next after about 2.6.
 	policies, err := filepath.Abs("../examples/policies")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.run(s.root, example(t, "approle/setup.sh", map[string]string{"ttl=1h": "ttl=10s", `$(dirname "$0")/../policies`: policies}))
+	s.runExample(s.root, modifiedExample(t, "approle/setup.sh", map[string]string{"ttl=1h": "ttl=10s", `$(dirname "$0")/../policies`: policies}))
 
 	startProxy := func(config string, p *proxy, env []string, version int) *agent {
 		a := s.startAgent(config, append(env, fmt.Sprintf("ATI_PROXY_ENV=ati/proxy-env/%d", version))...)
-		shut(t, p, a, func() bool { return ready(p) == nil })
+		waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
 		return a
 	}
-	blueConfig, blue, blueEnv := s.host(t, "proxy-host", nil)
-	greenConfig, green, greenEnv := s.host(t, "proxy-host", nil)
+	blueConfig, blue, blueEnv := s.newProxyHost(t, "proxy-host", nil)
+	greenConfig, green, greenEnv := s.newProxyHost(t, "proxy-host", nil)
 	s.write(s.root, "ati/config", data{"proxy_url": blue.addr})
 	blueAgent := startProxy(blueConfig, blue, blueEnv, 1)
 	holds := map[*proxy]int{blue: 1, green: 2}

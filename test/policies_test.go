@@ -20,20 +20,20 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// hastyPolicy is what people write in haste.
-const hastyPolicy = `path "ati/*" { capabilities = ["create", "read", "update", "patch", "delete", "list"] }`
+// broadPolicy is what people write in haste.
+const broadPolicy = `path "ati/*" { capabilities = ["create", "read", "update", "patch", "delete", "list"] }`
 
 // Every operation of every path under each policy of examples/policies: the
 // expected status, in the order of the columns. The rows are done from top to
 // bottom, each by those who are refused first.
-var policyColumns = []string{"hasty", "orchestrator", "sandbox", "proxy-host", "security-auditor", "admin"}
+var policyColumns = []string{"broad", "orchestrator", "sandbox", "proxy-host", "security-auditor", "admin"}
 
 var policyRows = []struct {
 	request string
 	data    data
 	want    [6]int
 }{
-	//                                                                        hasty orch. sandbox host auditor admin
+	//                                                                        broad orch. sandbox host auditor admin
 	{"GET ati/config", nil, [6]int{403, 403, 403, 403, 200, 200}},
 	{"PUT ati/config", data{"issuer": "ati-orchestrator"}, [6]int{403, 403, 403, 403, 403, 204}},
 	{"GET ati/config/rotate", nil, [6]int{403, 403, 403, 403, 200, 200}},
@@ -75,7 +75,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 		t.Errorf("Vault tells of %d operations on %d paths", len(known), len(paths))
 	}
 
-	tokens := map[string]string{"hasty": s.policy("hasty", hastyPolicy)}
+	tokens := map[string]string{"broad": s.policy("broad", broadPolicy)}
 	files, err := filepath.Glob("../examples/policies/*.hcl")
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 				continue
 			}
 			for name, token := range tokens {
-				if got, body := s.ask(token, method, at.Replace(path), nil, nil); got < 400 || got >= 500 {
+				if got, body := s.send(token, method, at.Replace(path), nil, nil); got < 400 || got >= 500 {
 					t.Errorf("%s: %s %s is a %d: %s", name, method, path, got, body)
 				}
 			}
@@ -126,7 +126,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 			path = fmt.Sprintf("ati/proxy-env/%v", before["current_version"])
 		}
 		for i, name := range policyColumns {
-			got, body := s.ask(tokens[name], method, path, nil, row.data)
+			got, body := s.send(tokens[name], method, path, nil, row.data)
 			if got != row.want[i] {
 				t.Errorf("%s: %s is a %d, want %d: %s", name, row.request, got, row.want[i], body)
 			}
@@ -184,7 +184,7 @@ func TestResponseWrapping(t *testing.T) {
 		} else if method == "GET" {
 			d = nil
 		}
-		got, body := s.ask(caller, method, path, http.Header{"X-Vault-Wrap-Ttl": {"60s"}}, d)
+		got, body := s.send(caller, method, path, http.Header{"X-Vault-Wrap-Ttl": {"60s"}}, d)
 		var wrapped struct {
 			Data     data
 			WrapInfo struct{ Token string } `json:"wrap_info"`
@@ -209,7 +209,7 @@ func TestResponseWrapping(t *testing.T) {
 		} else if subject := claims(t, secret, answer).Subject; subject != "token-orchestrator" {
 			t.Errorf("%s: the token is for %q", request, subject)
 		}
-		if _, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap(""); status(t, err) != 400 && status(t, err) != 403 {
+		if _, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap(""); httpStatus(t, err) != 400 && httpStatus(t, err) != 403 {
 			t.Errorf("%s: unwrapping again: %v", request, err)
 		}
 	}
@@ -264,7 +264,7 @@ path "ati/batch/r" {
 			t.Fatal(err)
 		}
 		req.Header.Set("X-Vault-Token", policies[policy])
-		resp, err := watched{http.DefaultTransport, &s.leaks}.RoundTrip(req)
+		resp, err := recordingTransport{http.DefaultTransport, &s.leaks}.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -291,7 +291,7 @@ path "ati/batch/r" {
 				t.Errorf("%s: %v", what, err)
 				continue
 			}
-			for _, complaint := range beyondTheRole(c) {
+			for _, complaint := range exceedsRole(c) {
 				t.Errorf("%s: %s", what, complaint)
 			}
 		}
@@ -355,9 +355,9 @@ path "ati/batch/r" {
 	}
 }
 
-// beyondTheRole says what a token has that the role r of that test doesn't give,
+// exceedsRole says what a token has that the role r of that test doesn't give,
 // in the words of that role.
-func beyondTheRole(c *ati.Claims) (complaints []string) {
+func exceedsRole(c *ati.Claims) (complaints []string) {
 	for _, scope := range strings.Fields(c.Scope) {
 		if scope != "tool:web_search" && scope != "skill:summarize" && !strings.HasPrefix(scope, "tool:arxiv:") {
 			complaints = append(complaints, "scope "+scope)
@@ -433,11 +433,11 @@ path "ati/creds/researcher" {
 	}
 
 	// A rule written in haste neither reads nor plants a key.
-	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
+	broad := s.policy("broad", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
 	for path, want := range map[string]int{"GET ati/proxy-env": 403, "GET ati/proxy-env/1": 403, "GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
 		method, path, _ := strings.Cut(path, " ")
-		if got := s.request(hasty, method, path, data{"proxy_url": "https://evil.example.com"}); got != want {
-			t.Errorf("hasty: %s %s is a %d, want %d", method, path, got, want)
+		if got := s.request(broad, method, path, data{"proxy_url": "https://evil.example.com"}); got != want {
+			t.Errorf("broad: %s %s is a %d, want %d", method, path, got, want)
 		}
 	}
 	admin := s.policy("admin", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`)

@@ -28,19 +28,19 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 	const wait = 500 * time.Millisecond
 
 	l := startLoad(t, time.Minute, wait, s)
-	l.goesOn()
+	l.waitForMints()
 	gone := map[int]bool{}
 	kills := rounds(t, "SOAK_PLUGIN_KILLS", 4, 40)
 	for kill := range kills {
-		before := l.failedSoFar()
-		pid := s.plugin(gone)
+		before := l.failedRequests()
+		pid := s.pluginProcess(gone)
 		gone[pid] = true
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		l.goesOn()
-		c.whole(l.acknowledged())
-		if failed := l.failedSoFar() - before; failed > clients {
+		l.waitForMints()
+		c.checkState(l.writtenRoles())
+		if failed := l.failedRequests() - before; failed > clients {
 			t.Errorf("kill %d: %d requests failed, with %d clients", kill+1, failed, clients)
 		}
 	}
@@ -48,10 +48,10 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 	l.check(c.keys, s.audit)
 
 	l = startLoad(t, time.Minute, wait, s)
-	l.goesOn()
+	l.waitForMints()
 	pauses := rounds(t, "SOAK_PLUGIN_PAUSES", 1, 10)
 	for range pauses {
-		pid := s.plugin(gone)
+		pid := s.pluginProcess(gone)
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -59,30 +59,30 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		l.goesOn()
-		c.whole(l.acknowledged())
+		l.waitForMints()
+		c.checkState(l.writtenRoles())
 	}
 	t.Logf("the plugin was paused %d times for 1.5 s", pauses)
 	l.check(c.keys, s.audit)
-	if failed := l.failedSoFar(); failed != 0 || l.slowest < 1400*time.Millisecond {
+	if failed := l.failedRequests(); failed != 0 || l.slowest < 1400*time.Millisecond {
 		t.Errorf("%d requests failed because of a pause, and the longest took %v", failed, l.slowest)
 	}
 
 	l = startLoad(t, time.Minute, wait, s)
-	l.goesOn()
+	l.waitForMints()
 	upgrades := rounds(t, "SOAK_UPGRADES", 1, 5)
 	for upgrade := range upgrades {
 		version := fmt.Sprintf("v0.%d.0", upgrade+2)
-		before, old := l.failedSoFar(), s.plugin(gone)
+		before, old := l.failedRequests(), s.pluginProcess(gone)
 		s.register(version)
 		s.vault(s.root, "secrets", "tune", "-plugin-version="+version, "ati")
-		l.goesOn()
+		l.waitForMints()
 		s.vault(s.root, "plugin", "reload", "-plugin="+pluginName)
-		l.goesOn()
+		l.waitForMints()
 		if got := s.read(s.root, "sys/mounts/ati").Data["running_plugin_version"]; got != version {
 			t.Errorf("running version %v, want %s", got, version)
 		}
-		if failed := l.failedSoFar() - before; failed > clients {
+		if failed := l.failedRequests() - before; failed > clients {
 			t.Errorf("the upgrade to %s: %d requests failed, with %d clients", version, failed, clients)
 		}
 		poll(t, "the former process has ended", func() error {
@@ -92,7 +92,7 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 			return nil
 		})
 		gone[old] = true
-		c.whole(l.acknowledged())
+		c.checkState(l.writtenRoles())
 	}
 	t.Logf("the plugin was upgraded %d times", upgrades)
 	l.check(c.keys, s.audit)
@@ -103,7 +103,7 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 func TestPluginProcess_ExitsWithVault(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
-	s.plugin(nil)
+	s.pluginProcess(nil)
 	s.kill()
 	poll(t, "the plugin has ended", func() error {
 		if left := s.pluginProcesses(); len(left) != 0 {

@@ -76,7 +76,7 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 				// and a rotation at once can be done twice.
 				next.Current, nextLast = got.Current, nextLast+1
 			}
-			if got != next.told() {
+			if got != next.visible() {
 				t.Fatalf("%q made of %+v %+v, want %+v", step, state, got, next)
 			}
 			state, last = next, nextLast
@@ -94,8 +94,8 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 			return err
 		})
 		switch got := versionsOf(t, status); got {
-		case state.told():
-		case next.told():
+		case state.visible():
+		case next.visible():
 			state, last = next, nextLast
 		default:
 			t.Fatalf("round %d: after the crash there are %+v, neither %+v nor %+v", round, got, state, next)
@@ -208,7 +208,7 @@ func TestRotate_ConcurrentRequests(t *testing.T) {
 		}
 		var got []int
 		for range 2 {
-			got = append(got, status(t, <-results))
+			got = append(got, httpStatus(t, <-results))
 		}
 		if diff := cmp.Diff(600, got[0]+got[1]); diff != "" {
 			t.Errorf("%s: %v, want a 200 and a 400", step, got)
@@ -223,7 +223,7 @@ func TestRotate_ConcurrentRequests(t *testing.T) {
 func TestRotate_Policies(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
-	hasty := s.policy("hasty", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
+	broad := s.policy("broad", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
 	team := s.policy("team", `path "ati/config/*" { capabilities = ["create", "read", "update", "delete", "sudo"] }`)
 	for _, c := range []struct {
 		request string
@@ -241,8 +241,8 @@ func TestRotate_Policies(t *testing.T) {
 		{"GET ati/config/rotate/stage", 405},
 	} {
 		method, path, _ := strings.Cut(c.request, " ")
-		if got := s.request(hasty, method, path, nil); got != http.StatusForbidden && c.team < 400 {
-			t.Errorf("hasty: %s is a %d", c.request, got)
+		if got := s.request(broad, method, path, nil); got != http.StatusForbidden && c.team < 400 {
+			t.Errorf("broad: %s is a %d", c.request, got)
 		}
 		if got := s.request(team, method, path, nil); got != c.team {
 			t.Errorf("team: %s is a %d, want %d", c.request, got, c.team)
