@@ -13,17 +13,15 @@ import (
 	"testing"
 )
 
-// leaks remembers a part of each signing key and of each token that passes
-// between a test and its server, so that what the server wrote can be searched
-// for them when the test is over.
+// leaks records a part of each signing key and token that a test exchanges with its
+// server. When the test is over, it searches the files that the server wrote for them.
 type leaks struct {
 	mu    sync.Mutex
 	parts map[string]bool // of partBytes each
 }
 
-// partBytes are enough to be nothing else. (A private key's first line has 48
-// characters that all of its kind have in common, and a token's signature 86 or
-// 43 of its own.)
+// partBytes is long enough to be unique. The part of a private key is taken after the
+// characters that all keys of its kind share, the part of a token from its signature.
 const partBytes = 24
 
 var (
@@ -32,7 +30,7 @@ var (
 	signingKeys = regexp.MustCompile(`(?:"(?:secret|ATI_JWT_SECRET)": ?"|\b(?:secret|ATI_JWT_SECRET)=)([0-9a-fA-F]{64})\b`)
 )
 
-// remember takes the text of a request, of an answer, or of a command.
+// remember records the keys and tokens in a request, a response, or a command.
 func (l *leaks) remember(text []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -42,16 +40,16 @@ func (l *leaks) remember(text []byte) {
 	for _, secrets := range []*regexp.Regexp{jwts, privateKeys, signingKeys} {
 		for _, m := range secrets.FindAllSubmatch(text, -1) {
 			l.parts[string(m[1][:partBytes])] = true
-			l.parts[strings.ToLower(string(m[1][:partBytes]))] = true // as a secret is kept
+			l.parts[strings.ToLower(string(m[1][:partBytes]))] = true // the engine stores secrets in lower case
 		}
 	}
 }
 
-// in reports whether a part of a key or token is in the text.
+// contains reports whether the text contains a part of a key or token.
 func (l *leaks) contains(text []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	word := 0 // where the run of characters began that keys and tokens are made of
+	word := 0 // start of the current run of characters that occur in keys and tokens
 	for i, c := range text {
 		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '+' || c == '/') {
 			word = i + 1
@@ -62,7 +60,8 @@ func (l *leaks) contains(text []byte) bool {
 	return false
 }
 
-// files are those below a directory, but for the plugins', that have one in them.
+// filesWithSecrets returns the files below a directory, except the plugins, that contain
+// a part of a key or token.
 func (l *leaks) filesWithSecrets(dir string) (names []string, err error) {
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		switch {
@@ -82,21 +81,20 @@ func (l *leaks) filesWithSecrets(dir string) (names []string, err error) {
 	return names, err
 }
 
-// look fails the test when the server has written a key or a token that the test
-// saw into a file: its log, with the plugin's, at the test's level; the audit
-// file; or any other.
+// checkFiles fails the test if the server wrote a key or token that the test saw to any
+// file, such as its log, which includes the plugin's, or the audit file.
 func (l *leaks) checkFiles(t testing.TB, dir string) {
 	t.Helper()
 	names, err := l.filesWithSecrets(dir)
 	if err != nil {
-		t.Errorf("look for keys and tokens: %v", err)
+		t.Errorf("search for keys and tokens: %v", err)
 	}
 	for _, name := range names {
-		t.Errorf("%s has a key or a token in it", name)
+		t.Errorf("%s contains a key or token", name)
 	}
 }
 
-// recordingTransport is a transport that remembers what passes.
+// recordingTransport records the keys and tokens in requests and responses.
 type recordingTransport struct {
 	http.RoundTripper
 	leaks *leaks

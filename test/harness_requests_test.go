@@ -155,6 +155,46 @@ func (s *server) operations() (operations, paths []string) {
 	return operations, paths
 }
 
+// parameters returns the path and body parameters of each path of the engine that can be
+// written, from the OpenAPI document in the path's help. (The document of the whole
+// server, in Vault 1.21, omits the body parameters.)
+func (s *server) parameters() map[string][]string {
+	s.t.Helper()
+	operations, _ := s.operations()
+	parameters := map[string][]string{}
+	for _, operation := range operations {
+		path, ok := strings.CutPrefix(operation, "PUT ")
+		if !ok {
+			continue
+		}
+		_, text := s.send(s.root, "GET", strings.Replace(path, "{name}", "r", 1)+"?help=1", nil, nil)
+		var help struct {
+			OpenAPI struct {
+				Paths      map[string]struct{ Parameters []struct{ Name string } }
+				Components struct {
+					Schemas map[string]struct{ Properties data }
+				}
+			}
+		}
+		if err := json.Unmarshal([]byte(text), &help); err != nil {
+			s.t.Fatalf("help of %s: %v", path, err)
+		}
+		var names []string
+		for _, item := range help.OpenAPI.Paths {
+			for _, p := range item.Parameters {
+				names = append(names, p.Name)
+			}
+		}
+		for schema, object := range help.OpenAPI.Components.Schemas {
+			if strings.HasSuffix(schema, "Request") {
+				names = slices.AppendSeq(names, maps.Keys(object.Properties))
+			}
+		}
+		parameters[path] = names
+	}
+	return parameters
+}
+
 // send sends a request and returns the status and body of the response.
 func (s *server) send(token, method, path string, header http.Header, d data) (int, string) {
 	s.t.Helper()

@@ -13,7 +13,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// What the harness would miss, no other test would tell.
+// If the harness missed a key or token in a file, no other test would fail.
 func TestLeaks_SearchFindsKeysAndTokens(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -36,7 +36,7 @@ func TestLeaks_SearchFindsKeysAndTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"the secret that the test brought": secret, "a generated secret": generated, "half of it": secret[:40], "a token": token, "a token that the CLI printed": printed,
+		"an imported secret": secret, "a generated secret": generated, "half of it": secret[:40], "a token": token, "a token that the CLI printed": printed,
 		"a batch's token": batch, "a token's signature": token[strings.LastIndexByte(token, '.'):], "a token of the other algorithm": signed, "a private key": private, "a private key in JSON": string(line),
 	} {
 		dir := t.TempDir()
@@ -50,14 +50,14 @@ func TestLeaks_SearchFindsKeysAndTokens(t *testing.T) {
 		}
 	}
 	if text := fmt.Sprintf("%x", scalar); s.leaks.contains([]byte(text)) || s.leaks.contains([]byte(s.root)) {
-		t.Error("what the test never sent was found")
+		t.Error("the search found a text that the test never sent")
 	}
 }
 
-// A key or a token in any parameter of any path: what Vault and the plugin write
-// of it, at trace and into the audit log, has no part of it in clear. (The search
-// is the harness's, when the test is over.) Whether Vault lets the caller ask makes
-// no difference: it asks first whether what is written exists.
+// TestLeaks_MisplacedKeyNotLogged sends keys and tokens in every parameter of every path.
+// When the test is over, the harness searches the server log, at level trace, and the
+// audit log for them in plaintext. Requests that no policy allows are included, because
+// Vault runs the existence check before it checks the policy.
 func TestLeaks_MisplacedKeyNotLogged(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -68,29 +68,22 @@ func TestLeaks_MisplacedKeyNotLogged(t *testing.T) {
 	s.leaks.remember([]byte(`secret=` + hex))
 	s.leaks.remember([]byte(private))
 	nobody := s.policy("nobody", `path "ati/nothing" { capabilities = ["read"] }`)
-	mint := []string{"ttl", "tools", "skills", "scopes", "rate", "proxy_url"}
-	requests := 0
-	for path, fields := range map[string][]string{
-		"config":              {"proxy_url", "algorithm", "secret", "private_key", "audience", "accepted_audiences", "issuer", "allowed_scopes", "max_ttl", "unknown"},
-		"config/rotate":       {"proxy_url", "algorithm", "secret", "private_key"},
-		"config/rotate/stage": {"proxy_url", "algorithm", "secret", "private_key"},
-		"roles/other":         {"tools", "skills", "scopes", "rate", "ttl", "max_ttl", "audience", "subject", "allowed_agent_ids", "job_id", "generate_lease", "disabled", "description", "name"},
-		"roles/new":           {"rate", "ttl", "disabled"},
-		"creds/r":             append([]string{"agent_id", "job_id", "sandbox_id", "format"}, mint...),
-		"batch/r":             append([]string{"agent_ids"}, mint...),
-		"check/r":             {"scope", "tool", "skill"},
-		"validate":            {"token", "audience", "issuer", "leeway", "scope"},
-		"inspect":             {"token"},
-	} {
-		for _, field := range fields {
+	parameters, requests := s.parameters(), 0
+	for path, names := range parameters {
+		name := "r"
+		if path == "ati/roles/{name}" {
+			name = "new" // a role that does not exist
+		}
+		at := strings.Replace(path, "{name}", name, 1)
+		for _, field := range append(names, "unknown") {
 			for name, key := range map[string]string{"hex": hex, "PEM": private, "token": token} {
 				for _, value := range []any{key, []any{key, 5}, data{"x": key}, "http://" + key, "tool:" + key + "__x*", "a=" + key} {
-					if path == "config/rotate" && value == any(hex) && field == "secret" {
-						continue // that is where it belongs
+					if path == "ati/config/rotate" && value == any(hex) && field == "secret" {
+						continue // a valid request
 					}
 					for _, caller := range []string{s.root, nobody} {
 						requests++
-						if got := s.request(caller, "PUT", "ati/"+path, data{field: value}); got >= 500 {
+						if got := s.request(caller, "PUT", at, data{field: value}); got >= 500 {
 							t.Errorf("%s, %s in %s: %d", path, name, field, got)
 						}
 					}
@@ -98,6 +91,9 @@ func TestLeaks_MisplacedKeyNotLogged(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d requests", requests)
-	// That it is found where it is, in the clear, another test tells.
+	t.Logf("%d requests to %d paths", requests, len(parameters))
+	if !slices.Contains(parameters["ati/roles/{name}"], "allowed_sandbox_ids") || len(parameters) < 12 {
+		t.Errorf("the OpenAPI document has the parameters %v", parameters)
+	}
+	// TestLeaks_SearchFindsKeysAndTokens checks that the search would find them.
 }

@@ -568,14 +568,14 @@ func TestRegister_Output(t *testing.T) {
 		fails               bool
 	}{
 		"by sha256sum": {sum: "sha256sum", want: `# On each node of the cluster:
-cp DIR/vault-plugin-secrets-ati /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0
+cp {dir}/vault-plugin-secrets-ati /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0
 # Once per cluster:
 vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0 -version=v0.1.0 secret vault-plugin-secrets-ati
 vault secrets enable -path=ati vault-plugin-secrets-ati
-# If a previous version is already mounted, use instead: DIR/register.sh upgrade
+# If a previous version is already mounted, use instead: {dir}/register.sh upgrade
 `},
 		"an upgrade, by shasum": {sum: "shasum", args: []string{"-d", "/a b/", "-p", "it's", "upgrade"}, want: `# On each node of the cluster:
-cp DIR/vault-plugin-secrets-ati '/a b/vault-plugin-secrets-ati-v0.1.0'
+cp {dir}/vault-plugin-secrets-ati '/a b/vault-plugin-secrets-ati-v0.1.0'
 # Once per cluster:
 vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0 -version=v0.1.0 secret vault-plugin-secrets-ati
 vault secrets tune -plugin-version=v0.1.0 'it'\''s'
@@ -584,15 +584,15 @@ vault plugin reload -plugin=vault-plugin-secrets-ati
 vault read -field=running_plugin_version sys/mounts/'it'\''s'
 `},
 		"for Windows, by FreeBSD's sha256": {sum: "sha256", binary: pluginName + ".exe", want: `# On each node of the cluster:
-cp DIR/vault-plugin-secrets-ati.exe /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0.exe
+cp {dir}/vault-plugin-secrets-ati.exe /etc/vault/plugins/vault-plugin-secrets-ati-v0.1.0.exe
 # Once per cluster:
 vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0.exe -version=v0.1.0 secret vault-plugin-secrets-ati
 vault secrets enable -path=ati vault-plugin-secrets-ati
-# If a previous version is already mounted, use instead: DIR/register.sh upgrade
+# If a previous version is already mounted, use instead: {dir}/register.sh upgrade
 `},
 		"with nothing that computes a sum": {sum: "none", fails: true, want: "none of sha256sum, shasum, or sha256 is installed\n"},
-		"with a sum that fails":            {sum: "sha256sum", output: "none", fails: true, want: "cannot compute the SHA-256 of DIR/vault-plugin-secrets-ati\n"},
-		"without a binary":                 {sum: "sha256sum", binary: "another", fails: true, want: "vault-plugin-secrets-ati not found in DIR; run this script from an unpacked release archive\n"},
+		"with a sum that fails":            {sum: "sha256sum", output: "none", fails: true, want: "cannot compute the SHA-256 of {dir}/vault-plugin-secrets-ati\n"},
+		"without a binary":                 {sum: "sha256sum", binary: "another", fails: true, want: "vault-plugin-secrets-ati not found in {dir}; run this script from an unpacked release archive\n"},
 		"with an unknown word":             {sum: "sha256sum", args: []string{"upgarde"}, fails: true, want: "usage: register.sh [-d PLUGIN_DIRECTORY] [-p MOUNT_PATH] [upgrade]\n"},
 		"from no release": {sum: "sha256sum", script: bytes.Replace(script, []byte("version=v0.1.0\n"), []byte("version=\n"), 1), fails: true,
 			want: "run this script from an unpacked release archive\n"},
@@ -634,7 +634,7 @@ vault secrets enable -path=ati vault-plugin-secrets-ati
 			cmd.Dir = t.TempDir()
 			cmd.Env = []string{"PATH=" + bin, "A_SUM=" + output}
 			out, err := cmd.CombinedOutput()
-			if want := strings.ReplaceAll(test.want, "DIR", dir); string(out) != want || (err != nil) != test.fails {
+			if want := strings.ReplaceAll(test.want, "{dir}", dir); string(out) != want || (err != nil) != test.fails {
 				t.Errorf("%v\n%s\nwant\n%s", err, out, want)
 			}
 		})

@@ -360,7 +360,7 @@ func TestExamples_NameTheirTest(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		head := string(b[:min(len(b), 1500)])
+		head := string(b[:min(len(b), 2500)])
 		m := says.FindStringSubmatch(head)
 		if m == nil {
 			t.Errorf("%s doesn't say whether a test runs it", path)
