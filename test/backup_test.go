@@ -12,15 +12,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The promise: a snapshot of one cluster, restored on another with keys of its
-// own, is the mount as it was.
+// Guarantee: a snapshot of one cluster, restored on another one that has its own keys,
+// restores the mount completely.
 func TestCluster_SnapshotRestore(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1, nil)
 	lost := c.first
 	c.activateNext(nil)
 	c.rotate("/retire")
-	// The third version is dropped: the fourth is not to be called so again.
+	// Delete pending version 3. Its number must not be used again.
 	c.rotate("/stage")
 	if _, err := lost.client(lost.root).Logical().Delete("ati/config/rotate/stage"); err != nil {
 		t.Fatal(err)
@@ -39,15 +39,15 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 	lost.kill()
 
 	other := startCluster(t, 1, nil).first
-	stranger := other.read(other.root, "ati/creds/r").Data["token"]
+	otherToken := other.read(other.root, "ati/creds/r").Data["token"]
 	root := other.root
 	if err := other.client(root).Sys().RaftSnapshotRestore(&snapshot, true); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "Vault seals itself", func() error {
+	poll(t, "Vault is sealed", func() error {
 		health, err := other.client("").Sys().Health()
 		if err == nil && !health.Sealed {
-			err = errors.New("it is not sealed")
+			err = errors.New("not sealed")
 		}
 		return err
 	})
@@ -56,16 +56,16 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 	c.first, c.nodes = other, []*server{other}
 	c.checkState(written)
 	if got := other.request(root, "GET", "ati/creds/r", nil); got != http.StatusForbidden {
-		t.Errorf("with the other cluster's root token a mint is a %d", got)
+		t.Errorf("a request with the other cluster's root token returns %d", got)
 	}
 	validate := func(token any) data { return other.write(other.root, "ati/validate", data{"token": token}).Data }
-	for _, a := range l.results {
-		if got := validate(a.token); got["valid"] != true || got["jti"] != a.jti || got["key_version"] != json.Number(strconv.Itoa(a.version)) {
-			t.Fatalf("of a token from before, of version %d, validate says %v", a.version, got)
+	for _, r := range l.results {
+		if got := validate(r.token); got["valid"] != true || got["jti"] != r.jti || got["key_version"] != json.Number(strconv.Itoa(r.version)) {
+			t.Fatalf("validate of an earlier token of version %d returns %v", r.version, got)
 		}
 	}
-	if diff := cmp.Diff(data{"valid": false, "error": "signed by no key of this mount"}, validate(stranger)); diff != "" {
-		t.Errorf("of a token that the other cluster had minted (-want +got):\n%s", diff)
+	if diff := cmp.Diff(data{"valid": false, "error": "signed by no key of this mount"}, validate(otherToken)); diff != "" {
+		t.Errorf("validate of the other cluster's token (-want +got):\n%s", diff)
 	}
 
 	before := len(l.results)
@@ -76,7 +76,7 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 	l.waitForMints()
 	l.check(c.keys, other.audit)
 	if got, want := versionsOf(t, c.rotation), (versions{Current: 4, Previous: 2}); got != want {
-		t.Errorf("after the next rotation there are %+v, want %+v", got, want)
+		t.Errorf("after the next rotation the versions are %+v, want %+v", got, want)
 	}
-	t.Logf("%d tokens from before the restore are valid after it", before)
+	t.Logf("%d earlier tokens are valid after the restore", before)
 }

@@ -10,8 +10,8 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// A batch through a real Vault: each token leads to the one line of the audit
-// log, which has none of them, and the path is one of its own for policies.
+// Each token of a batch identifies the one audit log line of its request, which contains
+// no token, and policies treat batch as a separate path.
 func TestBatch_AuditAndPolicies(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -37,10 +37,10 @@ func TestBatch_AuditAndPolicies(t *testing.T) {
 		}
 	}
 	if len(tokens) != len(ids) {
-		t.Errorf("%d tokens for %d ids", len(tokens), len(ids))
+		t.Errorf("%d tokens for %d IDs", len(tokens), len(ids))
 	}
 	if line := s.auditLine(batch.RequestID); line.Auth.DisplayName != "token-orchestrator" || line.Request.Path != "ati/batch/r" {
-		t.Errorf("the audit log's line is %+v", line)
+		t.Errorf("the audit log line is %+v", line)
 	}
 	audit, err := os.ReadFile(s.audit)
 	if err != nil {
@@ -53,7 +53,7 @@ func TestBatch_AuditAndPolicies(t *testing.T) {
 		}
 	}
 
-	// A policy that forbids agent_id at creds opens no batch, nor the reverse.
+	// Access to creds does not include batch, and the other way around.
 	narrow := s.policy("narrow", `path "ati/creds/r" { capabilities = ["read", "update"], denied_parameters = { "agent_id" = [] } }`)
 	for _, c := range []struct {
 		token, method, path string

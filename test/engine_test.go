@@ -33,10 +33,10 @@ func TestMount_Lifecycle(t *testing.T) {
 		t.Errorf("iat is %d s ago", late)
 	}
 	if creds.LeaseID != "" || creds.LeaseDuration != 0 || creds.Renewable {
-		t.Errorf("there is a lease: %+v", creds)
+		t.Errorf("the response has a lease: %+v", creds)
 	}
 
-	// Narrowed, by query and by body.
+	// Narrow the role with query and body parameters.
 	c = claims(t, secret, s.read(s.root, "ati/creds/researcher", "tools=arxiv:search", "tools=web_search", "ttl=10m", "rate=*=5/hour"))
 	if c.Scope != "tool:arxiv:search tool:web_search" || c.ExpiresAt-c.IssuedAt != 600 || c.ATI.Rate["*"] != "5/hour" {
 		t.Errorf("narrowed by query: %+v %+v", c, c.ATI)
@@ -52,25 +52,25 @@ func TestMount_Lifecycle(t *testing.T) {
 
 	env := s.read(s.root, "ati/creds/researcher", "format=env")
 	if len(env.Data) != 2 || env.Data["ATI_PROXY_URL"] != "https://ati.example.com" || !strings.HasPrefix(env.Data["ATI_SESSION_TOKEN"].(string), "eyJ") {
-		t.Errorf("format=env answers with %v", env.Data)
+		t.Errorf("format=env returns %v", env.Data)
 	}
 
 	verdict := s.write(s.root, "ati/validate", data{"token": creds.Data["token"], "scope": "tool:arxiv:x"})
 	if verdict.Data["valid"] != true || verdict.Data["allowed"] != true || verdict.Data["jti"] != creds.RequestID {
-		t.Errorf("validate says %v", verdict.Data)
+		t.Errorf("validate returns %v", verdict.Data)
 	}
 	inspected := s.write(s.root, "ati/inspect", data{"token": creds.Data["token"]})
 	if inspected.Data["decoded"] != true || inspected.Data["sub"] != "root" {
-		t.Errorf("inspect says %v", inspected.Data)
+		t.Errorf("inspect returns %v", inspected.Data)
 	}
 	check := s.read(s.root, "ati/check/researcher", "skill=summarize")
 	if diff := cmp.Diff(data{"allowed": true, "matched_scopes": []any{"skill:summarize"}, "matched_rates": data{}}, check.Data); diff != "" {
 		t.Errorf("check (-want +got):\n%s", diff)
 	}
 
-	// A mount tuned lower caps what was allowed before, within 5 seconds.
+	// A lower maximum TTL of the mount takes effect within 5 seconds.
 	s.vault(s.root, "secrets", "tune", "-max-lease-ttl=30m", "ati")
-	poll(s.t, "the tuned maximum counts", func() error {
+	poll(s.t, "the lower maximum applies", func() error {
 		if got := s.read(s.root, "ati/creds/researcher").Data["token_ttl"]; got != json.Number("1800") {
 			return fmt.Errorf("token_ttl is %v", got)
 		}
@@ -78,7 +78,7 @@ func TestMount_Lifecycle(t *testing.T) {
 	})
 	s.vault(s.root, "secrets", "tune", "-max-lease-ttl=0", "ati")
 
-	// Sealed and unsealed, it is as before.
+	// Sealing and unsealing changes nothing.
 	config := s.read(s.root, "ati/config").Data
 	role := s.read(s.root, "ati/roles/researcher").Data
 	if err := s.client(s.root).Sys().Seal(); err != nil {
@@ -100,8 +100,7 @@ func TestMount_Lifecycle(t *testing.T) {
 	s.vault(s.root, "secrets", "disable", "ati")
 }
 
-// The claims that a mint takes from the caller: its entity, from Vault's
-// identity system, with aliases and groups.
+// Templates in claims resolve to the caller's entity, aliases, and groups in Vault.
 func TestCreds_CallerIdentity(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -133,7 +132,7 @@ func TestCreds_CallerIdentity(t *testing.T) {
 			t.Errorf("subject %q: sub is %q, want %q", subject, got, want)
 		}
 	}
-	// The caller can't choose: no parameter, and no other entity's value.
+	// A caller cannot choose its subject with a parameter or use another entity's values.
 	for _, d := range []data{{"agent_id": "bob"}, {"agent_id": 7}, {"subject": "bob"}, {"sub": "bob"}} {
 		if _, err := s.client(alice).Logical().Write("ati/creds/r", d); httpStatus(t, err) != http.StatusBadRequest {
 			t.Errorf("%v: %v", d, err)
@@ -154,8 +153,8 @@ func TestCreds_CallerIdentity(t *testing.T) {
 	}
 }
 
-// The promises: a token leads to the line of the audit log that says who asked
-// for it; neither audit log nor server log has a secret or a token in it.
+// Guarantees: each token identifies the audit log line of its request, and neither the
+// audit log nor the server log contains a secret or token.
 func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -166,18 +165,18 @@ func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
 		c := claims(t, secret, creds)
 		tokens = append(tokens, creds.Data["token"].(string))
 		if c.ID != creds.RequestID || c.ID != creds.Data["jti"] {
-			t.Errorf("jti %q, request id %q, answer %q", c.ID, creds.RequestID, creds.Data["jti"])
+			t.Errorf("jti %q, request ID %q, jti in the response %q", c.ID, creds.RequestID, creds.Data["jti"])
 		}
 		line := s.auditLine(c.ID)
 		if line.Request.Path != "ati/creds/r" || line.Auth.DisplayName != "token-minter" || c.Subject != "token-minter" {
 			t.Errorf("the audit line of %s has %+v, and sub is %q", c.ID, line, c.Subject)
 		}
 	}
-	// The secret leaves Vault, and the log has it hashed.
+	// proxy-env returns the secret, which the audit log contains only as an HMAC.
 	if got := s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"]; got != secret {
-		t.Error("proxy-env has another secret")
+		t.Error("proxy-env returns a different secret")
 	}
-	// Requests that fail, with the secret or a token in them.
+	// Rejected requests that contain the secret or a token.
 	for _, d := range []data{{"secret": []string{secret}}, {"proxy_url": data{"secret": secret}}, {"max_ttl": []string{secret}}, {"secret": secret + "0"}, {"secret": strings.Repeat("ab", 32), "issuer": "x y"}} {
 		if got := s.request(s.root, "PUT", "ati/config", d); got != 400 {
 			t.Errorf("config %v is a %d", d, got)
@@ -199,14 +198,13 @@ func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
 		}
 		for _, leak := range append(tokens, secret, strings.Split(tokens[0], ".")[2]) {
 			if strings.Contains(text, leak) {
-				t.Errorf("the %s has a secret or token in it", name)
+				t.Errorf("the %s contains a secret or token", name)
 			}
 		}
 	}
 }
 
-// A lease lives as long as its token, can't be renewed, and its revocation
-// leaves the token valid.
+// A lease expires with its token and cannot be renewed. Revoking it leaves the token valid.
 func TestLeases(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -220,17 +218,16 @@ func TestLeases(t *testing.T) {
 	}
 	s.vault(s.root, "lease", "revoke", "-sync", creds.LeaseID)
 	claims(t, secret, creds)
-	// Vault prints the plugin's fields in the order of their names.
+	// Vault sorts the fields of the plugin's log lines by name.
 	if log := s.log(); !strings.Contains(log, "a lease was revoked, but its token lives until it expires: ") || !strings.Contains(log, "jti="+creds.RequestID) {
-		t.Errorf("the server's log doesn't say that the token lives on:\n%s", log)
+		t.Errorf("the server log does not say that the token remains valid:\n%s", log)
 	}
-	// Unmounting revokes the leases that are left.
+	// Unmounting revokes the remaining leases.
 	s.read(s.root, "ati/creds/r")
 	s.vault(s.root, "secrets", "disable", "ati")
 }
 
-// The plugin upgraded to another version, as the README says, while roles and
-// config stay.
+// An upgrade of the plugin, with the documented commands, keeps roles and config.
 func TestPlugin_Upgrade(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -257,7 +254,7 @@ func TestPlugin_Upgrade(t *testing.T) {
 	}
 }
 
-// Vault compares the SHA-256 when it starts the plugin.
+// Vault compares the plugin's SHA-256 when it starts the plugin.
 func TestPlugin_RejectsWrongSHA256(t *testing.T) {
 	t.Parallel()
 	s := startVault(t)
@@ -268,36 +265,36 @@ func TestPlugin_RejectsWrongSHA256(t *testing.T) {
 	}
 }
 
-// Two mounts share the process (multiplexing), and nothing else.
+// Two mounts share a plugin process (multiplexing) and nothing else.
 func TestMount_Isolation(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.vault(s.root, "secrets", "enable", "-path=team/ati2", pluginName)
 	s.write(s.root, "ati/roles/r", data{"tools": "x"})
 	if _, err := s.client(s.root).Logical().Read("team/ati2/creds/r"); err == nil || !strings.Contains(err.Error(), "vault write team/ati2/config proxy_url=") {
-		t.Errorf("the second mount says %v", err)
+		t.Errorf("the second mount returns %v", err)
 	}
 	s.write(s.root, "team/ati2/config", data{"proxy_url": "https://other.example.com"})
 	s.write(s.root, "team/ati2/roles/r", data{"tools": "x"})
 	verdict := s.write(s.root, "team/ati2/validate", data{"token": s.read(s.root, "ati/creds/r").Data["token"]})
 	if verdict.Data["valid"] != false || verdict.Data["error"] != "signed by no key of this mount" {
-		t.Errorf("the second mount says %v", verdict.Data)
+		t.Errorf("the second mount returns %v", verdict.Data)
 	}
 	claims(t, secret, s.read(s.root, "ati/creds/r"))
 	if pids := s.pluginProcesses(); len(pids) != 1 {
-		t.Errorf("two mounts have the processes %v, and should share one", pids)
+		t.Errorf("two mounts have the processes %v, want one process", pids)
 	}
 
-	// One secret, one mount: with the same secret they open each other's proxies.
+	// Mounts with the same secret accept each other's tokens.
 	s.vault(s.root, "secrets", "enable", "-path=ati3", pluginName)
 	s.write(s.root, "ati3/config", data{"proxy_url": "https://third.example.com", "secret": secret})
 	verdict = s.write(s.root, "ati3/validate", data{"token": s.read(s.root, "ati/creds/r").Data["token"]})
 	if verdict.Data["valid"] != true {
-		t.Errorf("a mount with the same secret says %v", verdict.Data)
+		t.Errorf("a mount with the same secret returns %v", verdict.Data)
 	}
 }
 
-// What the CLI's user sees, in the words of the design.
+// Errors as a user of the CLI sees them.
 func TestCLI_Errors(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)

@@ -15,23 +15,22 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What bounds the plugin's resident memory at its highest, under what
-// TestHostileRequests sends: with Vault's limits on JSON; and of requests of 10 to
-// 30 MB, in a form, in strings of 1 MB, or where the listener has no limit but that
-// of 32 MB. These take about nine times their size on the way from Vault, before the
-// engine sees them.
+// Upper bounds for the plugin's peak resident memory under the requests of
+// TestHostileRequests: with Vault's limits on JSON; and for requests of 10 to 30 MB, as a
+// form, in strings of 1 MB, or to a listener with only the limit of 32 MB. Their transfer
+// from Vault to the plugin takes about nine times their size, before the engine sees them.
 const (
 	maxMemory        = 128 << 20
 	maxMemoryOfLarge = 512 << 20
 )
 
-// vaultJSONError are the errors of Vault's own check of JSON, which it tells with a
-// 500, before the engine sees the request.
+// vaultJSONError matches errors of Vault's own JSON checks, which it returns with status
+// 500 before the engine sees the request.
 var vaultJSONError = regexp.MustCompile(`^{"errors":\["(malformed JSON|duplicate key '|JSON [a-z ]+ exceeds allowed )`)
 
-// JSON of a depth and size that would hurt, sent to each path that takes any: by
-// a listener with Vault's limits, which refuses most of it, and by one without,
-// whose requests reach the plugin.
+// TestHostileRequests sends very deep and very large JSON to each path that accepts a
+// body: through a listener with Vault's limits, which rejects most of it, and through one
+// without them, whose requests reach the plugin.
 func TestHostileRequests(t *testing.T) {
 	t.Parallel()
 	open := freePort(t)
@@ -62,7 +61,7 @@ listener "tcp" {
 		}
 		return b.String()
 	}
-	// Each is the value of a field. %s stands for its name.
+	// Bodies with one field, whose name replaces %q and %s.
 	forms := map[string]string{
 		"lists, 10,000 deep":    `{%q:` + repeat("[", 10_000) + repeat("]", 10_000) + `}`,
 		"objects, 10,000 deep":  `{%q:` + repeat(`{"a":`, 10_000) + `1` + repeat("}", 10_000) + `}`,
@@ -92,14 +91,14 @@ listener "tcp" {
 	}
 	heavy := map[string]struct {
 		body  string
-		paths []string // that get it without Vault's limits
+		paths []string // that receive it on the listener without Vault's limits
 	}{
 		"100,000 unknown keys": {`{` + items(100_000, func(i int) string { return fmt.Sprintf(`"k%d":1`, i) }) + `}`, []string{"ati/creds/r"}},
 		"100,000 rates":        {`{"rate":{` + items(100_000, func(i int) string { return fmt.Sprintf(`"tool:a%d":"1/s"`, i) }) + `}}`, []string{"ati/roles/r"}},
 		"100,000 items":        {`{"agent_ids":[` + items(100_000, func(i int) string { return fmt.Sprintf(`"sandbox:%d"`, i) }) + `]}`, []string{"ati/batch/r", "ati/creds/r"}},
 		"30 MB":                {`{"token":"` + repeat("eyJ", 10<<20) + `"}`, []string{"ati/validate", "ati/config"}},
 	}
-	// A field of each type that a path has, since each is read by other code.
+	// One field of each type per path, because each type is parsed by different code.
 	paths := map[string][]string{
 		"ati/config":                 {"accepted_audiences", "private_key", "max_ttl"},
 		"ati/config/rotate":          {"proxy_url", "private_key"},
@@ -118,7 +117,7 @@ listener "tcp" {
 	for _, path := range all {
 		at := strings.Replace(path, "{name}", "r", 1)
 		if status, _ := s.send(s.root, "PUT", at, nil, data{"no such": 1}); status == http.StatusBadRequest && paths[at] == nil {
-			t.Errorf("%s takes a body, and this test doesn't know it", at)
+			t.Errorf("%s accepts a body, but this test does not cover it", at)
 		}
 	}
 
@@ -131,7 +130,7 @@ listener "tcp" {
 			t.Fatal(err)
 		}
 		req.Header.Set("X-Vault-Token", s.root)
-		if name == "a form" { // on which Vault's limits on JSON don't hold
+		if name == "a form" { // Vault's limits on JSON do not apply
 			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		}
 		resp, err := http.DefaultClient.Do(req)
@@ -148,33 +147,33 @@ listener "tcp" {
 		switch {
 		case resp.StatusCode >= 500 && !vaultJSONError.Match(text):
 			t.Errorf("%s: %s is a %d: %.300s", path, name, resp.StatusCode, text)
-		case len(text) > 256<<10: // Vault itself quotes a number of 100 KB
-			t.Errorf("%s: %s has an answer of %d bytes", path, name, len(text))
+		case len(text) > 256<<10: // Vault itself quotes numbers of 100 KB
+			t.Errorf("%s: the response to %s has %d bytes", path, name, len(text))
 		}
 	}
 	start := time.Now()
-	bounded := func(bound int) {
+	checkMemory := func(bound int) {
 		t.Helper()
-		memory := highWaterMark(t, pids[0])
-		t.Logf("%d requests so far, in %v; statuses %v; the plugin's memory was %d MB at its highest, Vault's %d MB",
-			requests, time.Since(start).Round(100*time.Millisecond), statuses, memory>>20, highWaterMark(t, s.process.Pid)>>20)
+		memory := peakMemory(t, pids[0])
+		t.Logf("%d requests so far, in %v; statuses %v; peak memory of the plugin %d MB, of Vault %d MB",
+			requests, time.Since(start).Round(100*time.Millisecond), statuses, memory>>20, peakMemory(t, s.process.Pid)>>20)
 		if memory > bound {
-			t.Errorf("the plugin's memory was %d MB at its highest, more than %d", memory>>20, bound>>20)
+			t.Errorf("the plugin's peak memory was %d MB, more than %d MB", memory>>20, bound>>20)
 		}
 	}
 	for _, listener := range []struct {
 		address    string
-		everywhere bool // what takes Vault a second, where it takes it
+		everywhere bool // send the heavy bodies to every path
 		memory     int
 	}{{s.addr, true, maxMemory}, {"http://127.0.0.1:" + open, false, maxMemoryOfLarge}} {
 		for path, fields := range paths {
 			if listener.everywhere {
-				fields = fields[:1] // few of the bodies get past Vault
+				fields = fields[:1] // Vault rejects most of the bodies
 			}
 			for _, field := range fields {
 				for name, form := range forms {
 					if !listener.everywhere && len(form) > 1_000_000 && field != fields[0] || (path == "ati/config/rotate" || path == "ati/config/rotate/stage") && form == "" {
-						continue // the latter is a new key, as it ought to be
+						continue // an empty request is valid there and creates a key
 					}
 					if strings.Contains(form, "%") {
 						form = fmt.Sprintf(strings.ReplaceAll(form, "%s", "%[1]s"), field)
@@ -188,7 +187,7 @@ listener "tcp" {
 				}
 			}
 		}
-		bounded(listener.memory)
+		checkMemory(listener.memory)
 		for path, body := range map[string]string{
 			"ati/creds/r":  "tools=" + repeat(",", 9<<20),
 			"ati/batch/r":  "agent_ids=" + repeat("%01", 3<<20),
@@ -198,7 +197,7 @@ listener "tcp" {
 		} {
 			send(listener.address, path, "a form", body)
 		}
-		for path, body := range map[string]string{ // within the engine's bound
+		for path, body := range map[string]string{ // within the engine's limit
 			"ati/creds/r": "agent_id=" + repeat("%01", 1<<20-100),
 			"ati/roles/r": "subject={{identity." + repeat("%01", 1<<20-100) + "}}",
 			"ati/batch/r": "no+such" + repeat("%01", 1<<20-100) + "=1",
@@ -209,20 +208,20 @@ listener "tcp" {
 		for _, path := range []string{"ati/creds/r", "ati/jwks"} {
 			send(listener.address, path, "30 strings of 1 MB", large)
 		}
-		bounded(maxMemoryOfLarge)
+		checkMemory(maxMemoryOfLarge)
 	}
 	if got := s.pluginProcesses(); !slices.Equal(got, pids) {
-		t.Errorf("the plugin has the processes %v, and had %v", got, pids)
+		t.Errorf("the plugin's processes are %v, were %v", got, pids)
 	}
 	if diff := cmp.Diff(before, s.read(s.root, "ati/config/rotate").Data); diff != "" {
-		t.Errorf("the key or its proxy has changed (-before +after):\n%s", diff)
+		t.Errorf("the key versions have changed (-before +after):\n%s", diff)
 	}
 	s.write(s.root, "ati/roles/r", data{"tools": "x", "disabled": false, "subject": "", "allowed_agent_ids": "*"})
 	claims(t, secret, s.read(s.root, "ati/creds/r"))
 }
 
-// highWaterMark is the most memory that a process has had resident, in bytes.
-func highWaterMark(t testing.TB, pid int) int {
+// peakMemory returns the peak resident memory of a process in bytes.
+func peakMemory(t testing.TB, pid int) int {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -20,12 +20,12 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// broadPolicy is what people write in haste.
+// broadPolicy is a rule that a user might write without considering each path.
 const broadPolicy = `path "ati/*" { capabilities = ["create", "read", "update", "patch", "delete", "list"] }`
 
-// Every operation of every path under each policy of examples/policies: the
-// expected status, in the order of the columns. The rows are done from top to
-// bottom, each by those who are refused first.
+// policyColumns are broadPolicy and the policies in examples/policies. policyRows has the
+// expected status for each operation and each column. The rows run from top to bottom, and
+// the columns from left to right, so that the admin, who may change things, comes last.
 var policyColumns = []string{"broad", "orchestrator", "sandbox", "proxy-host", "security-auditor", "admin"}
 
 var policyRows = []struct {
@@ -45,7 +45,7 @@ var policyRows = []struct {
 	{"PUT ati/config/rotate", nil, [6]int{403, 403, 403, 403, 403, 200}},
 	{"GET ati/proxy-env", nil, [6]int{403, 403, 403, 200, 403, 403}},
 	{"GET ati/proxy-env/{version}", nil, [6]int{403, 403, 403, 200, 403, 403}},
-	{"GET ati/jwks", nil, [6]int{200, 200, 200, 200, 200, 200}}, // public keys, for everybody
+	{"GET ati/jwks", nil, [6]int{200, 200, 200, 200, 200, 200}}, // public keys, unauthenticated
 	{"LIST ati/roles", nil, [6]int{200, 403, 403, 403, 200, 200}},
 	{"GET ati/roles/{name}", nil, [6]int{200, 403, 403, 403, 200, 200}},
 	{"PUT ati/roles/{name}", data{"description": "changed"}, [6]int{204, 403, 403, 403, 403, 204}},
@@ -61,10 +61,10 @@ var policyRows = []struct {
 	{"PUT ati/check/{name}", data{"tool": "web_search"}, [6]int{200, 403, 403, 403, 200, 200}},
 	{"PUT ati/validate", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
 	{"PUT ati/inspect", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
-	// What docs/audit.md and docs/rotate.md ask of Vault itself.
+	// Vault's own paths that docs/audit.md and docs/rotate.md use.
 	{"PUT sys/audit-hash/file", data{"input": "sandbox:1"}, [6]int{403, 403, 403, 403, 200, 200}},
 	{"GET identity/entity/id/nobody", nil, [6]int{403, 403, 403, 403, 404, 403}},
-	{"DELETE ati/config", nil, [6]int{403, 403, 403, 403, 403, 200}}, // with a warning
+	{"DELETE ati/config", nil, [6]int{403, 403, 403, 403, 403, 200}}, // returns a warning
 }
 
 func TestPolicies_EveryPath(t *testing.T) {
@@ -72,7 +72,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 	s, secret := startEngine(t)
 	known, paths := s.operations()
 	if len(known) != 24 || len(paths) != 16 {
-		t.Errorf("Vault tells of %d operations on %d paths", len(known), len(paths))
+		t.Errorf("the OpenAPI document has %d operations on %d paths", len(known), len(paths))
 	}
 
 	tokens := map[string]string{"broad": s.policy("broad", broadPolicy)}
@@ -91,14 +91,13 @@ func TestPolicies_EveryPath(t *testing.T) {
 		tokens[name] = s.write("", "auth/userpass/login/"+name, data{"password": "x"}).Auth.ClientToken
 	}
 	if len(tokens) != len(policyColumns) {
-		t.Fatalf("there are the policies %v", slices.Sorted(maps.Keys(tokens)))
+		t.Fatalf("the policies are %v", slices.Sorted(maps.Keys(tokens)))
 	}
 	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "sandbox:*"})
 	s.write(s.root, "ati/roles/sandbox", data{"tools": "web_search", "subject": "sandbox:1"})
 	at := strings.NewReplacer("{name}", "researcher", "{version}", "1")
 
-	// What the engine doesn't do gives nobody anything, and is refused before
-	// the engine sees it where the policy doesn't have the path.
+	// Operations that the engine does not support fail under every policy.
 	for _, path := range paths {
 		for _, method := range []string{"GET", "LIST", "PUT", "DELETE", "PATCH"} {
 			if slices.Contains(known, method+" "+path) {
@@ -122,7 +121,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 		if method == "GET" && strings.HasPrefix(path, "ati/check/") {
 			path += "?tool=web_search"
 		}
-		if path == "ati/proxy-env/1" { // the version that there is
+		if path == "ati/proxy-env/1" { // the existing version
 			path = fmt.Sprintf("ati/proxy-env/%v", before["current_version"])
 		}
 		for i, name := range policyColumns {
@@ -135,14 +134,13 @@ func TestPolicies_EveryPath(t *testing.T) {
 			}
 			for _, key := range keys {
 				if strings.Contains(body, key) {
-					t.Errorf("%s: %s tells the key", name, row.request)
+					t.Errorf("%s: %s returns the key", name, row.request)
 				}
 			}
-			// Nobody but admin, who comes last, has changed the key, or where
-			// tokens are sent.
+			// All columns before admin leave the key and the proxy URL unchanged.
 			if name == "security-auditor" {
 				if diff := cmp.Diff(before, s.read(s.root, "ati/config/rotate").Data); diff != "" {
-					t.Fatalf("%s was done (-before +after):\n%s", row.request, diff)
+					t.Fatalf("%s changed the key versions (-before +after):\n%s", row.request, diff)
 				}
 			}
 		}
@@ -155,11 +153,11 @@ func TestPolicies_EveryPath(t *testing.T) {
 		t.Errorf("the table has no row for %q", known)
 	}
 	if keys = slices.Compact(keys); len(keys) < 3 {
-		t.Errorf("there were only %d keys", len(keys))
+		t.Errorf("the test used only %d keys", len(keys))
 	}
 }
 
-// A wrapped answer has no token; unwrapping gives it, once.
+// A wrapped response contains no token. It can be unwrapped once.
 func TestResponseWrapping(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -193,20 +191,20 @@ func TestResponseWrapping(t *testing.T) {
 			t.Fatalf("%s is a %d: %v", request, got, err)
 		}
 		if jwts.MatchString(body) || strings.Contains(body, secret) {
-			t.Errorf("%s: the wrapped answer has a token or the secret in it", request)
+			t.Errorf("%s: the wrapped response contains a token or the secret", request)
 		}
-		answer, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap("")
+		unwrapped, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap("")
 		if err != nil {
 			t.Fatalf("%s: %v", request, err)
 		}
-		if tokens, ok := answer.Data["tokens"].(data); ok {
-			answer.Data["token"] = tokens["token-orchestrator"]
+		if tokens, ok := unwrapped.Data["tokens"].(data); ok {
+			unwrapped.Data["token"] = tokens["token-orchestrator"]
 		}
 		if caller == host {
-			if answer.Data["ATI_JWT_SECRET"] != secret {
-				t.Errorf("%s: the unwrapped answer has not the secret", request)
+			if unwrapped.Data["ATI_JWT_SECRET"] != secret {
+				t.Errorf("%s: the unwrapped response does not contain the secret", request)
 			}
-		} else if subject := claims(t, secret, answer).Subject; subject != "token-orchestrator" {
+		} else if subject := claims(t, secret, unwrapped).Subject; subject != "token-orchestrator" {
 			t.Errorf("%s: the token is for %q", request, subject)
 		}
 		if _, err := s.client(wrapped.WrapInfo.Token).Logical().Unwrap(""); httpStatus(t, err) != 400 && httpStatus(t, err) != 403 {
@@ -215,9 +213,9 @@ func TestResponseWrapping(t *testing.T) {
 	}
 }
 
-// What a policy's lists of parameters let through gains nothing that the role
-// does not give. Each parameter that the policy fences is given in every form
-// that Vault might not see.
+// Requests that bypass allowed_parameters or denied_parameters of a policy still get only
+// what the role grants. Each restricted parameter is sent in every form that Vault might
+// not recognize.
 func TestPolicies_SmuggledParameters(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -241,9 +239,9 @@ path "ati/batch/r" {
 		"allowed": s.policy("allowed", rules(`allowed_parameters = { "tools" = ["web_*"], "agent_id" = ["sandbox:a"], "agent_ids" = ["sandbox:a"], "ttl" = ["10m"], "rate" = ["tool:web_search=1/hour"] }`)),
 		"denied":  s.policy("denied", rules(`denied_parameters = { "tools" = ["shell"], "scopes" = [], "agent_id" = ["sandbox:b", "root"], "agent_ids" = ["sandbox:b", "root"], "job_id" = [], "ttl" = ["2h"], "rate" = [] }`)),
 	}
-	// For each parameter: what the policies allow, what the role doesn't give, and
-	// what the role gives and the policies deny.
-	values := []struct{ name, good, bad, fenced string }{
+	// For each parameter: a value that role and policies allow, one that the role does not
+	// grant, and one that the role grants and the policies deny.
+	values := []struct{ name, good, bad, denied string }{
 		{"tools", "web_search", "shell", "arxiv:x"},
 		{"tools", "web_search", "*", "arxiv:*"},
 		{"scopes", "tool:web_search", "*", "skill:summarize"},
@@ -277,7 +275,7 @@ path "ati/batch/r" {
 		found := jwts.FindAllString(string(text), -1)
 		switch {
 		case resp.StatusCode == 200 && len(found) > 0:
-		case resp.StatusCode == 500 && strings.Contains(string(text), "duplicate key '"): // Vault's own
+		case resp.StatusCode == 500 && strings.Contains(string(text), "duplicate key '"): // from Vault
 			return
 		case (resp.StatusCode == 400 || resp.StatusCode == 403) && len(found) == 0:
 			return
@@ -291,8 +289,8 @@ path "ati/batch/r" {
 				t.Errorf("%s: %v", what, err)
 				continue
 			}
-			for _, complaint := range exceedsRole(c) {
-				t.Errorf("%s: %s", what, complaint)
+			for _, claim := range exceedsRole(c) {
+				t.Errorf("%s: %s", what, claim)
 			}
 		}
 	}
@@ -306,7 +304,7 @@ path "ati/batch/r" {
 	literal := func(v string) string { b, _ := json.Marshal(v); return string(b) }
 	for policy := range policies {
 		for _, v := range values {
-			for _, pair := range [][]string{{v.good, v.bad}, {v.bad, v.good}, {v.good, v.fenced}, {v.fenced, v.good}, {v.bad}, {v.fenced}} {
+			for _, pair := range [][]string{{v.good, v.bad}, {v.bad, v.good}, {v.good, v.denied}, {v.denied, v.good}, {v.bad}, {v.denied}} {
 				queries := make([]string, len(pair))
 				for i, value := range pair {
 					queries[i] = v.name + "=" + url.QueryEscape(value)
@@ -340,7 +338,7 @@ path "ati/batch/r" {
 						try(policy, "PUT", "ati/batch/r", "", strings.ReplaceAll(body, "agent_id", "agent_ids"))
 					}
 				}
-				// In the query and in the body, of which Vault takes one.
+				// In both the query and the body, of which Vault uses one.
 				try(policy, "PUT", "ati/creds/r", queries[0], bodies[0])
 				try(policy, "POST", "ati/creds/r", queries[0], fmt.Sprintf(`{%q:%s}`, v.name, literal(pair[len(pair)-1])))
 				try(policy, "GET", "ati/creds/r", queries[0], bodies[0])
@@ -350,38 +348,38 @@ path "ati/batch/r" {
 	t.Logf("%d requests; tokens: %v", requests, minted)
 	for policy := range policies {
 		if minted[policy] < 25 {
-			t.Errorf("%s: only %d requests were answered with tokens", policy, minted[policy])
+			t.Errorf("%s: only %d requests returned tokens", policy, minted[policy])
 		}
 	}
 }
 
-// exceedsRole says what a token has that the role r of that test doesn't give,
-// in the words of that role.
-func exceedsRole(c *ati.Claims) (complaints []string) {
+// exceedsRole returns the claims of a token that exceed the role r of
+// TestPolicies_SmuggledParameters.
+func exceedsRole(c *ati.Claims) (excess []string) {
 	for _, scope := range strings.Fields(c.Scope) {
 		if scope != "tool:web_search" && scope != "skill:summarize" && !strings.HasPrefix(scope, "tool:arxiv:") {
-			complaints = append(complaints, "scope "+scope)
+			excess = append(excess, "scope "+scope)
 		}
 	}
 	if c.Scope == "" {
-		complaints = append(complaints, "no scope")
+		excess = append(excess, "no scope")
 	}
 	if !strings.HasPrefix(c.Subject, "sandbox:") && !regexp.MustCompile(`^token-(allowed|denied)\z`).MatchString(c.Subject) {
-		complaints = append(complaints, "sub "+c.Subject)
+		excess = append(excess, "sub "+c.Subject)
 	}
 	if c.JobID != "" && !strings.HasPrefix(c.JobID, "job-") {
-		complaints = append(complaints, "job_id "+c.JobID)
+		excess = append(excess, "job_id "+c.JobID)
 	}
 	if life := time.Duration(c.ExpiresAt-c.IssuedAt) * time.Second; life > time.Hour || life <= 0 {
-		complaints = append(complaints, "a life of "+life.String())
+		excess = append(excess, "a life of "+life.String())
 	}
 	if c.ATI == nil || len(c.ATI.Rate) != 1 || !slices.Contains([]string{"30/hour", "2/hour", "1/hour"}, c.ATI.Rate["tool:web_search"]) {
-		complaints = append(complaints, fmt.Sprintf("the rates %+v", c.ATI))
+		excess = append(excess, fmt.Sprintf("the rates %+v", c.ATI))
 	}
-	return complaints
+	return excess
 }
 
-// A policy that lets a client do one thing, and what it refuses.
+// An orchestrator's policy allows requests for tokens of one role and denies all others.
 func TestPolicies_Orchestrator(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -423,8 +421,8 @@ path "ati/creds/researcher" {
 		}
 	}
 
-	// A policy's globs see whole values: a list in one value passes, and only
-	// the role stops it.
+	// Globs in a policy match whole values: a comma-separated list passes, and only the
+	// role rejects it.
 	glob := s.policy("glob", `path "ati/creds/researcher" { capabilities = ["read"], allowed_parameters = { "tools" = ["web_*"] } }`)
 	for query, want := range map[string]int{"tools=web_search": 200, "tools=shell": 403, "tools=web_search,shell": 400} {
 		if got := s.request(glob, "GET", "ati/creds/researcher?"+query, nil); got != want {
@@ -432,7 +430,7 @@ path "ati/creds/researcher" {
 		}
 	}
 
-	// A rule written in haste neither reads nor plants a key.
+	// A broad rule without sudo can neither read nor replace a key.
 	broad := s.policy("broad", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list"] }`)
 	for path, want := range map[string]int{"GET ati/proxy-env": 403, "GET ati/proxy-env/1": 403, "GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
 		method, path, _ := strings.Cut(path, " ")
@@ -449,7 +447,7 @@ path "ati/creds/researcher" {
 	host := s.policy("host", `path "ati/proxy-env" { capabilities = ["read", "sudo"] }`)
 	for path, want := range map[string]int{"ati/proxy-env": 200, "ati/proxy-env/1": 403, "ati/config": 403, "ati/creds/admin": 403} {
 		if got := s.request(host, "GET", path, nil); got != want {
-			t.Errorf("the proxy's host: reading %s is a %d, want %d", path, got, want)
+			t.Errorf("the proxy host: reading %s is a %d, want %d", path, got, want)
 		}
 	}
 }

@@ -16,25 +16,25 @@ import (
 	"github.com/hashicorp/vault/sdk/plugin"
 )
 
-// The promise: whatever becomes of the plugin's process, at most the requests in
-// flight fail, and nothing is lost.
+// Guarantee: when the plugin's process is killed, paused, or upgraded, at most the
+// requests in flight fail, and no acknowledged write is lost.
 func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1, nil)
 	s := c.first
-	clients := loadClients + 1 // with the one that writes
-	// Vault takes a moment to notice that the process has ended. Who asks again
-	// in that moment fails again: up to 60 ms were seen, on busy processors.
+	clients := loadClients + 1 // including the one that writes
+	// Vault takes up to 60 ms on a busy machine to notice that the process has exited.
+	// A client that retries earlier fails again.
 	const wait = 500 * time.Millisecond
 
 	l := startLoad(t, time.Minute, wait, s)
 	l.waitForMints()
-	gone := map[int]bool{}
+	exited := map[int]bool{}
 	kills := rounds(t, "SOAK_PLUGIN_KILLS", 4, 40)
 	for kill := range kills {
 		before := l.failedRequests()
-		pid := s.pluginProcess(gone)
-		gone[pid] = true
+		pid := s.pluginProcess(exited)
+		exited[pid] = true
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +51,7 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 	l.waitForMints()
 	pauses := rounds(t, "SOAK_PLUGIN_PAUSES", 1, 10)
 	for range pauses {
-		pid := s.pluginProcess(gone)
+		pid := s.pluginProcess(exited)
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 	upgrades := rounds(t, "SOAK_UPGRADES", 1, 5)
 	for upgrade := range upgrades {
 		version := fmt.Sprintf("v0.%d.0", upgrade+2)
-		before, old := l.failedRequests(), s.pluginProcess(gone)
+		before, old := l.failedRequests(), s.pluginProcess(exited)
 		s.register(version)
 		s.vault(s.root, "secrets", "tune", "-plugin-version="+version, "ati")
 		l.waitForMints()
@@ -85,35 +85,34 @@ func TestPluginProcess_FaultsUnderLoad(t *testing.T) {
 		if failed := l.failedRequests() - before; failed > clients {
 			t.Errorf("the upgrade to %s: %d requests failed, with %d clients", version, failed, clients)
 		}
-		poll(t, "the former process has ended", func() error {
+		poll(t, "the previous process has exited", func() error {
 			if syscall.Kill(old, 0) == nil {
-				return errors.New("it is there")
+				return errors.New("it is running")
 			}
 			return nil
 		})
-		gone[old] = true
+		exited[old] = true
 		c.checkState(l.writtenRoles())
 	}
 	t.Logf("the plugin was upgraded %d times", upgrades)
 	l.check(c.keys, s.audit)
 }
 
-// A plugin that Vault left behind when it was killed ends too: nobody speaks to
-// it any more, and it has the key in its memory.
+// When Vault is killed, the plugin exits as well, since its memory contains the key.
 func TestPluginProcess_ExitsWithVault(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	s.pluginProcess(nil)
 	s.kill()
-	poll(t, "the plugin has ended", func() error {
-		if left := s.pluginProcesses(); len(left) != 0 {
-			return fmt.Errorf("there are %v", left)
+	poll(t, "the plugin has exited", func() error {
+		if pids := s.pluginProcesses(); len(pids) != 0 {
+			return fmt.Errorf("running processes: %v", pids)
 		}
 		return nil
 	})
 }
 
-// The plugin's memory has the key in it: a crash leaves no core file.
+// A crash of the plugin writes no core file, which would contain the key.
 func TestPluginProcess_NoCoreDump(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -131,13 +130,13 @@ func TestPluginProcess_NoCoreDump(t *testing.T) {
 		}
 	}
 	if none.MatchString(limits(s.process.Pid)) {
-		t.Log("left out: Vault itself may dump no core here, and the plugin inherits that, so this test tells nothing")
+		t.Log("no result: the limit for Vault itself is 0 here, and the plugin inherits it")
 	}
 }
 
-// A dump that goes to a program, as to systemd's, isn't held to that limit. The
-// files that tell of a process in /proc are root's when it is not dumpable, and
-// its user's otherwise.
+// The core size limit does not apply when the kernel pipes core dumps to a program, such
+// as systemd-coredump. A process that is not dumpable is recognized by its files in /proc,
+// which then belong to root and not to the process's user.
 func TestPluginProcess_NotDumpable(t *testing.T) {
 	t.Parallel()
 	user := uint32(os.Getuid())
@@ -159,7 +158,7 @@ func TestPluginProcess_NotDumpable(t *testing.T) {
 		}
 		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 		if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
-			t.Fatalf("%s is not up: %v", cmd, err)
+			t.Fatalf("%s did not start: %v", cmd, err)
 		}
 		var stat syscall.Stat_t
 		if err := syscall.Stat(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid), &stat); err != nil {
@@ -167,7 +166,7 @@ func TestPluginProcess_NotDumpable(t *testing.T) {
 		}
 		return stat.Uid
 	}
-	// A copy, in a directory that anybody may read, with what Vault gives it.
+	// A copy in a world-readable directory, started with the environment that Vault sets.
 	binary, err := os.ReadFile(buildPlugin(t, "v0.1.0"))
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +180,7 @@ func TestPluginProcess_NotDumpable(t *testing.T) {
 	if err := os.WriteFile(path, binary, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{dir, path} { // whatever the umask
+	for _, name := range []string{dir, path} { // regardless of the umask
 		if err := os.Chmod(name, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -193,15 +192,14 @@ func TestPluginProcess_NotDumpable(t *testing.T) {
 		"TMPDIR=/tmp",
 	}
 	if got := owner(cmd); got != 0 {
-		t.Errorf("the plugin's files in /proc are those of user %d", got)
+		t.Errorf("the plugin's files in /proc belong to user %d, want root", got)
 	}
 	if got := owner(exec.Command("sh", "-c", "echo up; exec sleep 60")); got != user {
-		t.Errorf("those of a process that is dumpable are of user %d, so this test tells nothing", got)
+		t.Errorf("no result: the files of a dumpable process belong to user %d, want %d", got, user)
 	}
 }
 
-// A plugin that was reloaded or killed is started again by Vault, and nothing
-// is lost.
+// Vault restarts a plugin that was reloaded or killed, without loss of data.
 func TestPluginProcess_Restart(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)

@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The promise: a crash of Vault or of the plugin at any time, on a raft store,
-// leaves the state before a step or after it, and never one between.
+// Guarantee: after a crash of Vault or the plugin at any time, with raft storage, a step
+// of a rotation is either done or not done.
 func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 	t.Parallel()
 	s := startRaftVault(t)
@@ -26,7 +26,7 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 	c := s.client(s.root)
 
 	state, last := versions{Current: 1}, 1
-	addresses := map[int]string{1: address(1)} // of each version
+	addresses := map[int]string{1: address(1)} // by version
 	done, inFlight := 0, 0
 	fingerprints := map[int]any{}
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
@@ -42,12 +42,12 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 		}
 		crashed := make(chan struct{})
 		time.AfterFunc(time.Duration(20+random.IntN(200))*time.Millisecond, func() { crash(); close(crashed) })
-		var next versions // what the step in flight would make
+		var next versions // after the step in flight
 		nextLast := last
 	steps:
 		for {
 			select {
-			case <-crashed: // without an error: Vault repeats what a plugin didn't answer
+			case <-crashed: // no request failed: Vault repeats one that the plugin did not answer
 				break steps
 			default:
 			}
@@ -72,12 +72,12 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 			}
 			got := versionsOf(t, secret.Data)
 			if step == "" && got.Current == next.Current+1 {
-				// Vault asks a plugin twice whose process ended before it answered,
-				// and a rotation at once can be done twice.
+				// If the plugin exits before it responds, Vault sends the request again, so an
+				// immediate rotation may be done twice.
 				next.Current, nextLast = got.Current, nextLast+1
 			}
 			if got != next.visible() {
-				t.Fatalf("%q made of %+v %+v, want %+v", step, state, got, next)
+				t.Fatalf("%q changed %+v to %+v, want %+v", step, state, got, next)
 			}
 			state, last = next, nextLast
 			done++
@@ -86,7 +86,7 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 			s.crash()
 		}
 		var status data
-		poll(t, "Vault answers again", func() error {
+		poll(t, "Vault responds again", func() error {
 			secret, err := c.Logical().Read("ati/config/rotate")
 			if err == nil {
 				status = secret.Data
@@ -98,35 +98,35 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 		case next.visible():
 			state, last = next, nextLast
 		default:
-			t.Fatalf("round %d: after the crash there are %+v, neither %+v nor %+v", round, got, state, next)
+			t.Fatalf("round %d: after the crash the versions are %+v, want %+v or %+v", round, got, state, next)
 		}
-		// Each version has one key and one proxy, and the current one mints.
+		// Each version keeps its key and proxy, and tokens are signed with the current one.
 		for name, version := range map[string]int{"current": state.Current, "pending": state.Pending, "previous": state.Previous} {
 			if version == 0 {
 				continue
 			}
 			if got := status[name+"_proxy_url"]; got != addresses[version] {
-				t.Errorf("round %d: version %d has the proxy %v", round, version, got)
+				t.Errorf("round %d: version %d has proxy_url %v", round, version, got)
 			}
 			if known, ok := fingerprints[version]; ok && known != status[name+"_fingerprint"] {
-				t.Errorf("round %d: version %d has another key", round, version)
+				t.Errorf("round %d: version %d has a different key", round, version)
 			}
 			fingerprints[version] = status[name+"_fingerprint"]
 		}
 		creds := s.read(s.root, "ati/creds/r")
 		verdict := s.write(s.root, "ati/validate", data{"token": creds.Data["token"]}).Data
 		if creds.Data["proxy_url"] != addresses[state.Current] || verdict["valid"] != true || verdict["key_version"] != creds.Data["key_version"] {
-			t.Errorf("round %d: version %d, a token for %v, %v", round, state.Current, creds.Data["proxy_url"], verdict)
+			t.Errorf("round %d: version %d, token for %v, %v", round, state.Current, creds.Data["proxy_url"], verdict)
 		}
 	}
 	t.Logf("%d steps, %d of %d crashes with a step in flight that failed", done, inFlight, crashes)
 	if done < 2*crashes || inFlight < crashes/3 {
-		t.Error("these are too few to tell")
+		t.Error("not enough steps and crashes")
 	}
 }
 
-// The promise: no secret or private key is in any response but proxy-env's, in
-// the audit log, in the server's log or in an error.
+// Guarantee: no response except proxy-env's, no error, and no log contains a secret or
+// private key.
 func TestRotate_DoesNotExposeKeys(t *testing.T) {
 	t.Parallel()
 	s, first := startEngine(t)
@@ -138,27 +138,27 @@ func TestRotate_DoesNotExposeKeys(t *testing.T) {
 	lines := strings.Split(private, "\n")
 	line := lines[1]
 	second := strings.Repeat("0f1e2d3c4b5a6978", 4)
-	var told strings.Builder
+	var responses strings.Builder
 	do := func(path string, d data) {
 		secret, err := s.client(s.root).Logical().Write(path, d)
-		fmt.Fprintf(&told, "%s %+v %v\n", path, secret, err)
+		fmt.Fprintf(&responses, "%s %+v %v\n", path, secret, err)
 	}
-	generated := map[string]bool{}
+	secrets := map[string]bool{}
 	for _, d := range []data{
 		{"secret": second},
-		{"secret": second},                       // the present one
+		{"secret": second},                       // the current secret
 		{"secret": second[1:]},                   // too short
-		{"secret": []string{second}},             // of the wrong type
-		{"proxy_url": data{"secret": second}},    // in the wrong place
-		{"algorithm": "ES256", "secret": second}, // of the other algorithm
+		{"secret": []string{second}},             // wrong type
+		{"proxy_url": data{"secret": second}},    // wrong parameter
+		{"algorithm": "ES256", "secret": second}, // wrong algorithm
 		{"private_key": private},
-		{"algorithm": "ES256", "private_key": line},                                    // no PEM
-		{"algorithm": "ES256", "private_key": second},                                  // a secret for a key
-		{"algorithm": "ES256", "private_key": strings.Join(lines[:2], "\n")},           // cut off
+		{"algorithm": "ES256", "private_key": line},                                    // not PEM
+		{"algorithm": "ES256", "private_key": second},                                  // a secret instead of a key
+		{"algorithm": "ES256", "private_key": strings.Join(lines[:2], "\n")},           // truncated
 		{"algorithm": "ES256", "private_key": private + private},                       // twice
-		{"algorithm": "ES256", "private_key": map[string]any{"private_key": private}},  // of the wrong type
-		{"algorithm": "ES256", "private_key": private, "proxy_url": "https://h"},       // taken
-		{"algorithm": "ES256", "private_key": private, "proxy_url": "https://h/again"}, // the present one
+		{"algorithm": "ES256", "private_key": map[string]any{"private_key": private}},  // wrong type
+		{"algorithm": "ES256", "private_key": private, "proxy_url": "https://h"},       // accepted
+		{"algorithm": "ES256", "private_key": private, "proxy_url": "https://h/again"}, // the current key
 		{"algorithm": "HS256"},
 		{},
 	} {
@@ -168,33 +168,33 @@ func TestRotate_DoesNotExposeKeys(t *testing.T) {
 		do("ati/config/rotate/rollback", nil)
 		do("ati/config/rotate/retire", nil)
 		if secret := s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"]; secret != nil {
-			generated[secret.(string)] = true
+			secrets[secret.(string)] = true
 		}
 	}
-	fmt.Fprintln(&told, s.read(s.root, "ati/config/rotate").Data, s.read(s.root, "ati/config").Data)
+	fmt.Fprintln(&responses, s.read(s.root, "ati/config/rotate").Data, s.read(s.root, "ati/config").Data)
 	audit, err := os.ReadFile(s.audit)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, secret := range []string{first, second, line, fmt.Sprintf("%x", scalar)} {
-		generated[secret] = true
+		secrets[secret] = true
 	}
-	for name, text := range map[string]string{"a response or an error": told.String(), "the audit log": string(audit), "the server's log": s.log()} {
-		for secret := range generated {
+	for name, text := range map[string]string{"a response or an error": responses.String(), "the audit log": string(audit), "the server log": s.log()} {
+		for secret := range secrets {
 			if strings.Contains(text, secret[:40]) {
-				t.Errorf("%s has a key in it", name)
+				t.Errorf("%s contains a key", name)
 			}
 		}
 	}
-	if !strings.Contains(told.String(), "current_algorithm:ES256") {
-		t.Error("the private key was never taken")
+	if !strings.Contains(responses.String(), "current_algorithm:ES256") {
+		t.Error("the private key was never accepted")
 	}
-	if len(generated) < 4 {
-		t.Errorf("only %d keys were looked for", len(generated))
+	if len(secrets) < 4 {
+		t.Errorf("the test searched for only %d keys", len(secrets))
 	}
 }
 
-// Two people do the same step at once: one does it, the other is told so.
+// Of two concurrent requests for the same step, one succeeds and the other returns 400.
 func TestRotate_ConcurrentRequests(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -215,11 +215,11 @@ func TestRotate_ConcurrentRequests(t *testing.T) {
 		}
 	}
 	if got := versionsOf(t, s.read(s.root, "ati/config/rotate").Data); got != (versions{Current: 2, Previous: 1, Retired: true}) {
-		t.Errorf("there are %+v", got)
+		t.Errorf("the versions are %+v", got)
 	}
 }
 
-// What each policy may do with the key, and what needs none.
+// Every path of the key requires sudo, except jwks, which requires no token.
 func TestRotate_Policies(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
