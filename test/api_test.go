@@ -153,7 +153,7 @@ func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[s
 		}
 		status, answer := s.send(s.root, r.method, "ati/"+r.path, nil, d)
 		if status != r.status {
-			t.Fatalf("%s %s is a %d, want %d: %s", r.method, r.path, status, r.status, answer)
+			t.Fatalf("%s %s returns %d, want %d: %s", r.method, r.path, status, r.status, answer)
 		}
 		if m := jwts.FindString(answer); m != "" && strings.HasPrefix(r.path, "creds/researcher") && r.method == "POST" {
 			token = m
@@ -300,7 +300,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	t.Helper()
 	status, text := s.send(s.root, "GET", "ati/"+path+"?help=1", nil, nil)
 	if status != http.StatusOK {
-		t.Fatalf("the help of %s is a %d: %s", path, status, text)
+		t.Fatalf("the help of %s returns %d: %s", path, status, text)
 	}
 	var help struct {
 		Help    string

@@ -71,7 +71,7 @@ func TestBatch_AuditAndPolicies(t *testing.T) {
 		{s.root, "GET", "ati/batch/r", nil, http.StatusMethodNotAllowed},
 	} {
 		if got := s.request(c.token, c.method, c.path, c.data); got != c.want {
-			t.Errorf("%s %s %v is a %d, want %d", c.method, c.path, c.data, got, c.want)
+			t.Errorf("%s %s %v returns %d, want %d", c.method, c.path, c.data, got, c.want)
 		}
 	}
 }

@@ -107,7 +107,7 @@ func TestREADME(t *testing.T) {
 	login := s.logins("ati-orchestrator")
 	for path, want := range map[string]int{"ati/creds/researcher": 200, "ati/creds/researcher?tools=x": 400, "ati/config": 403, "ati/proxy-env": 403} {
 		if got := s.request(login["ati-orchestrator"], "GET", path, nil); got != want {
-			t.Errorf("as the orchestrator, %s is a %d, want %d", path, got, want)
+			t.Errorf("as the orchestrator, %s returns %d, want %d", path, got, want)
 		}
 	}
 }
@@ -159,7 +159,7 @@ func (s *server) checkPolicies(t *testing.T) {
 			for _, r := range known {
 				got := s.request(tokens[policy], r.method, r.path, r.data)
 				if want := row[i+1]; want != strconv.Itoa(got) && (want != "yes" || got != 200 && got != 204) {
-					t.Errorf("%s, %s: %s %s is a %d, and the table says %s", row[0], policy, r.method, r.path, got, want)
+					t.Errorf("%s, %s: %s %s returns %d, and the table says %s", row[0], policy, r.method, r.path, got, want)
 				}
 			}
 		}

@@ -179,14 +179,14 @@ func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
 	// Rejected requests that contain the secret or a token.
 	for _, d := range []data{{"secret": []string{secret}}, {"proxy_url": data{"secret": secret}}, {"max_ttl": []string{secret}}, {"secret": secret + "0"}, {"secret": strings.Repeat("ab", 32), "issuer": "x y"}} {
 		if got := s.request(s.root, "PUT", "ati/config", d); got != 400 {
-			t.Errorf("config %v is a %d", d, got)
+			t.Errorf("config %v returns %d", d, got)
 		}
 	}
 	s.write(s.root, "ati/validate", data{"token": tokens[0]})
 	s.write(s.root, "ati/inspect", data{"token": tokens[0]})
 	s.write(s.root, "ati/validate", data{"token": tokens[0] + "x"})
 	if got := s.request(s.root, "PUT", "ati/validate", data{"token": []string{tokens[0]}}); got != 400 {
-		t.Errorf("a list for a token is a %d", got)
+		t.Errorf("a list for a token returns %d", got)
 	}
 	b, err := os.ReadFile(s.audit)
 	if err != nil {
@@ -317,7 +317,7 @@ func TestCLI_Errors(t *testing.T) {
 	for request, want := range map[string]int{"LIST ati/roles?x=1": 400, "DELETE ati/roles/r?x=1": 400, "GET ati/config?x=1": 400, "GET ati/nothing": 404, "PUT ati/creds/a/b": 404} {
 		method, path, _ := strings.Cut(request, " ")
 		if got := s.request(s.root, method, path, nil); got != want {
-			t.Errorf("%s is a %d, want %d", request, got, want)
+			t.Errorf("%s returns %d, want %d", request, got, want)
 		}
 	}
 	for _, path := range []string{"ati", "ati/config", "ati/roles/r", "ati/roles", "ati/creds/r", "ati/check/r", "ati/proxy-env", "ati/proxy-env/1", "ati/validate", "ati/inspect"} {

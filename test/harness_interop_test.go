@@ -27,7 +27,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// syncBuffer is a buffer that a process writes while the test reads.
+// syncBuffer is a buffer that a process can write to while the test reads it.
 type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -45,8 +45,8 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// example is a file of examples/ with some of its text replaced, each of which
-// must be there.
+// modifiedExample writes a copy of a file in examples/ with replacements, and returns its
+// path. Each text to replace must occur in the file.
 func modifiedExample(t testing.TB, path string, replace map[string]string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("..", "examples", path))
@@ -56,7 +56,7 @@ func modifiedExample(t testing.TB, path string, replace map[string]string) strin
 	text := string(b)
 	for old, replacement := range replace {
 		if !strings.Contains(text, old) {
-			t.Fatalf("%s has no %q", path, old)
+			t.Fatalf("%s does not contain %q", path, old)
 		}
 		text = strings.ReplaceAll(text, old, replacement)
 	}
@@ -67,7 +67,7 @@ func modifiedExample(t testing.TB, path string, replace map[string]string) strin
 	return out
 }
 
-// run runs a script of the examples with a vault on the PATH.
+// runExample runs a script in examples/ with vault in PATH.
 func (s *server) runExample(token, script string, args ...string) {
 	s.t.Helper()
 	if out, err := s.tryExample(token, script, args...); err != nil {
@@ -81,7 +81,7 @@ func (s *server) tryExample(token, script string, args ...string) (string, error
 	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
 		s.t.Fatal(err)
 	}
-	if !filepath.IsAbs(script) { // else it is a changed copy
+	if !filepath.IsAbs(script) { // otherwise it is a modifiedExample
 		script = filepath.Join("..", "examples", script)
 	}
 	cmd := exec.CommandContext(s.t.Context(), script, args...)
@@ -103,7 +103,7 @@ func (s *server) startAgent(config string, env ...string) *agent {
 	a.cmd = exec.Command(vaultBin, "agent", "-config="+config)
 	a.cmd.Env = append(os.Environ(), append([]string{"VAULT_ADDR=" + s.addr, "HOME=" + s.dir}, env...)...)
 	a.cmd.Stdout, a.cmd.Stderr = a.out, a.out
-	a.cmd.WaitDelay = time.Second // a child that Agent leaves behind holds the pipe
+	a.cmd.WaitDelay = time.Second // an orphaned child of Agent keeps the pipe open
 	if err := a.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -122,7 +122,8 @@ func (a *agent) stop(signal syscall.Signal) {
 	}
 }
 
-// appRole writes role_id and secret_id for a policy, as an operator would.
+// appRole creates an AppRole with a policy and returns a directory with its role_id and
+// secret_id.
 func (s *server) appRole(name, policy string) (dir string) {
 	s.t.Helper()
 	dir = s.t.TempDir()
@@ -139,7 +140,7 @@ func (s *server) appRole(name, policy string) (dir string) {
 	return dir
 }
 
-// openProxy is a command that serves everybody.
+// openProxy writes an ati command that accepts every request, and returns its path.
 func openProxy(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "ati")
@@ -159,7 +160,7 @@ http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
 	return path
 }
 
-// proxyHosts lets the hosts of proxies log in, with the example's policy.
+// enableProxyHosts enables AppRole logins for proxy hosts and writes their policy.
 func (s *server) enableProxyHosts() {
 	s.t.Helper()
 	s.vault(s.root, "auth", "enable", "approle")
@@ -172,8 +173,8 @@ func (s *server) enableProxyHosts() {
 	}
 }
 
-// host is a proxy's host: the example's Agent, and the proxy that it would run
-// through the guard, with an upstream.
+// newProxyHost returns a configuration of Agent for a proxy host, from examples/, with its
+// environment, and the proxy that this Agent starts through the guard.
 func (s *server) newProxyHost(t testing.TB, policy string, changes map[string]string) (config string, p *proxy, env []string) {
 	t.Helper()
 	guard, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
@@ -181,7 +182,7 @@ func (s *server) newProxyHost(t testing.TB, policy string, changes map[string]st
 		t.Fatal(err)
 	}
 	p = newProxy(t)
-	t.Cleanup(func() { // what Agent left behind
+	t.Cleanup(func() { // processes that Agent did not stop
 		for _, pid := range processesWith(t, p.dir) {
 			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
@@ -196,19 +197,20 @@ func (s *server) newProxyHost(t testing.TB, policy string, changes map[string]st
 	return modifiedExample(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + requireEnv(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready")}
 }
 
-// ready reports whether the guard has found the proxy's door shut.
+// proxyReady returns an error unless the guard has reported that the proxy is ready.
 func proxyReady(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
 
-// shut watches a proxy that must not serve anybody without a token.
+// waitProtected waits until a condition holds, and fails the test if the proxy accepts a
+// request without a token in the meantime.
 func waitProtected(t *testing.T, p *proxy, a *agent, until func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(40 * time.Second)
 	for !until() {
 		if time.Now().After(deadline) {
-			t.Fatalf("nothing happened for 40 seconds:\n%s", a.out)
+			t.Fatalf("the condition did not hold within 40 seconds:\n%s", a.out)
 		}
 		if got := p.call("", "web_search"); got != 0 && got != 401 {
-			t.Fatalf("a call without a token is a %d", got)
+			t.Fatalf("a call without a token returns %d", got)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -223,45 +225,45 @@ func (a *agent) hasExited() bool {
 	}
 }
 
-// processesWith are the other processes with a text in their command line.
+// processesWith returns the IDs of other processes with a text in their command line.
 func processesWith(t testing.TB, text string) []int {
 	t.Helper()
 	return slices.DeleteFunc(processes(t, func(args string) bool { return strings.Contains(args, text) }), func(pid int) bool { return pid == os.Getpid() })
 }
 
-// part is a real part that make interop has built.
+// requireEnv returns an environment variable that make interop sets.
 func requireEnv(t testing.TB, name string) string {
 	t.Helper()
 	path := os.Getenv(name)
 	if path == "" {
-		t.Fatalf("%s is not set: run this by make interop", name)
+		t.Fatalf("%s is not set; run this test with make interop or make rotation", name)
 	}
 	return path
 }
 
-// atiTools are the tools of the proxies in these tests, by the name that a
-// caller gives, with the scope in their manifest.
+// atiTools are the names of the proxies' tools, as a caller uses them, and the scopes in
+// their manifests.
 var atiTools = []struct{ name, scope string }{
 	{"web_search", "tool:web_search"},
 	{"web_search_2", "tool:web_search_2"},
 	{"github:search", "tool:github:search"},
 	{"github:issue:open", "tool:github:issue:open"},
 	{"linear:list", "tool:linear:list"},
-	{"hn_top", "tool:hackernews"}, // another scope than its name
-	{"quote", "finance:read"},     // a scope that is no tool's
+	{"hn_top", "tool:hackernews"}, // the scope differs from the name
+	{"quote", "finance:read"},     // the scope has no tool: prefix
 	{"shell", "tool:shell"},
-	{"unscoped", "tool:unscoped"}, // its manifest has none: so it is by its name
+	{"unscoped", "tool:unscoped"}, // the default, because its manifest has no scope
 }
 
-// proxy is a real ATI proxy with an upstream of its own.
+// proxy is a real ATI proxy with its own upstream.
 type proxy struct {
 	t     testing.TB
 	addr  string
 	dir   string
-	calls *atomic.Int64 // that reached the upstream
+	calls *atomic.Int64 // calls that reached the upstream
 }
 
-// newProxy is a proxy that isn't started, with its files, an upstream and a port.
+// newProxy returns a proxy that is not started, with its files, an upstream, and a port.
 func newProxy(t testing.TB) *proxy {
 	t.Helper()
 	p := &proxy{t: t, dir: t.TempDir(), calls: new(atomic.Int64), addr: "http://127.0.0.1:" + freePort(t)}
@@ -275,8 +277,8 @@ func newProxy(t testing.TB) *proxy {
 	return p
 }
 
-// startProxy starts a proxy with this environment, which is all that it knows
-// of tokens, and waits until a call without a token is refused.
+// startProxy starts a proxy with the given environment, which configures how it verifies
+// tokens, and waits until it rejects a call without a token.
 func startProxy(t testing.TB, env map[string]string) *proxy {
 	t.Helper()
 	p := newProxy(t)
@@ -289,7 +291,7 @@ func startProxy(t testing.TB, env map[string]string) *proxy {
 	cmd := exec.Command(requireEnv(t, "ATI_BIN"), "proxy", "--port", port, "--bind", "127.0.0.1", "--ati-dir", p.dir, "--env-keys")
 	cmd.Env = []string{"HOME=" + p.dir, "ATI_DIR=" + p.dir, "ATI_AUDIT_FILE=" + filepath.Join(p.dir, "audit.jsonl"), "PATH=" + os.Getenv("PATH")}
 	for k, v := range env {
-		if k == "public_key" { // as the guard does
+		if k == "public_key" { // the guard also writes it to a file
 			file := filepath.Join(p.dir, "public.pem")
 			if err := os.WriteFile(file, []byte(v), 0o600); err != nil {
 				t.Fatal(err)
@@ -339,7 +341,7 @@ func (p *proxy) writeFiles(upstream string) {
 	}
 }
 
-// do makes a request and returns status and body; 0 where nobody answers.
+// do sends a request and returns the status and body, or 0 if there is no response.
 func (p *proxy) do(token, method, path, body string) (int, string) {
 	p.t.Helper()
 	req, err := http.NewRequestWithContext(p.t.Context(), method, p.addr+path, strings.NewReader(body))
@@ -362,7 +364,7 @@ func (p *proxy) do(token, method, path, body string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// call calls a tool, and returns the status.
+// call calls a tool and returns the status.
 func (p *proxy) call(token, tool string) int {
 	p.t.Helper()
 	status, _ := p.do(token, http.MethodPost, "/call", fmt.Sprintf(`{"tool_name":%q,"args":{}}`, tool))
@@ -387,7 +389,7 @@ func (p *proxy) skills(token string) []string {
 	return names
 }
 
-// proxyEnv is the environment that Vault hands to the proxy's host.
+// proxyEnv returns the environment that proxy-env has for the proxy host.
 func (s *server) proxyEnv() map[string]string {
 	s.t.Helper()
 	env := map[string]string{}
@@ -402,7 +404,8 @@ func (s *server) mint(role string, d data) string {
 	return s.write(s.root, "ati/creds/"+role, d).Data["token"].(string)
 }
 
-// pythonClient is a real ati-client: a process that answers a line for a line.
+// pythonClient is a process that runs a real ati-client. It reads one request per line and
+// writes one result per line.
 type pythonClient struct {
 	t   testing.TB
 	in  io.Writer
@@ -450,10 +453,10 @@ func startClient(t testing.TB, name string) *pythonClient {
 	return &pythonClient{t, in, scanner}
 }
 
-// ask returns the answer, or nil and the error's text.
-func (c *pythonClient) call(question data) (data, string) {
+// call returns the result, or nil and the error's text.
+func (c *pythonClient) call(request data) (data, string) {
 	c.t.Helper()
-	b, err := json.Marshal(question)
+	b, err := json.Marshal(request)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -461,20 +464,20 @@ func (c *pythonClient) call(question data) (data, string) {
 		c.t.Fatal(err)
 	}
 	if !c.out.Scan() {
-		c.t.Fatalf("ati-client ended: %v", c.out.Err())
+		c.t.Fatalf("ati-client exited: %v", c.out.Err())
 	}
-	var answer struct {
+	var result struct {
 		OK    data
 		Error string
 	}
-	if err := json.Unmarshal(c.out.Bytes(), &answer); err != nil {
+	if err := json.Unmarshal(c.out.Bytes(), &result); err != nil {
 		c.t.Fatal(err)
 	}
-	return answer.OK, answer.Error
+	return result.OK, result.Error
 }
 
-// mutated is a token with up to three changes in its JSON or its text, signed
-// with the right key unless the text was changed after that.
+// mutatedToken returns a token with up to three changes in its JSON or text. Its signature
+// is valid unless the text was changed after signing.
 func mutatedToken(random *rand.Rand, algorithm string, sign func(header, payload string) string) string {
 	pick := func(from []string) string { return from[random.IntN(len(from))] }
 	members := func(base [][2]string, values []string) string {
@@ -515,7 +518,7 @@ func mutatedToken(random *rand.Rand, algorithm string, sign func(header, payload
 		{`"iss"`, `"ati-orchestrator"`}, {`"jti"`, `"j"`}, {`"ati"`, `{"v":1}`},
 	}, values)
 	token := sign(header, payload)
-	if random.IntN(8) == 0 { // a change in the text
+	if random.IntN(8) == 0 { // change the text
 		i := random.IntN(len(token))
 		switch random.IntN(3) {
 		case 0:
@@ -529,7 +532,7 @@ func mutatedToken(random *rand.Rand, algorithm string, sign func(header, payload
 	return token
 }
 
-// signRaw signs any header and payload, however broken.
+// signRaw signs a header and payload, which may be invalid.
 func signRaw(t testing.TB, secret, header, payload string) string {
 	t.Helper()
 	key, err := hex.DecodeString(secret)
@@ -544,22 +547,22 @@ func signRaw(t testing.TB, secret, header, payload string) string {
 	return text + "." + base64.RawURLEncoding.EncodeToString(sig)
 }
 
-// rotate makes a step, and returns the versions of the key.
+// rotate performs a step of a rotation and returns the response.
 func (s *server) rotate(step string, d data) data {
 	s.t.Helper()
 	return s.write(s.root, "ati/config/rotate"+step, d).Data
 }
 
-// sandbox is a sandbox with its Agent, which calls a tool without pause.
+// sandbox is a sandbox with an Agent. It calls a tool continuously.
 type sandbox struct {
-	name    string
-	proxy   *proxy
-	agent   *agent
-	file    string // the token
-	calls   atomic.Int64
-	refused atomic.Int64
-	stop    chan struct{}
-	done    chan struct{}
+	name   string
+	proxy  *proxy
+	agent  *agent
+	file   string // contains the token
+	calls  atomic.Int64
+	failed atomic.Int64
+	stop   chan struct{}
+	done   chan struct{}
 }
 
 func (b *sandbox) token(t testing.TB) string {
@@ -571,8 +574,7 @@ func (b *sandbox) token(t testing.TB) string {
 	return string(text)
 }
 
-// startSandbox starts one for the proxy that Vault names now, as an
-// orchestrator would.
+// startSandbox starts a sandbox for the mount's current proxy.
 func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *sandbox {
 	t.Helper()
 	dir, run := t.TempDir(), t.TempDir()
@@ -600,7 +602,7 @@ func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *san
 			out, err := cmd.CombinedOutput()
 			b.calls.Add(1)
 			if err != nil {
-				b.refused.Add(1)
+				b.failed.Add(1)
 				t.Errorf("sandbox %s at %s: %v\n%s", b.name, address, err, out)
 			}
 		}
@@ -619,7 +621,7 @@ func (b *sandbox) end() {
 	b.agent.stop(syscall.SIGTERM)
 }
 
-// mintAt is a token that somebody gets for a proxy.
+// mintAt returns a token of role sandbox for a proxy.
 func (s *server) mintAt(proxy string) string {
 	s.t.Helper()
 	s.write(s.root, "ati/roles/plain", data{"tools": "web_search", "ttl": "10s"})

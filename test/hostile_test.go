@@ -146,7 +146,7 @@ listener "tcp" {
 		statuses[resp.StatusCode]++
 		switch {
 		case resp.StatusCode >= 500 && !vaultJSONError.Match(text):
-			t.Errorf("%s: %s is a %d: %.300s", path, name, resp.StatusCode, text)
+			t.Errorf("%s: %s returns %d: %.300s", path, name, resp.StatusCode, text)
 		case len(text) > 256<<10: // Vault itself quotes numbers of 100 KB
 			t.Errorf("%s: the response to %s has %d bytes", path, name, len(text))
 		}

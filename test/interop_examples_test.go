@@ -25,8 +25,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// Each sandbox's sub comes from Vault's identity system, whatever the caller
-// tries.
+// The sub of each sandbox comes from its entity in Vault, regardless of the request.
 func TestInteropAppRole(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -48,13 +47,12 @@ func TestInteropAppRole(t *testing.T) {
 			login[file] = string(b)
 		}
 		tokens[name], roleIDs[name] = s.write("", "auth/approle/login", login).Auth.ClientToken, login["role_id"]
-		// The secret id works once.
+		// The secret ID works once.
 		if _, err := s.client("").Logical().Write("auth/approle/login", login); err == nil {
 			t.Errorf("%s logs in twice", name)
 		}
 	}
-	// A name that is taken, or differs in case alone, is refused and changes
-	// nothing: the sandbox would be somebody else.
+	// A name that exists, or differs from one only in case, is rejected and changes nothing.
 	s.write(s.root, "identity/entity", data{"name": "bob", "policies": "default"})
 	for _, args := range [][]string{{}, {"box3"}, {"box3", "/nonexistent"}} {
 		if out, err := s.tryExample(s.root, "approle/add-sandbox.sh", args...); err == nil || s.request(s.root, "GET", "identity/entity/name/box3", nil) != 404 {
@@ -67,10 +65,10 @@ func TestInteropAppRole(t *testing.T) {
 			t.Errorf("a sandbox %q was added:\n%s", name, out)
 		}
 		if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
-			t.Errorf("a refused sandbox %q has files %v (%v)", name, files, err)
+			t.Errorf("a rejected sandbox %q has files %v (%v)", name, files, err)
 		}
 	}
-	s.runExample(s.root, "approle/setup.sh") // again, it changes nothing
+	s.runExample(s.root, "approle/setup.sh") // running it again changes nothing
 	for name, token := range tokens {
 		creds := s.read(token, "ati/creds/sandbox")
 		if c := claims(t, secret, creds); c.Subject != "sandbox:"+name || c.JobID != creds.RequestID {
@@ -92,21 +90,21 @@ func TestInteropAppRole(t *testing.T) {
 				d[k] = v
 			}
 			if got := s.request(token, fields[0], fields[1], d); got != want {
-				t.Errorf("%s: %s is a %d, want %d", name, try, got, want)
+				t.Errorf("%s: %s returns %d, want %d", name, try, got, want)
 			}
 		}
 	}
-	// Without its AppRole a sandbox that is logged in mints on, and nobody logs in
-	// anew; without its entity it doesn't mint either. The other one goes on.
+	// Deleting the AppRole blocks new logins, but not the sandbox's Vault token. Deleting the
+	// entity blocks that too. The other sandbox is not affected.
 	again := data{"role_id": roleIDs["box1"], "secret_id": s.write(s.root, "auth/approle/role/sandbox-box1/secret-id", nil).Data["secret_id"]}
 	s.vault(s.root, "write", "auth/approle/role/sandbox-box4", "token_policies=default")
 	blind := s.policy("blind", `path "identity/*" { capabilities = ["create", "read", "update"] }
 path "auth/approle/role/+" { capabilities = ["create", "update"] }`)
 	if out, err := s.tryExample(blind, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || !strings.Contains(out, "permission denied") || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
-		t.Errorf("somebody who may not read whether there is an AppRole adds a sandbox:\n%s", out)
+		t.Errorf("a caller that may not read the AppRole adds a sandbox:\n%s", out)
 	}
 	if out, err := s.tryExample(s.root, "approle/add-sandbox.sh", "box4", t.TempDir()); err == nil || s.request(s.root, "GET", "identity/entity/name/box4", nil) != 404 {
-		t.Errorf("beside another sandbox's AppRole it adds a sandbox:\n%s", out)
+		t.Errorf("it adds a sandbox whose AppRole already exists:\n%s", out)
 	}
 	for _, step := range []struct {
 		path string
@@ -114,27 +112,27 @@ path "auth/approle/role/+" { capabilities = ["create", "update"] }`)
 	}{{"auth/approle/role/sandbox-box1", 200}, {"identity/entity/name/box1", 403}} {
 		s.vault(s.root, "delete", step.path)
 		if _, err := s.client("").Logical().Write("auth/approle/login", again); err == nil {
-			t.Errorf("after the deletion of %s it logs in", step.path)
+			t.Errorf("after the deletion of %s a login succeeds", step.path)
 		}
 		if got := s.request(tokens["box1"], "GET", "ati/creds/sandbox", nil); got != step.want {
-			t.Errorf("after the deletion of %s a mint is a %d, want %d", step.path, got, step.want)
+			t.Errorf("after the deletion of %s a mint returns %d, want %d", step.path, got, step.want)
 		}
 		if got := s.request(tokens["box2"], "GET", "ati/creds/sandbox", nil); got != 200 {
-			t.Errorf("after the deletion of %s the other sandbox's mint is a %d", step.path, got)
+			t.Errorf("after the deletion of %s the other sandbox's mint returns %d", step.path, got)
 		}
 	}
 }
 
-// A real Agent keeps the token fresh while a real ati client calls again and
-// again, across several renewals, without one failed call.
+// A real Agent renews the token several times while a real ati client makes calls
+// continuously. No call fails.
 func TestInteropSandboxAgent(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	p := startProxy(t, s.proxyEnv())
 	s.write(s.root, "ati/config", data{"proxy_url": p.addr})
 	s.runExample(s.root, "approle/setup.sh")
-	// A token lives 8 seconds, and is renewed every 2.4 to 2.8. Agent's own Vault
-	// token lives 6 seconds, and its secret id works once: it has to renew.
+	// Tokens are valid for 8 seconds and renewed every 2.4 to 2.8 seconds. Agent's Vault token
+	// is valid for 6 seconds and its secret ID works once, so it must renew the Vault token.
 	s.write(s.root, "ati/roles/sandbox", data{"ttl": "8s"})
 	dir := t.TempDir()
 	s.runExample(s.root, "approle/add-sandbox.sh", "box1", dir)
@@ -159,7 +157,7 @@ func TestInteropSandboxAgent(t *testing.T) {
 		}
 		token := string(b)
 		if strings.TrimSpace(token) != token {
-			t.Fatalf("the file has white space around the token")
+			t.Fatalf("the file has whitespace around the token")
 		}
 		seen[token] = true
 		cmd := exec.Command(requireEnv(t, "ATI_BIN"), "run", "web_search")
@@ -168,26 +166,26 @@ func TestInteropSandboxAgent(t *testing.T) {
 			t.Fatalf("call %d, after %d tokens: %v\n%s\n%s", calls, len(seen), err, out, a.out)
 		}
 	}
-	t.Logf("%d calls with %d tokens, none refused", calls, len(seen))
+	t.Logf("%d calls with %d tokens, none failed", calls, len(seen))
 	for token := range seen {
 		if strings.Contains(a.out.String(), token) {
-			t.Error("Agent's log has a token in it")
+			t.Error("Agent's log contains a token")
 		}
 	}
 	if len(seen) < 4 || calls < 20 || p.calls.Load() < int64(calls) {
-		t.Errorf("%d calls with %d tokens are too few to tell", calls, len(seen))
+		t.Errorf("only %d calls with %d tokens", calls, len(seen))
 	}
-	// The sandbox's proxy is another one now: an error, and no token for it.
+	// When the mount's proxy changes, Agent gets an error instead of a token.
 	s.write(s.root, "ati/config", data{"proxy_url": "https://elsewhere.example.com"})
-	poll(t, "Agent is told that there is no key for its proxy", func() error {
+	poll(t, "Agent logs that the mount has no key for its proxy", func() error {
 		if !strings.Contains(a.out.String(), "this mount has no key for it") {
-			return fmt.Errorf("its log says nothing of it")
+			return fmt.Errorf("not in its log")
 		}
 		return nil
 	})
 }
 
-// The form with the environment: a restart at each new token.
+// With agent-env.hcl, Agent restarts the process for every new token.
 func TestInteropSandboxAgentEnv(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -204,7 +202,7 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 	config := modifiedExample(t, "sandbox-agent/agent-env.hcl", map[string]string{"/etc/vault-agent": dir, "/usr/local/bin/agent-process": process, `"40m"`: `"3s"`})
 	a := s.startAgent(config, "ATI_PROXY_URL=https://ati.example.com")
 	var starts []string
-	poll(t, "the process was started three times", func() error {
+	poll(t, "Agent has started the process three times", func() error {
 		b, err := os.ReadFile(log)
 		if err != nil {
 			return fmt.Errorf("%v\n%s", err, a.out)
@@ -227,7 +225,7 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 	}
 	for token := range distinct {
 		if strings.Contains(a.out.String(), token) {
-			t.Error("Agent's log has a token in it")
+			t.Error("Agent's log contains a token")
 		}
 	}
 	if len(distinct) != len(starts) {
@@ -235,8 +233,8 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 	}
 }
 
-// The guard starts nothing with a key that leaves the door open: in none of
-// these cases does a call without a token get through.
+// The guard does not start a proxy whose key is missing or malformed, or that accepts
+// requests without a token.
 func TestInteropGuard(t *testing.T) {
 	t.Parallel()
 	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
@@ -261,8 +259,8 @@ func TestInteropGuard(t *testing.T) {
 	}{
 		"no secret":                 {nil, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
 		"an empty secret":           {map[string]string{"ATI_JWT_SECRET": ""}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
-		"a line break at the end":   {map[string]string{"ATI_JWT_SECRET": good + "\n"}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
-		"a blank in front":          {map[string]string{"ATI_JWT_SECRET": " " + good}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
+		"a trailing newline":        {map[string]string{"ATI_JWT_SECRET": good + "\n"}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
+		"a leading space":           {map[string]string{"ATI_JWT_SECRET": " " + good}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
 		"quotes":                    {map[string]string{"ATI_JWT_SECRET": `"` + good + `"`}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 66 characters"},
 		"no value":                  {map[string]string{"ATI_JWT_SECRET": "<no value>"}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
 		"a short secret":            {map[string]string{"ATI_JWT_SECRET": good[:62]}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 62 characters"},
@@ -277,11 +275,11 @@ func TestInteropGuard(t *testing.T) {
 		"a private key":             {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": private}, notPEM},
 		"a public key cut off":      {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public[:140]}, notPEM},
 		"a public key without end":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": strings.Split(public, "-----END")[0]}, notPEM},
-		"text behind a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + "x"}, notPEM},
+		"text after a public key":   {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + "x"}, notPEM},
 		"text before a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "x" + public}, notPEM},
 		"two keys in one":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + public}, notPEM},
 		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "self-test failed: the proxy answered 200 to a request without a token (expected 401)"},
-		"a proxy that doesn't care": {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "self-test failed: the proxy answered 200 to a request without a token (expected 401)"},
+		"an open proxy with HS256":  {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "self-test failed: the proxy answered 200 to a request without a token (expected 401)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -297,7 +295,7 @@ func TestInteropGuard(t *testing.T) {
 			for k, v := range c.env {
 				cmd.Env = append(cmd.Env, k+"="+v)
 			}
-			// Whatever opens on the port is seen: it would take the connection.
+			// Detect any process that listens on the port.
 			stop := make(chan struct{})
 			opened := make(chan bool, 1)
 			go func() {
@@ -324,14 +322,13 @@ func TestInteropGuard(t *testing.T) {
 				t.Errorf("%v\n got %swant %s", err, out, want)
 			}
 			if strings.Contains(string(out), good[:20]) {
-				t.Error("the guard tells the secret")
+				t.Error("the guard prints the secret")
 			}
 		})
 	}
 }
 
-// A guard that runs: it is ready only with a proxy of its own, and whatever ends
-// it ends that.
+// A running guard is ready only when its own proxy is, and stops the proxy when it exits.
 func TestInteropGuardRuns(t *testing.T) {
 	t.Parallel()
 	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
@@ -348,7 +345,7 @@ func TestInteropGuardRuns(t *testing.T) {
 		g := &guard{p: &proxy{t: t, dir: t.TempDir()}, agent: &agent{exited: make(chan struct{}), out: new(syncBuffer)}}
 		g.p.writeFiles("http://127.0.0.1:1")
 		g.p.addr, g.ready = "http://"+address+":"+port, filepath.Join(g.p.dir, "ready")
-		if err := os.WriteFile(g.ready, nil, 0o600); err != nil { // of a guard that was killed
+		if err := os.WriteFile(g.ready, nil, 0o600); err != nil { // left by a guard that was killed
 			t.Fatal(err)
 		}
 		g.cmd = exec.Command(script, "--port="+port, "--bind", address, "--ati-dir", g.p.dir, "--env-keys")
@@ -377,11 +374,11 @@ func TestInteropGuardRuns(t *testing.T) {
 		_, err := os.Stat(g.ready)
 		return err
 	}
-	gone := func(t *testing.T, g *guard) {
+	requireStopped := func(t *testing.T, g *guard) {
 		t.Helper()
-		poll(t, "the proxy has ended", func() error {
+		poll(t, "the proxy has stopped", func() error {
 			if got := g.p.call("", "web_search"); got != 0 {
-				return fmt.Errorf("it answers %d", got)
+				return fmt.Errorf("it returns %d", got)
 			}
 			return nil
 		})
@@ -389,28 +386,28 @@ func TestInteropGuardRuns(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
 		t.Run(signal.String(), func(t *testing.T) {
 			if ossignal.Ignored(signal) {
-				t.Logf("left out: under nohup and its like, what is started ignores a %v too", signal)
+				t.Logf("not run: this process ignores %v, for example under nohup, and so do its children", signal)
 				return
 			}
 			g := start(t, "127.0.0.1", freePort(t))
 			poll(t, "the guard is ready", func() error { return isReady(g) })
 			if got := g.p.call("", "web_search"); got != 401 {
-				t.Errorf("a call without a token is a %d", got)
+				t.Errorf("a call without a token returns %d", got)
 			}
 			g.stop(signal)
-			gone(t, g)
+			requireStopped(t, g)
 			if _, err := os.Stat(g.ready); err == nil {
-				t.Error("the ready file is still there")
+				t.Error("the ready file still exists")
 			}
 			if strings.Contains(g.out.String(), good[:20]) {
-				t.Error("the guard tells the secret")
+				t.Error("the guard prints the secret")
 			}
 		})
 	}
 	t.Run("IPv6", func(t *testing.T) {
 		l, err := net.Listen("tcp", "[::1]:0")
 		if err != nil {
-			t.Logf("left out, there is no IPv6 here: %v", err)
+			t.Logf("not run: IPv6 is not available: %v", err)
 			return
 		}
 		l.Close()
@@ -424,24 +421,24 @@ func TestInteropGuardRuns(t *testing.T) {
 		second := start(t, "127.0.0.1", port)
 		<-second.exited
 		if want := "port " + port + " is already in use (another proxy?). Proxy not started\n"; !strings.Contains(second.out.String(), want) || isReady(second) == nil {
-			t.Errorf("the second guard says:\n%s", second.out)
+			t.Errorf("the second guard prints:\n%s", second.out)
 		}
 		if _, err := os.Stat(second.ready); err == nil {
 			t.Error("the second guard left a ready file")
 		}
 		if got := first.p.call("", "web_search"); got != 401 {
-			t.Errorf("the first proxy answers %d", got)
+			t.Errorf("the first proxy returns %d", got)
 		}
 	})
-	// What the guard says of a proxy that doesn't shut its door, or doesn't start.
-	refuses := func(name, want string, change func(t *testing.T, g *guard)) {
+	// fails runs a subtest in which the guard must exit with an error.
+	fails := func(name, want string, change func(t *testing.T, g *guard)) {
 		t.Run(name, func(t *testing.T) {
 			g := start(t, "127.0.0.1", freePort(t), func(g *guard) { change(t, g) })
 			<-g.exited
 			if !strings.HasSuffix(g.out.String(), want) || isReady(g) == nil || g.cmd.ProcessState.ExitCode() != 1 {
-				t.Errorf("the guard doesn't end with %q:\n%s", want, g.out)
+				t.Errorf("the guard's output does not end with %q:\n%s", want, g.out)
 			}
-			gone(t, g)
+			requireStopped(t, g)
 		})
 	}
 	ati := func(t *testing.T, g *guard, script string) {
@@ -449,16 +446,16 @@ func TestInteropGuardRuns(t *testing.T) {
 		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		// bash would hand nounset on to what these commands start.
+		// Otherwise bash would pass nounset on to the processes that these commands start.
 		g.cmd.Env = append(slices.DeleteFunc(g.cmd.Env, func(v string) bool { return strings.HasPrefix(v, "SHELLOPTS=") }), "ATI_BIN="+path)
 	}
-	refuses("a proxy that ends on trial", "no such thing\nati-proxy-guard: self-test failed: the proxy exited; see its output above. Proxy not started\n", func(t *testing.T, g *guard) {
+	fails("a proxy that ends on trial", "no such thing\nati-proxy-guard: self-test failed: the proxy exited; see its output above. Proxy not started\n", func(t *testing.T, g *guard) {
 		ati(t, g, "echo no such thing >&2; exit 1\n")
 	})
-	refuses("a proxy that ends", "no such thing\nati-proxy-guard: the proxy exited; see its output above\n", func(t *testing.T, g *guard) {
+	fails("a proxy that ends", "no such thing\nati-proxy-guard: the proxy exited; see its output above\n", func(t *testing.T, g *guard) {
 		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], requireEnv(t, "ATI_BIN")))
 	})
-	// What is not util-linux' setpriv, such as busybox's, can't be used.
+	// The guard does not use a setpriv other than that of util-linux, such as BusyBox's.
 	t.Run("another setpriv", func(t *testing.T) {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "setpriv"), []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
@@ -467,16 +464,16 @@ func TestInteropGuardRuns(t *testing.T) {
 		g := start(t, "127.0.0.1", freePort(t), func(g *guard) { g.cmd.Env = append(g.cmd.Env, "PATH="+dir+":"+os.Getenv("PATH")) })
 		poll(t, "the guard is ready", func() error { return isReady(g) })
 	})
-	refuses("an ATI_DIR that isn't there", "/nothere/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
+	fails("a missing ATI_DIR", "/nothere/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
 		g.cmd.Args = g.cmd.Args[:4] // without --ati-dir
 		g.cmd.Env = append(g.cmd.Env, "ATI_DIR="+filepath.Join(g.p.dir, "nothere"))
 	})
-	refuses("a directory that isn't there", "/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
+	fails("a missing directory", "/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
 		if err := os.RemoveAll(filepath.Join(g.p.dir, "manifests")); err != nil {
 			t.Fatal(err)
 		}
 	})
-	refuses("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered 200 to a request without a token (expected 401). Proxy stopped\n", func(t *testing.T, g *guard) {
+	fails("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered 200 to a request without a token (expected 401). Proxy stopped\n", func(t *testing.T, g *guard) {
 		port := strings.Split(g.p.addr, ":")[2]
 		ati(t, g, fmt.Sprintf("case $* in *%s*) exec %s proxy --port %s;; *) exec %s \"$@\";; esac\n", port, openProxy(t), port, requireEnv(t, "ATI_BIN")))
 	})
@@ -493,7 +490,7 @@ func TestInteropGuardRuns(t *testing.T) {
 	})
 }
 
-// The proxy as the child of a real Agent, through the guard.
+// A real Agent starts the proxy through the guard.
 func TestInteropProxyAgent(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -502,20 +499,19 @@ func TestInteropProxyAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
-	soon := func(d time.Duration) func() bool {
+	elapsed := func(d time.Duration) func() bool {
 		end := time.Now().Add(d)
 		return func() bool { return time.Now().After(end) }
 	}
 
-	t.Run("it runs, and with a new key it is started again", func(t *testing.T) {
+	t.Run("starts and is restarted with a new key", func(t *testing.T) {
 		config, p, env := s.newProxyHost(t, "proxy-host", nil)
 		a := s.startAgent(config, env...)
 		waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
-		open := func() int { return p.call(s.mint("r", nil), "web_search") }
-		if got := open(); got != 200 {
-			t.Errorf("a call with a token is a %d\n%s", got, a.out)
+		if got := p.call(s.mint("r", nil), "web_search"); got != 200 {
+			t.Errorf("a call with a token returns %d\n%s", got, a.out)
 		}
-		// In the proxy's directory, and not in ~/.ati.
+		// The audit file is in the proxy's directory, not in ~/.ati.
 		if audit, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl")); err != nil || bytes.Count(audit, []byte("\n")) != 1 {
 			t.Errorf("the proxy's audit file has %q (%v)", audit, err)
 		}
@@ -526,25 +522,25 @@ func TestInteropProxyAgent(t *testing.T) {
 		switched := func() bool { return p.call(fresh, "web_search") != 401 && p.call(fresh, "web_search") != 0 }
 		waitProtected(t, p, a, func() bool { return switched() || a.hasExited() })
 		if got := p.call(old, "web_search"); got != 401 {
-			t.Errorf("a token of the former key is a %d", got)
+			t.Errorf("a token of the previous key returns %d", got)
 		}
 		for _, secret := range append(secrets, s.proxyEnv()["ATI_JWT_SECRET"]) {
 			if strings.Contains(a.out.String(), secret) {
-				t.Error("Agent's log has the secret in it")
+				t.Error("Agent's log contains the secret")
 			}
 		}
-		// An issuer that is emptied is no obstacle to the next key.
+		// With an empty issuer, the proxy is also restarted with a new key.
 		s.write(s.root, "ati/config", data{"issuer": ""})
 		s.write(s.root, "ati/config/rotate", nil)
 		fresh, old = s.mint("r", nil), fresh
 		waitProtected(t, p, a, func() bool { return switched() || a.hasExited() })
 		if got, after := p.call(old, "web_search"), p.call(fresh, "web_search"); got != 401 || after != 200 {
-			t.Errorf("without an issuer a token of the former key is a %d, and one of the new key a %d\n%s", got, after, a.out)
+			t.Errorf("without an issuer, a token of the previous key returns %d, and one of the new key %d\n%s", got, after, a.out)
 		}
 		s.write(s.root, "ati/config", data{"issuer": "ati-orchestrator"})
-		// Agent killed: what it leaves behind stays shut.
+		// When Agent is killed, an orphaned proxy still rejects calls without a token.
 		a.stop(syscall.SIGKILL)
-		waitProtected(t, p, a, soon(2*time.Second))
+		waitProtected(t, p, a, elapsed(2*time.Second))
 	})
 	const secretTemplate = `{{ with index .Data \"ATI_JWT_SECRET\" }}{{ . }}{{ end }}`
 	for name, c := range map[string]struct {
@@ -552,17 +548,17 @@ func TestInteropProxyAgent(t *testing.T) {
 		changes map[string]string
 		want    string // in Agent's log
 	}{
-		"the path denied":                {"nothing", nil, "permission denied"},
-		"a key missing from the answer":  {"proxy-host", map[string]string{".Data.ATI_JWT_ACCEPTED_AUDIENCES": ".Data.NOT_THERE"}, "map has no entry for key"},
-		"a line break behind the secret": {"proxy-host", map[string]string{secretTemplate: strings.Replace(secretTemplate, "{{ . }}", `{{ . }}\n`, 1)}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
-		"an empty secret":                {"proxy-host", map[string]string{secretTemplate: ""}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
-		"no value":                       {"proxy-host", map[string]string{secretTemplate: "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
+		"the path denied":               {"nothing", nil, "permission denied"},
+		"a key missing from the answer": {"proxy-host", map[string]string{".Data.ATI_JWT_ACCEPTED_AUDIENCES": ".Data.NOT_THERE"}, "map has no entry for key"},
+		"a trailing newline":            {"proxy-host", map[string]string{secretTemplate: strings.Replace(secretTemplate, "{{ . }}", `{{ . }}\n`, 1)}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
+		"an empty secret":               {"proxy-host", map[string]string{secretTemplate: ""}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
+		"no value":                      {"proxy-host", map[string]string{secretTemplate: "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, p, env := s.newProxyHost(t, c.policy, c.changes)
 			a := s.startAgent(config, env...)
 			waitProtected(t, p, a, func() bool { return strings.Contains(a.out.String(), c.want) })
-			waitProtected(t, p, a, soon(2*time.Second))
+			waitProtected(t, p, a, elapsed(2*time.Second))
 			if proxyReady(p) == nil || p.call("", "web_search") != 0 {
 				t.Errorf("a proxy runs\n%s", a.out)
 			}
@@ -574,12 +570,12 @@ func TestInteropProxyAgent(t *testing.T) {
 		waitProtected(t, p, a, func() bool {
 			return strings.Contains(a.out.String(), "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY)")
 		})
-		waitProtected(t, p, a, soon(2*time.Second))
+		waitProtected(t, p, a, elapsed(2*time.Second))
 	})
 	t.Run("Vault unreachable at start", func(t *testing.T) {
 		config, p, env := s.newProxyHost(t, "proxy-host", nil)
 		a := s.startAgent(config, append(env, "VAULT_ADDR=http://127.0.0.1:1")...)
-		waitProtected(t, p, a, soon(3*time.Second))
+		waitProtected(t, p, a, elapsed(3*time.Second))
 		if p.call("", "web_search") != 0 {
 			t.Error("a proxy runs")
 		}
@@ -590,16 +586,16 @@ func TestInteropProxyAgent(t *testing.T) {
 		})
 		a := s.startAgent(config, env...)
 		waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
-		s.write(s.root, "ati/config", data{"issuer": ""}) // a key is missing from the answer now
+		s.write(s.root, "ati/config", data{"issuer": ""}) // the response no longer contains it
 		waitProtected(t, p, a, a.hasExited)
-		waitProtected(t, p, a, soon(3*time.Second))
+		waitProtected(t, p, a, elapsed(3*time.Second))
 		if got := p.call("", "web_search"); got != 401 {
-			t.Errorf("the child that Agent left behind answers a call without a token with %d", got)
+			t.Errorf("the orphaned proxy returns %d to a call without a token", got)
 		}
 	})
 }
 
-// Two orchestrators that replace provision_sandbox.
+// The orchestrators in examples/ replace provision_sandbox of ati-client.
 func TestInteropOrchestrators(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -635,13 +631,13 @@ func TestInteropOrchestrators(t *testing.T) {
 				t.Errorf("%s: %v, %+v", name, err, c)
 			}
 		}
-		// More than the role grants: an error, and nothing on standard output.
+		// A request for more than the role grants fails and prints nothing to standard output.
 		cmd := exec.CommandContext(t.Context(), command[0], append(command[1:], "researcher", "sandbox:abc", "shell")...)
 		cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+requireEnv(t, "HVAC"))
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), `scope "tool:shell" is not covered`) {
-			t.Errorf("%s asks for more: %v\n%s\n%s", name, err, out, stderr.String())
+			t.Errorf("%s, more than the role grants: %v\n%s\n%s", name, err, out, stderr.String())
 		}
 	}
 }
@@ -650,7 +646,7 @@ const schemaProgram = `
 import json, sys, yaml, jsonschema
 
 def strict(schema):
-    # A cluster drops fields that the schema doesn't know; here they are mistakes.
+    # A cluster drops fields that the schema does not define; here they are errors.
     if isinstance(schema, dict):
         if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
             schema.setdefault("additionalProperties", False)
@@ -677,8 +673,8 @@ for document in yaml.safe_load_all(open(sys.argv[1])):
 print(json.dumps(checked))
 `
 
-// The manifests for the operators against their own schemas, and the request that
-// they then make.
+// The manifests for the operators match their schemas, and the request that the operators
+// make returns the environment.
 func TestInteropKubernetes(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "mod", "download", "-json", "github.com/external-secrets/external-secrets@v1.3.2").Output()
@@ -710,7 +706,7 @@ func TestInteropKubernetes(t *testing.T) {
 	if out, err := check(filepath.Join("..", "examples", "kubernetes", "vault-secrets-operator.yaml")); err != nil || out != `["VaultDynamicSecret"]`+"\n" {
 		t.Errorf("%v\n%s", err, out)
 	}
-	// The request that the generator makes, under the policy that it needs.
+	// The operator's request, with its policy.
 	s, secret := startEngine(t)
 	s.runExample(s.root, "approle/setup.sh")
 	s.write(s.root, "ati/roles/sandbox", data{"subject": ""})
@@ -724,9 +720,9 @@ func TestInteropKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"].(string), key); err != nil || len(env) != 2 || env["ATI_PROXY_URL"] != "https://ati.example.com" {
-		t.Errorf("the Secret would have %v (%v)", env, err)
+		t.Errorf("the Secret would contain %v (%v)", env, err)
 	}
-	// The check can fail.
+	// The check detects errors.
 	for old, replacement := range map[string]string{"method: POST": "methode: POST", "refreshInterval: 40m": "refreshInterval: [40m]"} {
 		if out, err := check(modifiedExample(t, "kubernetes/external-secrets.yaml", map[string]string{old: replacement})); err == nil {
 			t.Errorf("with %s it passes:\n%s", replacement, out)

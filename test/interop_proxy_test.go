@@ -23,8 +23,8 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// What each kind of grant opens: the proxy's status, check/<role> and
-// ati.Allows agree on every cell.
+// For each kind of grant, the proxy, check, and ati.Allows agree on which tools and skills
+// are allowed.
 func TestInteropGrants(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -32,7 +32,7 @@ func TestInteropGrants(t *testing.T) {
 	all := []string{"web_search", "web_search_2", "github:search", "github:issue:open", "linear:list", "hn_top", "quote", "shell", "unscoped"}
 	for _, c := range []struct {
 		role   data
-		opens  []string // tools
+		tools  []string
 		skills []string
 	}{
 		{data{"tools": "web_search"}, []string{"web_search"}, nil},
@@ -46,7 +46,7 @@ func TestInteropGrants(t *testing.T) {
 		{data{"tools": "github_issue_open"}, nil, nil},
 		{data{"tools": "github__*"}, nil, nil},
 		{data{"tools": "GitHub:*"}, nil, nil},
-		{data{"tools": "hn_top"}, nil, nil}, // its manifest has another scope
+		{data{"tools": "hn_top"}, nil, nil}, // its manifest has a different scope
 		{data{"tools": "hackernews"}, []string{"hn_top"}, nil},
 		{data{"tools": "quote"}, nil, nil},
 		{data{"scopes": "finance:read"}, []string{"quote"}, nil},
@@ -66,16 +66,16 @@ func TestInteropGrants(t *testing.T) {
 		creds := s.read(s.root, "ati/creds/g")
 		token, scopes := creds.Data["token"].(string), ati.ParseScopes(creds.Data["scope"].(string))
 		for _, tool := range atiTools {
-			opens := slices.Contains(c.opens, tool.name)
-			want := map[bool]int{true: 200, false: 403}[opens]
+			allowed := slices.Contains(c.tools, tool.name)
+			want := map[bool]int{true: 200, false: 403}[allowed]
 			if got := p.call(token, tool.name); got != want {
-				t.Errorf("%v: the proxy answers %s with %d, want %d", c.role, tool.name, got, want)
+				t.Errorf("%v: the proxy returns %d for %s, want %d", c.role, got, tool.name, want)
 			}
-			if got := ati.Allows(scopes, tool.scope); got != opens {
-				t.Errorf("%v: ati.Allows says %v of %s (%s)", c.role, got, tool.name, tool.scope)
+			if got := ati.Allows(scopes, tool.scope); got != allowed {
+				t.Errorf("%v: ati.Allows returns %v for %s (%s)", c.role, got, tool.name, tool.scope)
 			}
-			if got := s.read(s.root, "ati/check/g", "scope="+tool.scope).Data["allowed"]; got != opens {
-				t.Errorf("%v: check says %v of %s (%s)", c.role, got, tool.name, tool.scope)
+			if got := s.read(s.root, "ati/check/g", "scope="+tool.scope).Data["allowed"]; got != allowed {
+				t.Errorf("%v: check returns %v for %s (%s)", c.role, got, tool.name, tool.scope)
 			}
 		}
 		skills := append([]string{}, c.skills...)
@@ -84,7 +84,7 @@ func TestInteropGrants(t *testing.T) {
 		}
 		for _, skill := range []string{"summarize", "research-deep", "cite"} {
 			if got, want := s.read(s.root, "ati/check/g", "skill="+skill).Data["allowed"], slices.Contains(skills, skill); got != want {
-				t.Errorf("%v: check says %v of the skill %s", c.role, got, skill)
+				t.Errorf("%v: check returns %v for skill %s", c.role, got, skill)
 			}
 		}
 	}
@@ -93,9 +93,8 @@ func TestInteropGrants(t *testing.T) {
 	}
 }
 
-// Rates as the documents have them: they hold for sequential calls of the
-// spelling that they name, and for a narrowed token too; they stop neither
-// another spelling nor /mcp.
+// The proxy enforces rate limits for sequential calls of the spelling that they name, with
+// any token, but not for another spelling, on /mcp, or for parallel calls, as documented.
 func TestInteropRates(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -112,8 +111,7 @@ func TestInteropRates(t *testing.T) {
 	if got := statuses(token, "web_search", 5); !slices.Equal(got, []int{200, 200, 200, 429, 429}) {
 		t.Errorf("3/hour: %v", got)
 	}
-	// One bucket for all tokens with the key: a new token changes nothing, nor
-	// does a narrowed one.
+	// All tokens with the same rate key share one bucket, also narrowed ones.
 	if got := statuses(s.mint("r", data{"tools": "web_search"}), "web_search", 1); got[0] != 429 {
 		t.Errorf("another token: %v", got)
 	}
@@ -123,7 +121,7 @@ func TestInteropRates(t *testing.T) {
 	if got := statuses(token, "github:search", 2); !slices.Equal(got, []int{200, 429}) {
 		t.Errorf("1/hour: %v", got)
 	}
-	// What rates don't stop.
+	// Calls that rate limits do not apply to.
 	if got := statuses(token, "github_search", 2); !slices.Equal(got, []int{200, 200}) {
 		t.Errorf("another spelling: %v", got)
 	}
@@ -131,8 +129,8 @@ func TestInteropRates(t *testing.T) {
 	if status, body := p.do(token, http.MethodPost, "/mcp", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"shell","arguments":{}}}`); status != 200 || p.calls.Load() != before+1 {
 		t.Errorf("/mcp: %d %s", status, body)
 	}
-	// Nor do they hold for parallel calls: the proxy reads and writes its counts
-	// without a lock. Each round has a key of its own, and so a bucket.
+	// Parallel calls exceed the limits, because the proxy reads and writes its counters
+	// without a lock. Each round uses its own rate key, and therefore its own bucket.
 	over, errors := 0, 0
 	for i := range len("web_search") {
 		key := "tool:web_search"[:len("tool:web_search")-1-i] + "*"
@@ -148,7 +146,7 @@ func TestInteropRates(t *testing.T) {
 				case strings.Contains(body, "Rate state I/O error"):
 					failed.Add(1)
 				case status != 429:
-					t.Errorf("a parallel call is a %d: %s", status, body)
+					t.Errorf("a parallel call returns %d: %s", status, body)
 				}
 			})
 		}
@@ -158,19 +156,18 @@ func TestInteropRates(t *testing.T) {
 		}
 		errors += int(failed.Load())
 	}
-	t.Logf("of 10 rounds of 16 parallel calls under 2/hour, %d let more than 2 pass; %d calls failed on the counts", over, errors)
+	t.Logf("of 10 rounds of 16 parallel calls under 2/hour, %d let more than 2 pass; %d calls failed on the counters", over, errors)
 	if over+errors == 0 {
-		t.Error("rates hold for parallel calls, and none of these fails: the documents can say so")
+		t.Error("the proxy now enforces rate limits for parallel calls: update the documents")
 	}
-	// A lower rate of a request holds as well.
+	// A request can lower a rate.
 	s.write(s.root, "ati/roles/l", data{"tools": "linear:*", "rate": data{"tool:linear:*": "100/hour"}})
 	if got := statuses(s.mint("l", data{"rate": data{"tool:linear:*": "2/h"}}), "linear:list", 3); !slices.Equal(got, []int{200, 200, 429}) {
 		t.Errorf("narrowed to 2/hour: %v", got)
 	}
 }
 
-// A token works until exp, loses its scopes right after, and is refused 60
-// seconds later.
+// A token is valid until exp, loses its scopes then, and is rejected 60 seconds later.
 func TestInteropExpiry(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -248,8 +245,8 @@ func TestInteropKeysAudiencesAndIssuers(t *testing.T) {
 	}
 }
 
-// A role with job_id={{jti}}: a line in the proxy's audit file leads to the
-// line in Vault's audit log that says who asked for the token.
+// With job_id={{jti}} in the role, a line in the proxy's audit file identifies the line in
+// Vault's audit log of the request for its token.
 func TestInteropAuditTrail(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -257,7 +254,7 @@ func TestInteropAuditTrail(t *testing.T) {
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search", "job_id": "{{jti}}", "sandbox_id": "box-7"})
 	orchestrator := s.policy("orchestrator", `path "ati/creds/r" { capabilities = ["read"] }`)
 	if got := p.call(s.read(orchestrator, "ati/creds/r").Data["token"].(string), "web_search"); got != 200 {
-		t.Fatalf("the call is a %d", got)
+		t.Fatalf("the call returns %d", got)
 	}
 	b, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl"))
 	if err != nil {
@@ -275,7 +272,7 @@ func TestInteropAuditTrail(t *testing.T) {
 	if line.Tool != "web_search" || line.AgentSub != "token-orchestrator" || line.SandboxID != "box-7" {
 		t.Errorf("the proxy's line is %+v", line)
 	}
-	// The claim that tells a token of Vault's: docs/move-secret.md goes by it.
+	// job_id distinguishes the engine's tokens from others, as docs/move-secret.md says.
 	key, err := ati.ParseSecret(s.proxyEnv()["ATI_JWT_SECRET"])
 	if err != nil {
 		t.Fatal(err)
@@ -285,7 +282,7 @@ func TestInteropAuditTrail(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := p.call(copied, "web_search"); got != 200 {
-		t.Fatalf("the call is a %d", got)
+		t.Fatalf("the call returns %d", got)
 	}
 	if both, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl")); err != nil || bytes.Count(both, []byte("\n")) != 2 || bytes.Count(both, []byte(`"job_id"`)) != 1 {
 		t.Errorf("%v: the proxy's audit file has\n%s", err, both)
@@ -295,8 +292,8 @@ func TestInteropAuditTrail(t *testing.T) {
 	}
 }
 
-// Tokens of ati-client and of the ati command validate here and open the
-// proxy, and tokens of the engine pass both clients.
+// The engine and the proxy accept tokens of ati-client and of the ati command, and both
+// clients accept the engine's tokens.
 func TestInteropClients(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
@@ -326,7 +323,7 @@ func TestInteropClients(t *testing.T) {
 			t.Errorf("a token of %s: %v", name, v)
 		}
 		if got := p.call(theirs, "github:search"); got != 200 {
-			t.Errorf("a token of %s opens the proxy with a %d", name, got)
+			t.Errorf("the proxy returns %d for a token of %s", got, name)
 		}
 	}
 	out, err := exec.Command(requireEnv(t, "ATI_BIN"), "token", "issue", "--secret", secret, "--sub", "cli", "--scope", "tool:github:*", "--ttl", "600", "--iss", "ati-orchestrator", "--output", "text").Output()
@@ -342,8 +339,8 @@ func TestInteropClients(t *testing.T) {
 	}
 }
 
-// Nothing that the proxy or a client refuses is valid here: every token of the
-// vectors, and some thousand mutated ones, each signed with the right key.
+// The engine rejects every token that the proxy or a client rejects. The test uses the
+// tokens in testdata and 4,000 mutated ones, which are signed with the right key.
 func TestInteropVerdicts(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile(filepath.Join("..", "testdata", "validate.json"))
@@ -367,8 +364,8 @@ func TestInteropVerdicts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	valid, refused := 0, 0
-	judge := func(name, token string) {
+	valid, rejected := 0, 0
+	compare := func(name, token string) {
 		_, err := ati.ValidateToken(token, key)
 		here := err == nil
 		engine := false
@@ -376,56 +373,56 @@ func TestInteropVerdicts(t *testing.T) {
 			engine = s.write(s.root, "ati/validate", data{"token": token}).Data["valid"].(bool)
 		}
 		if token == strings.TrimSpace(token) && engine != here {
-			t.Errorf("%s: validate says %v, and ValidateToken %v (%v)", name, engine, here, err)
+			t.Errorf("%s: validate returns %v, ValidateToken %v (%v)", name, engine, here, err)
 		}
 		if !here {
-			refused++
+			rejected++
 			return
 		}
 		valid++
 		if status, _ := p.do(token, http.MethodGet, "/tools", ""); status != 200 {
-			t.Errorf("%s: valid here, and the proxy answers %d: %s", name, status, token)
+			t.Errorf("%s: valid here, but the proxy returns %d: %s", name, status, token)
 		}
 		for _, c := range clients {
 			if _, problem := c.call(data{"do": "validate", "token": token, "secret": vectors.Secret, "issuer": ""}); problem != "" {
-				t.Errorf("%s: valid here, and ati-client says %s: %s", name, problem, token)
+				t.Errorf("%s: valid here, but ati-client returns %s: %s", name, problem, token)
 			}
 		}
 	}
 	for _, c := range vectors.Cases {
-		judge(c.Name, c.Token)
+		compare(c.Name, c.Token)
 	}
 	random := rand.New(rand.NewPCG(7, 7))
 	for i := range 4000 {
-		judge(fmt.Sprintf("mutation %d", i), mutatedToken(random, "HS256", func(header, payload string) string { return signRaw(t, vectors.Secret, header, payload) }))
+		compare(fmt.Sprintf("mutation %d", i), mutatedToken(random, "HS256", func(header, payload string) string { return signRaw(t, vectors.Secret, header, payload) }))
 	}
-	t.Logf("%d tokens were valid here and so for proxy and clients, %d were refused", valid, refused)
-	if valid < 500 || refused < 500 {
-		t.Errorf("%d valid and %d refused tokens are too few to tell", valid, refused)
+	t.Logf("%d tokens were valid here and for the proxy and clients, %d were rejected", valid, rejected)
+	if valid < 500 || rejected < 500 {
+		t.Errorf("only %d valid and %d rejected tokens", valid, rejected)
 	}
 }
 
-// docs/configure.md: the audience is changed, and no token is refused before its time.
+// Changing the audience as docs/configure.md describes invalidates no token early.
 func TestInteropChangeOfAudience(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search"})
 	tokens := []string{s.mint("r", nil)}
-	takes := func(p *proxy, want ...int) {
+	expect := func(p *proxy, want ...int) {
 		t.Helper()
 		for i, token := range tokens {
 			if got := p.call(token, "web_search"); got != want[i] {
-				t.Errorf("token %d is a %d, want %d", i+1, got, want[i])
+				t.Errorf("token %d returns %d, want %d", i+1, got, want[i])
 			}
 		}
 	}
 	s.write(s.root, "ati/config", data{"accepted_audiences": "ati-next"})
 	first := startProxy(t, s.proxyEnv())
-	takes(first, 200)
+	expect(first, 200)
 	s.write(s.root, "ati/config", data{"audience": "ati-next", "accepted_audiences": "ati-proxy"})
 	tokens = append(tokens, s.mint("r", nil))
-	takes(first, 200, 200) // not started again yet
-	takes(startProxy(t, s.proxyEnv()), 200, 200)
+	expect(first, 200, 200) // before the proxy is restarted
+	expect(startProxy(t, s.proxyEnv()), 200, 200)
 	s.write(s.root, "ati/config", data{"accepted_audiences": ""})
-	takes(startProxy(t, s.proxyEnv()), 401, 200)
+	expect(startProxy(t, s.proxyEnv()), 401, 200)
 }

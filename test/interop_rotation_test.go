@@ -26,9 +26,8 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// A rotation at once at a real proxy under a real Agent: when it has started
-// again, every earlier token is refused, and new ones work. From HS256 to ES256
-// and back as well: through the same guard, which starts with one key each time.
+// After an immediate rotation, a real Agent restarts the proxy, which then rejects all
+// earlier tokens and accepts new ones, also when the algorithm changes.
 func TestInteropRotateImmediately(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -56,30 +55,30 @@ func TestInteropRotateImmediately(t *testing.T) {
 		waitProtected(t, p, a, func() bool { return p.call(token, "web_search") == 200 || a.hasExited() })
 		for j, old := range earlier {
 			if got := p.call(old, "web_search"); got != 401 {
-				t.Errorf("rotation %d: token %d is a %d", i, j, got)
+				t.Errorf("rotation %d: token %d returns %d", i, j, got)
 			}
 			if got := s.write(s.root, "ati/validate", data{"token": old}).Data; got["valid"] != false || !strings.HasPrefix(got["error"].(string), "signed by no key of this mount; last rotated at ") {
-				t.Errorf("rotation %d: validate says of token %d %v", i, j, got)
+				t.Errorf("rotation %d: validate of token %d returns %v", i, j, got)
 			}
 		}
 		if got := s.write(s.root, "ati/validate", data{"token": token}).Data; got["valid"] != true || got["key_version"] != json.Number(strconv.Itoa(i+1)) {
-			t.Errorf("rotation %d: validate says of the new token %v", i, got)
+			t.Errorf("rotation %d: validate of the new token returns %v", i, got)
 		}
 		earlier = append(earlier, token)
 	}
-	// Under the other algorithm, a token is nobody's.
+	// ati-client accepts only the token of the current key and algorithm.
 	for i, token := range earlier {
 		_, problem := client.call(data{"do": "validate", "token": token, "secret": s.proxyEnv()["ATI_JWT_SECRET"], "issuer": ""})
 		if valid := problem == ""; valid != (i == len(earlier)-1) {
-			t.Errorf("ati-client says of token %d %q", i, problem)
+			t.Errorf("ati-client returns %q for token %d", problem, i)
 		}
 	}
 	for _, secret := range secrets {
 		if strings.Contains(a.out.String(), secret) {
-			t.Error("Agent's log has a secret in it")
+			t.Error("Agent's log contains a secret")
 		}
 	}
-	// With ES256, and a public key that another start left behind: no proxy.
+	// With ES256 and a public key left over from an earlier start, the guard starts no proxy.
 	s.rotate("", data{"algorithm": "ES256"})
 	_, _, stale := ecKey(t, elliptic.P256())
 	file := filepath.Join(t.TempDir(), "stale.pem")
@@ -96,8 +95,8 @@ func TestInteropRotateImmediately(t *testing.T) {
 	}
 }
 
-// The promise: a file that ParsePublicKey takes shuts the proxy's door. (It opens
-// itself with one that it can't read.)
+// Guarantee: with a public key file that ParsePublicKey accepts, the proxy rejects
+// unauthenticated requests. With a file that it cannot read, it would accept them.
 func TestInteropPublicKeyFiles(t *testing.T) {
 	t.Parallel()
 	_, _, public := ecKey(t, elliptic.P256())
@@ -105,24 +104,24 @@ func TestInteropPublicKeyFiles(t *testing.T) {
 	block, _ := pem.Decode([]byte(public))
 	longer := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: append([]byte{0x30, block.Bytes[1] + 1}, append(block.Bytes[2:], 0xff)...)})
 	lines := func(separator string) string { return strings.Join(body, separator) + separator }
-	taken := 0
+	accepted := 0
 	for name, text := range map[string]string{
 		"as it is":              public,
-		"no line break behind":  strings.TrimSpace(public),
+		"no trailing newline":   strings.TrimSpace(public),
 		"CRLF":                  lines("\r\n"),
 		"CR":                    lines("\r"),
 		"blank lines around":    "\n\n" + public + "\n\n",
 		"blank lines within":    lines("\n\n"),
-		"blanks at the ends":    lines(" \n"),
-		"tabs in front":         "\t" + lines("\n\t"),
-		"a form feed in front":  "\f" + public,
+		"trailing spaces":       lines(" \n"),
+		"leading tabs":          "\t" + lines("\n\t"),
+		"a leading form feed":   "\f" + public,
 		"one line":              body[0] + "\n" + strings.Join(body[1:len(body)-1], "") + "\n" + body[len(body)-1],
-		"blanks in the base64":  strings.Replace(public, "M", "M ", 1),
+		"spaces in the base64":  strings.Replace(public, "M", "M ", 1),
 		"EC PARAMETERS before":  "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + public,
 		"a header":              body[0] + "\nKey: value\n\n" + strings.Join(body[1:], "\n"),
 		"a known header":        body[0] + "\nDEK-Info: value\n\n" + strings.Join(body[1:], "\n"),
 		"text before":           "key:\n" + public,
-		"text behind":           public + "key",
+		"text after":            public + "key",
 		"a byte order mark":     "\ufeff" + public,
 		"a broken block before": body[0] + "\n" + public,
 		"twice":                 public + public,
@@ -131,18 +130,18 @@ func TestInteropPublicKeyFiles(t *testing.T) {
 		if _, err := ati.ParsePublicKey(text); err != nil {
 			continue
 		}
-		taken++
+		accepted++
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			startProxy(t, map[string]string{"public_key": text}) // and waits for a 401
 		})
 	}
-	if taken < 4 {
-		t.Errorf("ParsePublicKey takes %d of these", taken)
+	if accepted < 4 {
+		t.Errorf("ParsePublicKey accepts only %d of these", accepted)
 	}
 }
 
-// Nothing that a proxy with a public key refuses is valid here.
+// The engine rejects every token that a proxy with a public key rejects.
 func TestInteropES256Verdicts(t *testing.T) {
 	t.Parallel()
 	s := startVault(t)
@@ -157,7 +156,7 @@ func TestInteropES256Verdicts(t *testing.T) {
 	delete(env, "ATI_JWT_ISSUER")
 	p := startProxy(t, env)
 	if got := p.call(s.mint("r", nil), "web_search"); got != 200 {
-		t.Errorf("a token of Vault is a %d", got)
+		t.Errorf("a token of Vault returns %d", got)
 	}
 	verifier, err := ati.ParsePublicKey(public)
 	if err != nil {
@@ -177,34 +176,34 @@ func TestInteropES256Verdicts(t *testing.T) {
 			return text + "." + base64.RawURLEncoding.EncodeToString(sig)
 		}
 	}
-	valid, refused := 0, 0
+	valid, rejected := 0, 0
 	random := rand.New(rand.NewPCG(11, 7))
 	for i := range 2000 {
 		sign := signWith(jwt.SigningMethodES256, signer)
-		if i%10 == 0 { // what somebody makes who has the public key only
+		if i%10 == 0 { // signed by someone who has only the public key
 			sign = signWith(jwt.SigningMethodHS256, []byte(public))
 		}
 		token := mutatedToken(random, "ES256", sign)
 		if _, err := ati.ValidateToken(token, verifier); err != nil {
-			refused++
+			rejected++
 			continue
 		}
 		valid++
 		if status, _ := p.do(token, http.MethodGet, "/tools", ""); status != 200 {
-			t.Errorf("valid here, and the proxy answers %d: %s", status, token)
+			t.Errorf("valid here, but the proxy returns %d: %s", status, token)
 		}
 		if i%10 == 0 {
-			t.Errorf("a token that the public key signed is valid: %s", token)
+			t.Errorf("a token signed with the public key is valid: %s", token)
 		}
 	}
-	t.Logf("%d tokens were valid here and so for the proxy, %d were refused", valid, refused)
-	if valid < 250 || refused < 250 {
-		t.Error("these are too few to tell")
+	t.Logf("%d tokens were valid here and for the proxy, %d were rejected", valid, rejected)
+	if valid < 250 || rejected < 250 {
+		t.Error("not enough valid and rejected tokens")
 	}
 }
 
-// A client library verifies tokens by the JWK Set, which it reads from Vault
-// without a Vault token, as an MCP server behind the proxy would.
+// A client library, as in an MCP server, verifies tokens with the JWK Set, which it reads
+// from Vault without a Vault token.
 func TestInteropJWKS(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -237,12 +236,12 @@ print(key.key_id, jwt.decode(sys.argv[2], key.key, algorithms=[key.algorithm_nam
 	blueLater := s.mint("r", data{"proxy_url": first["current_proxy_url"]})
 	for token, kid := range map[string]any{blue: first["current_fingerprint"], blueLater: first["current_fingerprint"], green: staged["pending_fingerprint"]} {
 		if got, want := verify(token), fmt.Sprintf("%s tool:web_search", kid); got != want {
-			t.Errorf("the library says %q, want %q", got, want)
+			t.Errorf("the library returns %q, want %q", got, want)
 		}
 	}
 	s.rotate("", nil)
 	if got := verify(green); !strings.Contains(got, "Unable to find a signing key") {
-		t.Errorf("a token of a forgotten key: %s", got)
+		t.Errorf("a token of a deleted key: %s", got)
 	}
 	resp, err := http.Get(s.addr + "/v1/ati/jwks")
 	if err != nil {
@@ -263,10 +262,10 @@ print(key.key_id, jwt.decode(sys.argv[2], key.key, algorithms=[key.algorithm_nam
 	}
 }
 
-// Blue/green with two real proxies, each under its Agent, and eight sandboxes
-// that call without pause through stage, activate, rollback and retire, and
-// renew their tokens through their Agents: not one call is refused. Of each
-// kind there are at least ATI_ROTATION_CALLS. Run by make rotation.
+// TestRotation rotates the key blue/green with two real proxies, each with an Agent, while
+// eight sandboxes call tools continuously and renew their tokens through their Agents. No
+// call fails in any step. The sandboxes make at least ATI_ROTATION_CALLS calls for each
+// algorithm. Run by make rotation.
 func TestRotation(t *testing.T) {
 	calls, err := strconv.Atoi(requireEnv(t, "ATI_ROTATION_CALLS"))
 	if err != nil {
@@ -281,7 +280,7 @@ func rotation(t *testing.T, algorithm string, calls int) {
 	s := startVaultLogging(t, "info")
 	secret := s.mountEngine()
 	s.enableProxyHosts()
-	// A token lives 10 seconds, and Agent asks for the next after about 2.6.
+	// Tokens are valid for 10 seconds, and Agent renews them after about 2.6 seconds.
 	policies, err := filepath.Abs("../examples/policies")
 	if err != nil {
 		t.Fatal(err)
@@ -297,21 +296,21 @@ func rotation(t *testing.T, algorithm string, calls int) {
 	greenConfig, green, greenEnv := s.newProxyHost(t, "proxy-host", nil)
 	s.write(s.root, "ati/config", data{"proxy_url": blue.addr})
 	blueAgent := startProxy(blueConfig, blue, blueEnv, 1)
-	holds := map[*proxy]int{blue: 1, green: 2}
+	keyVersion := map[*proxy]int{blue: 1, green: 2}
 	sandboxes := []*sandbox{}
 	start := func(n int) {
 		for range n {
 			sandboxes = append(sandboxes, s.startSandbox(t, fmt.Sprintf("%s%d", strings.ToLower(algorithm), len(sandboxes)+1), blue, green))
 		}
 	}
-	total := func() (calls, refused int64) {
+	total := func() (calls, failed int64) {
 		for _, b := range sandboxes {
 			calls += b.calls.Load()
-			refused += b.refused.Load()
+			failed += b.failed.Load()
 		}
-		return calls, refused
+		return calls, failed
 	}
-	living := func() []*sandbox {
+	running := func() []*sandbox {
 		var all []*sandbox
 		for _, b := range sandboxes {
 			select {
@@ -324,14 +323,13 @@ func rotation(t *testing.T, algorithm string, calls int) {
 	}
 	const phases = 7
 	phase := 0
-	// goOn lets the sandboxes call until each has a token that was minted after
-	// this, by the version that its proxy holds, and their share of the calls is
-	// done.
-	goOn := func(what string) {
+	// runPhase waits until each sandbox has a new token, which must have the key version of
+	// its proxy, and the sandboxes have made this phase's share of the calls.
+	runPhase := func(what string) {
 		t.Helper()
 		phase++
 		before := map[*sandbox]string{}
-		for _, b := range living() {
+		for _, b := range running() {
 			before[b] = b.token(t)
 		}
 		if len(before) != 8 {
@@ -349,47 +347,47 @@ func rotation(t *testing.T, algorithm string, calls int) {
 		}
 		for !enough() {
 			if time.Now().After(deadline) || t.Failed() {
-				n, refused := total()
-				t.Fatalf("%s: %d calls, %d of them refused, and not all sandboxes have a new token", what, n, refused)
+				n, failed := total()
+				t.Fatalf("%s: timeout after %d calls, of which %d failed", what, n, failed)
 			}
 			time.Sleep(50 * time.Millisecond)
 		}
 		for b := range before {
-			if got := s.write(s.root, "ati/validate", data{"token": b.token(t)}).Data["key_version"]; got != json.Number(strconv.Itoa(holds[b.proxy])) {
-				t.Errorf("%s: the token of %s is of version %v, and its proxy holds %d", what, b.name, got, holds[b.proxy])
+			if got := s.write(s.root, "ati/validate", data{"token": b.token(t)}).Data["key_version"]; got != json.Number(strconv.Itoa(keyVersion[b.proxy])) {
+				t.Errorf("%s: the token of %s has key version %v, and its proxy %d", what, b.name, got, keyVersion[b.proxy])
 			}
 		}
-		n, refused := total()
-		t.Logf("%s: %d calls so far, %d refused", what, n, refused)
+		n, failed := total()
+		t.Logf("%s: %d calls so far, %d failed", what, n, failed)
 	}
 
 	start(5)
 	s.rotate("/stage", data{"proxy_url": green.addr, "algorithm": algorithm})
 	greenAgent := startProxy(greenConfig, green, greenEnv, 2)
 	start(3)
-	goOn("staged")
+	runPhase("staged")
 	s.rotate("/activate", nil)
-	// Of those that were started before, two are gone, and two come after.
+	// Replace two of the earlier sandboxes.
 	sandboxes[0].end()
 	sandboxes[1].end()
 	start(2)
-	goOn("activated")
+	runPhase("activated")
 	s.rotate("/rollback", nil)
-	goOn("rolled back")
+	runPhase("rolled back")
 	s.rotate("/activate", nil)
-	goOn("rolled forward")
-	// Those at blue are gone before it is retired, and as many come after.
+	runPhase("rolled forward")
+	// Replace all sandboxes of the blue proxy before it is retired.
 	var last []string
-	gone := 0
-	for _, b := range living() {
+	ended := 0
+	for _, b := range running() {
 		if b.proxy == blue {
 			b.end()
 			last = append(last, b.token(t))
-			gone++
+			ended++
 		}
 	}
-	start(gone)
-	goOn("blue is empty")
+	start(ended)
+	runPhase("blue is empty")
 	last = append(last, s.mintAt(blue.addr))
 	status := s.rotate("/retire", nil)
 	expireBy, err := time.Parse(time.RFC3339, status["previous_tokens_expire_by"].(string))
@@ -399,37 +397,37 @@ func rotation(t *testing.T, algorithm string, calls int) {
 	if _, err := s.client(s.root).Logical().Write("ati/creds/sandbox", data{"proxy_url": blue.addr}); err == nil {
 		t.Error("the retired version still mints")
 	}
-	goOn("retired")
-	// The last token passes nearly as long as it says: its scopes until exp, and
-	// some endpoints for the leeway.
+	runPhase("retired")
+	// Until shortly before tokens_expire_by, some endpoints accept the last token, because of
+	// the leeway after exp.
 	time.Sleep(time.Until(expireBy.Add(-5 * time.Second)))
 	if got, _ := blue.do(last[len(last)-1], http.MethodGet, "/tools", ""); got != 200 {
-		t.Errorf("5 seconds before tokens_expire_by, the last token at blue is a %d", got)
+		t.Errorf("5 seconds before tokens_expire_by, the last token at blue returns %d", got)
 	}
 	time.Sleep(time.Until(expireBy))
 	for _, token := range last {
 		if got, _ := blue.do(token, http.MethodGet, "/tools", ""); got != 401 {
-			t.Errorf("after tokens_expire_by, a token at blue is a %d", got)
+			t.Errorf("after tokens_expire_by, a token at blue returns %d", got)
 		}
 	}
 	if _, err := s.client(s.root).Logical().Read("ati/proxy-env/1"); err == nil {
-		t.Error("proxy-env/1 is still there")
+		t.Error("proxy-env/1 still exists")
 	}
 	blueAgent.stop(syscall.SIGTERM)
-	goOn("blue is stopped")
+	runPhase("blue is stopped")
 
-	n, refused := total()
-	t.Logf("from HS256 to %s: %d calls of %d sandboxes, %d refused", algorithm, n, len(sandboxes), refused)
+	n, failed := total()
+	t.Logf("from HS256 to %s: %d calls of %d sandboxes, %d failed", algorithm, n, len(sandboxes), failed)
 	if n < int64(calls) {
-		t.Errorf("%d calls are fewer than %d", n, calls)
+		t.Errorf("%d calls, want at least %d", n, calls)
 	}
 	for _, where := range []string{blueAgent.out.String(), greenAgent.out.String(), s.log()} {
 		if strings.Contains(where, secret) {
-			t.Error("the secret is in a log")
+			t.Error("a log contains the secret")
 		}
 	}
 	var wg sync.WaitGroup
-	for _, b := range living() {
+	for _, b := range running() {
 		wg.Go(b.end)
 	}
 	wg.Wait()

@@ -105,7 +105,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 			}
 			for name, token := range tokens {
 				if got, body := s.send(token, method, at.Replace(path), nil, nil); got < 400 || got >= 500 {
-					t.Errorf("%s: %s %s is a %d: %s", name, method, path, got, body)
+					t.Errorf("%s: %s %s returns %d: %s", name, method, path, got, body)
 				}
 			}
 		}
@@ -127,7 +127,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 		for i, name := range policyColumns {
 			got, body := s.send(tokens[name], method, path, nil, row.data)
 			if got != row.want[i] {
-				t.Errorf("%s: %s is a %d, want %d: %s", name, row.request, got, row.want[i], body)
+				t.Errorf("%s: %s returns %d, want %d: %s", name, row.request, got, row.want[i], body)
 			}
 			if name == "proxy-host" {
 				continue
@@ -188,7 +188,7 @@ func TestResponseWrapping(t *testing.T) {
 			WrapInfo struct{ Token string } `json:"wrap_info"`
 		}
 		if err := json.Unmarshal([]byte(body), &wrapped); err != nil || got != 200 || wrapped.Data != nil || wrapped.WrapInfo.Token == "" {
-			t.Fatalf("%s is a %d: %v", request, got, err)
+			t.Fatalf("%s returns %d: %v", request, got, err)
 		}
 		if jwts.MatchString(body) || strings.Contains(body, secret) {
 			t.Errorf("%s: the wrapped response contains a token or the secret", request)
@@ -280,7 +280,7 @@ path "ati/batch/r" {
 		case (resp.StatusCode == 400 || resp.StatusCode == 403) && len(found) == 0:
 			return
 		default:
-			t.Errorf("%s is a %d with %d tokens", what, resp.StatusCode, len(found))
+			t.Errorf("%s returns %d with %d tokens", what, resp.StatusCode, len(found))
 		}
 		minted[policy]++
 		for _, token := range found {
@@ -417,7 +417,7 @@ path "ati/creds/researcher" {
 		"a version of it":               {"GET", "ati/proxy-env/1", nil, 403},
 	} {
 		if got := s.request(orchestrator, c.method, c.path, c.data); got != c.want {
-			t.Errorf("%s: %s %s is a %d, want %d", name, c.method, c.path, got, c.want)
+			t.Errorf("%s: %s %s returns %d, want %d", name, c.method, c.path, got, c.want)
 		}
 	}
 
@@ -426,7 +426,7 @@ path "ati/creds/researcher" {
 	glob := s.policy("glob", `path "ati/creds/researcher" { capabilities = ["read"], allowed_parameters = { "tools" = ["web_*"] } }`)
 	for query, want := range map[string]int{"tools=web_search": 200, "tools=shell": 403, "tools=web_search,shell": 400} {
 		if got := s.request(glob, "GET", "ati/creds/researcher?"+query, nil); got != want {
-			t.Errorf("%s is a %d, want %d", query, got, want)
+			t.Errorf("%s returns %d, want %d", query, got, want)
 		}
 	}
 
@@ -435,19 +435,19 @@ path "ati/creds/researcher" {
 	for path, want := range map[string]int{"GET ati/proxy-env": 403, "GET ati/proxy-env/1": 403, "GET ati/config": 403, "PUT ati/config": 403, "DELETE ati/config": 403, "GET ati/roles/admin": 200, "LIST ati/roles": 200} {
 		method, path, _ := strings.Cut(path, " ")
 		if got := s.request(broad, method, path, data{"proxy_url": "https://evil.example.com"}); got != want {
-			t.Errorf("broad: %s %s is a %d, want %d", method, path, got, want)
+			t.Errorf("broad: %s %s returns %d, want %d", method, path, got, want)
 		}
 	}
 	admin := s.policy("admin", `path "ati/*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`)
 	for _, path := range []string{"ati/config", "ati/proxy-env", "ati/proxy-env/1"} {
 		if got := s.request(admin, "GET", path, nil); got != 200 {
-			t.Errorf("admin: reading %s is a %d", path, got)
+			t.Errorf("admin: reading %s returns %d", path, got)
 		}
 	}
 	host := s.policy("host", `path "ati/proxy-env" { capabilities = ["read", "sudo"] }`)
 	for path, want := range map[string]int{"ati/proxy-env": 200, "ati/proxy-env/1": 403, "ati/config": 403, "ati/creds/admin": 403} {
 		if got := s.request(host, "GET", path, nil); got != want {
-			t.Errorf("the proxy host: reading %s is a %d, want %d", path, got, want)
+			t.Errorf("the proxy host: reading %s returns %d, want %d", path, got, want)
 		}
 	}
 }

@@ -242,19 +242,19 @@ func TestRotate_Policies(t *testing.T) {
 	} {
 		method, path, _ := strings.Cut(c.request, " ")
 		if got := s.request(broad, method, path, nil); got != http.StatusForbidden && c.team < 400 {
-			t.Errorf("broad: %s is a %d", c.request, got)
+			t.Errorf("broad: %s returns %d", c.request, got)
 		}
 		if got := s.request(team, method, path, nil); got != c.team {
-			t.Errorf("team: %s is a %d, want %d", c.request, got, c.team)
+			t.Errorf("team: %s returns %d, want %d", c.request, got, c.team)
 		}
 	}
 	if got := s.request("", "GET", "ati/jwks", nil); got != 200 {
-		t.Errorf("jwks without a Vault token is a %d", got)
+		t.Errorf("jwks without a Vault token returns %d", got)
 	}
 	for _, request := range []string{"GET ati/config", "GET ati/config/rotate", "GET ati/proxy-env", "PUT ati/jwks", "GET ati/jwks/x", "GET ati/jwksx"} {
 		method, path, _ := strings.Cut(request, " ")
 		if got := s.request("", method, path, nil); got != http.StatusForbidden && got != http.StatusMethodNotAllowed && got != http.StatusNotFound {
-			t.Errorf("without a Vault token, %s is a %d", request, got)
+			t.Errorf("without a Vault token, %s returns %d", request, got)
 		}
 	}
 }
