@@ -12,8 +12,9 @@ import (
 	"testing"
 )
 
-// docs/install.md as it stands: from an archive to a Vault with TLS, raft, an audit
-// log and policies, and from there to the next version, back and away.
+// TestDocsInstall runs the commands in docs/install.md: it installs a release archive on a
+// Vault server with TLS, raft, an audit log, and policies, upgrades it, downgrades it, and
+// uninstalls it.
 func TestDocsInstall(t *testing.T) {
 	t.Parallel()
 	work := t.TempDir()
@@ -34,24 +35,24 @@ func TestDocsInstall(t *testing.T) {
 		"127.0.0.1:8200", "127.0.0.1:"+port, "127.0.0.1:8201", fmt.Sprintf("127.0.0.1:%d", next+1),
 		"linux_amd64", runtime.GOOS+"_"+runtime.GOARCH,
 	).Replace(commands(t, "../docs/install.md"))
-	// The page has its own server, and its own token for it.
+	// The page starts its own server and sets the token.
 	s := &server{t: t, dir: work}
 	out := s.runCommands(work, "trap 'kill $(jobs -p); wait' EXIT\n"+script)
 	for _, want := range []string{
 		"vault-plugin-secrets-ati_v0.1.0_" + runtime.GOOS + "_" + runtime.GOARCH + ".tar.gz: OK",
-		"vault plugin register -sha256=", // by register.sh
+		"vault plugin register -sha256=", // printed by register.sh
 		"Success! Enabled the file audit device at: file/",
 		"scope          tool:web_search tool:arxiv:search skill:summarize",
-		"\nv0.1.0+ ", "\nv0.2.0+ ", // running_plugin_version, without a line break
+		"\nv0.1.0+ ", "\nv0.2.0+ ", // running_plugin_version, without a newline
 		"Success! Disabled the secrets engine (if it existed) at: ati/",
 	} {
 		if !strings.Contains(out, want) {
-			t.Errorf("the page's commands don't print %q", want)
+			t.Errorf("the page's commands do not print %q", want)
 		}
 	}
 	log, err := os.ReadFile(filepath.Join(work, "log", "audit.log"))
 	if err != nil || !strings.Contains(string(log), `"path":"ati/creds/researcher"`) {
-		t.Errorf("the audit log has no mint (%v)", err)
+		t.Errorf("the audit log has no request for creds (%v)", err)
 	}
 	if t.Failed() {
 		t.Log(out)

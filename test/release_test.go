@@ -25,10 +25,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// releaseDate is that of the releases that the tests make: 2026-03-04 05:06:07 UTC.
+// releaseDate is the date of releases in these tests, 2026-03-04 05:06:07 UTC.
 const releaseDate = 1772600767
 
-// releaseTree is a copy of the source, that is of no Git repository.
+// releaseTree copies the source to a directory outside any Git repository.
 func releaseTree(t testing.TB) string {
 	t.Helper()
 	root, err := filepath.Abs("..")
@@ -40,20 +40,20 @@ func releaseTree(t testing.TB) string {
 	return tree
 }
 
-// ownEnv is the environment without what a hook of Git sets, which names another
-// repository than that in the working directory, and without another make's.
-func ownEnv() []string {
+// cleanEnv returns the environment without the variables of a Git hook, which name another
+// repository, and those of an enclosing make.
+func cleanEnv() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "GIT_") || strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=")
 	})
 }
 
-// makeRelease releases for this platform. The last of equal variables counts.
+// makeRelease makes a release for this platform. Variables in env override the defaults.
 func makeRelease(t testing.TB, tree, dist string, env ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `umask "${UMASK:-022}" && exec make --no-print-directory release`)
 	cmd.Dir = tree
-	cmd.Env = append(ownEnv(), "PLATFORMS=host", "VERSION=", "SOURCE_DATE_EPOCH=", "RELEASE_SIGN=", "DIST="+dist)
+	cmd.Env = append(cleanEnv(), "PLATFORMS=host", "VERSION=", "SOURCE_DATE_EPOCH=", "RELEASE_SIGN=", "DIST="+dist)
 	cmd.Env = append(cmd.Env, env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -61,7 +61,7 @@ func makeRelease(t testing.TB, tree, dist string, env ...string) (string, error)
 
 var releases sync.Map // version → *sync.Once
 
-// released makes the release of a version, once, and returns its directory.
+// released makes a release of a version, once, and returns its directory.
 func released(t testing.TB, version string) (dist string) {
 	t.Helper()
 	dist = filepath.Join(pluginDirs, "release-"+version)
@@ -72,7 +72,7 @@ func released(t testing.TB, version string) (dist string) {
 			t.Errorf("release %s: %v\n%s", version, err, out)
 		}
 		if !strings.Contains(out, "NOT SIGNED") {
-			t.Errorf("the release doesn't say that it isn't signed:\n%s", out)
+			t.Errorf("make release does not print that the release is not signed:\n%s", out)
 		}
 	})
 	if t.Failed() {
@@ -81,13 +81,13 @@ func released(t testing.TB, version string) (dist string) {
 	return dist
 }
 
-// archiveTop is the directory in the archive for this platform.
+// archiveTop returns the name of the top directory in the archive for this platform.
 func archiveTop(version string) string {
 	return fmt.Sprintf("%s_%s_%s_%s", pluginName, version, runtime.GOOS, runtime.GOARCH)
 }
 
-// unpack writes an archive's files below a directory, and returns their headers
-// and contents by their names.
+// unpack extracts an archive to a directory and returns its headers and file contents by
+// name.
 func unpack(t testing.TB, archive, to string) (map[string]*tar.Header, map[string][]byte) {
 	t.Helper()
 	f, err := os.Open(archive)
@@ -109,7 +109,7 @@ func unpack(t testing.TB, archive, to string) (map[string]*tar.Header, map[strin
 			t.Fatal(err)
 		}
 		if !filepath.IsLocal(h.Name) || headers[h.Name] != nil {
-			t.Fatalf("%s has the name %q, or has it twice", archive, h.Name)
+			t.Fatalf("%s contains an invalid or duplicate name %q", archive, h.Name)
 		}
 		headers[h.Name] = h
 		if texts[h.Name], err = io.ReadAll(r); err != nil {
@@ -147,14 +147,14 @@ func commitAll(t testing.TB, tree string) {
 	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"commit", "-q", "-m", "all"}} {
 		cmd := exec.Command("git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"}, args...)...)
 		cmd.Dir = tree
-		cmd.Env = append(ownEnv(), fmt.Sprintf("GIT_COMMITTER_DATE=@%d +0900", releaseDate))
+		cmd.Env = append(cleanEnv(), fmt.Sprintf("GIT_COMMITTER_DATE=@%d +0900", releaseDate))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("git %s: %v\n%s", args[0], err, out)
 		}
 	}
 }
 
-// fakeSigner is a command that writes a "signature" of its file beside it.
+// fakeSigner returns a command that writes a "signature" next to a file.
 func fakeSigner(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "a signer")
@@ -165,19 +165,19 @@ func fakeSigner(t testing.TB) string {
 	return shellQuote(path) + " --key=mine"
 }
 
-// A release follows from the source: made elsewhere, from a clone, by somebody
-// with other settings, and signed, it is the same.
+// A release depends only on the source: it is the same when made from a clone, in another
+// directory, with other settings, and signed.
 func TestRelease_Reproducible(t *testing.T) {
 	t.Parallel()
 	one := filesIn(t, released(t, "v0.1.0"))
 
 	tree, dist := releaseTree(t), t.TempDir()
 	commitAll(t, tree)
-	former := filepath.Join(dist, archiveTop("v0.0.1")+".tar.gz")
-	if err := os.WriteFile(former, nil, 0o600); err != nil {
+	previous := filepath.Join(dist, archiveTop("v0.0.1")+".tar.gz")
+	if err := os.WriteFile(previous, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// VERSION is that in main.go, and the date the commit's.
+	// VERSION comes from main.go and the date from the commit.
 	out, err := makeRelease(t, tree, dist, "UMASK=077", "TZ=Asia/Tokyo", "GOOS=windows", "GOARCH=386", "GOAMD64=v3",
 		"GOFLAGS=-buildvcs=true -tags=mine", "RELEASE_SIGN="+fakeSigner(t))
 	if err != nil {
@@ -189,7 +189,7 @@ func TestRelease_Reproducible(t *testing.T) {
 		t.Errorf("the signature is\n%s\nwant\n%s", another["SHA256SUMS.sig"], want)
 	}
 	if !strings.Contains(out, "SHA256SUMS is signed") {
-		t.Errorf("the release doesn't say that it is signed:\n%s", out)
+		t.Errorf("make release does not print that the release is signed:\n%s", out)
 	}
 	delete(another, "SHA256SUMS.sig")
 	sums := func(files map[string][]byte) map[string]string {
@@ -205,7 +205,7 @@ func TestRelease_Reproducible(t *testing.T) {
 	_, texts := unpack(t, filepath.Join(dist, archiveTop("v0.1.0")+".tar.gz"), t.TempDir())
 	for name, text := range texts {
 		if bytes.Contains(text, []byte(tree)) {
-			t.Errorf("%s names the directory %s", name, tree)
+			t.Errorf("%s contains the path %s", name, tree)
 		}
 	}
 }
@@ -252,7 +252,7 @@ func TestRelease_ArchiveContents(t *testing.T) {
 	}
 	wanted := map[string]fs.FileMode{pluginName: 0o755, "register.sh": 0o755, "docs/licences.md": 0o644}
 	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples")
-	list.Dir, list.Env = "..", ownEnv()
+	list.Dir, list.Env = "..", cleanEnv()
 	names, err := list.Output()
 	if err != nil {
 		t.Fatal(err)
@@ -473,11 +473,10 @@ func TestRelease_SBOM(t *testing.T) {
 	}
 }
 
-// runRegister runs a release's register.sh, and then what it prints, as an operator
-// would who pastes it into a shell.
+// runRegister runs a release's register.sh and then the commands that it prints.
 func (s *server) runRegister(version string, args ...string) string {
 	s.t.Helper()
-	// A directory whose name needs quotes.
+	// The name of the directory must be quoted.
 	dir := filepath.Join(s.t.TempDir(), "it's here")
 	unpack(s.t, filepath.Join(released(s.t, version), archiveTop(version)+".tar.gz"), dir)
 	script := exec.Command("./register.sh", append([]string{"-d", s.pluginDir()}, args...)...)
@@ -488,7 +487,7 @@ func (s *server) runRegister(version string, args ...string) string {
 	}
 	before := filesIn(s.t, s.pluginDir())
 	if before[pluginName+"-"+version] != nil {
-		s.t.Errorf("register.sh itself has copied the plugin")
+		s.t.Errorf("register.sh copied the plugin instead of printing the command")
 	}
 	bin := s.t.TempDir()
 	if err := os.Symlink(vaultBin, filepath.Join(bin, "vault")); err != nil {
@@ -504,8 +503,8 @@ func (s *server) runRegister(version string, args ...string) string {
 	return string(out)
 }
 
-// The lines that register.sh prints, run as they are: they mount the plugin, and
-// with the next release's the mount goes over to that, with all that it has.
+// The commands that register.sh prints mount the plugin. Those of the next release upgrade
+// the mount and keep its data.
 func TestRegister_InstallAndUpgrade(t *testing.T) {
 	t.Parallel()
 	s := startVault(t)
@@ -525,7 +524,7 @@ func TestRegister_InstallAndUpgrade(t *testing.T) {
 
 	out := s.runRegister("v0.1.0", "-p", "team/ati", "upgrade")
 	if running() != "v0.1.0" || !strings.HasSuffix(strings.TrimSpace(out), "\nv0.1.0") {
-		t.Errorf("running version %v; the last command said:\n%s", running(), out)
+		t.Errorf("running version %v; the last command printed:\n%s", running(), out)
 	}
 	if diff := cmp.Diff(before, state()); diff != "" {
 		t.Errorf("after the upgrade (-before +after):\n%s", diff)
@@ -537,7 +536,7 @@ func TestRegister_InstallAndUpgrade(t *testing.T) {
 			t.Errorf("plugin list has no %s:\n%s", version, list)
 		}
 	}
-	// Side by side, so that there is a way back.
+	// Both binaries exist, so that a downgrade is possible.
 	in := filesIn(t, s.pluginDir())
 	if len(in) != 2 || in[pluginName+"-v0.0.9"] == nil || in[pluginName+"-v0.1.0"] == nil {
 		t.Errorf("the plugin directory has %d files", len(in))
@@ -603,7 +602,7 @@ vault secrets enable -path=ati vault-plugin-secrets-ati
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Of the PATH, only what every Unix has.
+			// PATH has only programs that every Unix has.
 			bin := t.TempDir()
 			for _, program := range []string{"cat", "cut", "dirname", "sed"} {
 				path, err := exec.LookPath(program)
@@ -641,8 +640,8 @@ vault secrets enable -path=ati vault-plugin-secrets-ati
 	}
 }
 
-// The Dockerfile takes from the archive what is in it, and puts the binary where
-// Vault and OpenBao look for it. No image is built here.
+// The Dockerfile copies files that the archive contains, and puts the binary where Vault and
+// OpenBao expect it. The test builds no image.
 func TestDockerfile_MatchesArchive(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile("../Dockerfile")
@@ -652,7 +651,7 @@ func TestDockerfile_MatchesArchive(t *testing.T) {
 	file := strings.NewReplacer("${VERSION}", "v0.1.0", "linux_${TARGETARCH}", runtime.GOOS+"_"+runtime.GOARCH).Replace(string(b))
 	archive := archiveTop("v0.1.0") + ".tar.gz"
 	if !strings.Contains(file, "\nADD "+archive+" /\n") || filesIn(t, released(t, "v0.1.0"))[archive] == nil {
-		t.Errorf("it doesn't add %s:\n%s", archive, file)
+		t.Errorf("the Dockerfile does not add %s:\n%s", archive, file)
 	}
 	_, texts, _ := releasedArchive(t)
 	copies := regexp.MustCompile(`(?m)^COPY --from=archive /(\S+) (\S+)$`).FindAllStringSubmatch(file, -1)
@@ -664,18 +663,19 @@ func TestDockerfile_MatchesArchive(t *testing.T) {
 			found = found || name == m[1] || strings.HasPrefix(name, m[1]+"/")
 		}
 		if !found {
-			t.Errorf("the archive has no %s", m[1])
+			t.Errorf("the archive does not contain %s", m[1])
 		}
 	}
 	if diff := cmp.Diff(map[string]string{"/": archiveTop("v0.1.0") + "/" + pluginName, "/licences": archiveTop("v0.1.0") + "/licences"}, to); diff != "" {
-		t.Errorf("what it copies, and where to (-want +got):\n%s", diff)
+		t.Errorf("copied files (-want +got):\n%s", diff)
 	}
 	if !strings.Contains(file, "\nENTRYPOINT [\"/"+pluginName+"\"]\n") {
-		t.Errorf("the image doesn't run the plugin:\n%s", file)
+		t.Errorf("the image does not run the plugin:\n%s", file)
 	}
 }
 
-// What would be no release that others could check, or that somebody wanted.
+// make release rejects a release that others could not reproduce, and invalid settings. It
+// then leaves the previous release in place.
 func TestRelease_Rejected(t *testing.T) {
 	t.Parallel()
 	date := fmt.Sprint("SOURCE_DATE_EPOCH=", releaseDate)
@@ -714,16 +714,16 @@ func TestRelease_Rejected(t *testing.T) {
 					}
 				}
 			}
-			former := archiveTop("v0.0.1") + ".tar.gz"
-			if err := os.WriteFile(filepath.Join(dist, former), nil, 0o600); err != nil {
+			previous := archiveTop("v0.0.1") + ".tar.gz"
+			if err := os.WriteFile(filepath.Join(dist, previous), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			out, err := makeRelease(t, tree, dist, test.env...)
 			if err == nil || !strings.Contains(out, test.want) {
-				t.Errorf("%v\n%s\nwant an error that has\n%s", err, out, test.want)
+				t.Errorf("%v\n%s\nwant an error that contains\n%s", err, out, test.want)
 			}
-			if left := filesIn(t, dist); len(left) != 1 || left[former] == nil {
-				t.Errorf("the directory of the former release has %d files", len(left))
+			if left := filesIn(t, dist); len(left) != 1 || left[previous] == nil {
+				t.Errorf("the directory of the previous release has %d files", len(left))
 			}
 		})
 	}

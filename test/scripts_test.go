@@ -20,6 +20,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
+// runScript runs a script in scripts/ and returns its output.
 func runScript(t testing.TB, env []string, script string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), filepath.Join("..", "scripts", script), args...)
@@ -35,7 +36,7 @@ func runScript(t testing.TB, env []string, script string, args ...string) string
 	return out.String()
 }
 
-// goEnv keeps Go's caches where they are while HOME is another.
+// goEnv returns the variables that keep Go's caches in place when HOME is changed.
 func goEnv(t testing.TB) []string {
 	t.Helper()
 	out, err := exec.Command("go", "env", "GOCACHE", "GOMODCACHE", "GOPATH").Output()
@@ -46,7 +47,6 @@ func goEnv(t testing.TB) []string {
 	return []string{"GOCACHE=" + dirs[0], "GOMODCACHE=" + dirs[1], "GOPATH=" + dirs[2]}
 }
 
-// All that somebody sees in make demo.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	out := runScript(t, nil, "demo.sh")
@@ -71,7 +71,7 @@ func TestDemo(t *testing.T) {
 		"# Done. This server is stopped now; to keep one running, use make dev.\n",
 	} {
 		if !strings.Contains(out, want) {
-			t.Errorf("make demo doesn't show %q", want)
+			t.Errorf("make demo does not print %q", want)
 		}
 	}
 	if got := strings.Count(out, "permission denied"); got != 2 {
@@ -79,11 +79,11 @@ func TestDemo(t *testing.T) {
 	}
 	addr := regexp.MustCompile(`VAULT_ADDR=(http://\S+)`).FindStringSubmatch(out)
 	if addr == nil {
-		t.Fatal("no VAULT_ADDR")
+		t.Fatal("make demo does not print VAULT_ADDR")
 	}
 	if resp, err := http.Get(addr[1] + "/v1/sys/health"); err == nil {
 		resp.Body.Close()
-		t.Error("the demo's server still runs")
+		t.Error("the demo's server is still running")
 	}
 	if t.Failed() {
 		t.Log(out)
@@ -106,14 +106,14 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// make dev leaves a server running, registers a rebuilt plugin again on it,
-// and make dev-stop ends it.
+// make dev starts a server, or rebuilds and reloads the plugin if it is running. make
+// dev-stop stops the server.
 func TestDev(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "dev")
 	env := []string{"DEV_DIR=" + dir}
 	t.Cleanup(func() {
-		// Should the test end before it has stopped the server.
+		// If the test ends before it has stopped the server.
 		stop := exec.Command(filepath.Join("..", "scripts", "dev.sh"), "stop")
 		stop.Env = append(os.Environ(), env...)
 		_ = stop.Run()
@@ -122,14 +122,14 @@ func TestDev(t *testing.T) {
 	export := func(name string) string {
 		m := regexp.MustCompile(`(?m)^export .*\b` + name + `=(\S+)`).FindStringSubmatch(out)
 		if m == nil {
-			t.Fatalf("dev.sh exports no %s:\n%s", name, out)
+			t.Fatalf("dev.sh does not export %s:\n%s", name, out)
 		}
 		return m[1]
 	}
 	s := &server{t: t, addr: export("VAULT_ADDR"), root: export("VAULT_TOKEN"), dir: t.TempDir()}
 	secret := s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"].(string)
 	if strings.Contains(out, secret) {
-		t.Error("make dev shows the secret")
+		t.Error("make dev prints the secret")
 	}
 	c := claims(t, secret, s.read(s.root, "ati/creds/researcher"))
 	if c.Scope != "tool:web_search tool:arxiv:search skill:summarize" {
@@ -138,17 +138,17 @@ func TestDev(t *testing.T) {
 	sum := func() string { return s.read(s.root, "sys/mounts/ati").Data["running_sha256"].(string) }
 	first := sum()
 
-	// A rebuilt plugin: other tags, so that it is another file.
+	// A build tag gives the rebuilt plugin a different SHA-256.
 	again := runScript(t, append(env, "GOFLAGS=-buildvcs=false -tags=rebuilt"), "dev.sh")
 	if !strings.Contains(again, "export VAULT_ADDR="+s.addr+" ") || !strings.Contains(again, "Success! Reloaded plugin") {
-		t.Errorf("the second make dev says:\n%s", again)
+		t.Errorf("the second make dev prints:\n%s", again)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "plugins", pluginName))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want := fmt.Sprintf("%x", sha256.Sum256(b)); sum() != want || first == want {
-		t.Errorf("the server runs %s, and the rebuilt plugin is %s (before it was %s)", sum(), want, first)
+		t.Errorf("the server runs the plugin %s, the rebuilt one is %s, the first one was %s", sum(), want, first)
 	}
 	claims(t, secret, s.read(s.root, "ati/creds/researcher"))
 	for _, file := range []string{"env", "vault.log"} {
@@ -157,19 +157,19 @@ func TestDev(t *testing.T) {
 			t.Fatal(err)
 		}
 		if strings.Contains(string(b), secret) {
-			t.Errorf("the secret is in %s", file)
+			t.Errorf("%s contains the secret", file)
 		}
 	}
 
 	runScript(t, env, "dev.sh", "stop")
 	if resp, err := http.Get(s.addr + "/v1/sys/health"); err == nil {
 		resp.Body.Close()
-		t.Error("after make dev-stop the server still runs")
+		t.Error("after make dev-stop, the server is still running")
 	}
 }
 
-// The demo takes a vault or bao on the PATH before it builds one; tests and a
-// wrong VAULT_BIN don't.
+// vault-bin.sh --any uses vault or bao in PATH before it builds one. A VAULT_BIN that cannot
+// be executed is an error.
 func TestVaultBin(t *testing.T) {
 	t.Parallel()
 	find := func(env []string, args ...string) (string, error) {
@@ -183,19 +183,19 @@ func TestVaultBin(t *testing.T) {
 		if err := os.Symlink(vaultBin, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
-		// Of the PATH only what the script itself needs.
+		// Only the directories that the script itself needs.
 		got, err := find([]string{"PATH=" + dir + ":/usr/bin:/bin"}, "--any")
 		if want := filepath.Join(dir, name); err != nil || got != want {
-			t.Errorf("with %s on the PATH: %q, %v", name, got, err)
+			t.Errorf("with %s in PATH: %q, %v", name, got, err)
 		}
 	}
 	if got, err := find([]string{"VAULT_BIN=/nonexistent/vault"}); err == nil {
-		t.Errorf("a VAULT_BIN that isn't there gives %q", got)
+		t.Errorf("a missing VAULT_BIN gives %q", got)
 	}
 }
 
-// Before 1.27, Go may take the end of a target's time for its failure; all other
-// failures are told whole, and fail the script.
+// Before 1.27, Go may report the end of a target's time as a failure. The script ignores
+// that, and prints all other failures and fails.
 func TestFuzzScript(t *testing.T) {
 	t.Parallel()
 	const execs = "fuzz: elapsed: 6s, execs: 8910 (2884/sec), new interesting: 0 (total: 343)\n"
@@ -222,7 +222,7 @@ func TestFuzzScript(t *testing.T) {
 			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "GO_PRINTS="+c.prints, "GO_EXITS="+c.exits, "FUZZ_TIME=6s")
 			out, err := cmd.CombinedOutput()
 			if (err != nil) != c.fails {
-				t.Errorf("the script ends with %v", err)
+				t.Errorf("the script returns %v", err)
 			}
 			want := "2 fuzz targets, 3 s each\n"
 			for _, pkg := range []string{".", "./ati"} {
@@ -246,14 +246,14 @@ func TestPlugin_Version(t *testing.T) {
 			t.Errorf("--version prints %q (%v), want %q", out, err, want)
 		}
 	}
-	// Run by hand, it says that it is a plugin.
+	// Without Vault, it prints that it is a plugin.
 	out, err := exec.Command(buildPlugin(t, "v0.1.0")).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "This binary is a plugin") {
-		t.Errorf("run by hand: %v\n%s", err, out)
+		t.Errorf("without Vault: %v\n%s", err, out)
 	}
 }
 
-// What the Vault CLI's completion shows for a mount: the lists that it has.
+// The Vault CLI completes the names of roles.
 func TestCLI_CompletesRoleNames(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -270,13 +270,13 @@ func TestCLI_CompletesRoleNames(t *testing.T) {
 		cmd.Env = append(os.Environ(), "COMP_LINE="+line, "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root)
 		out, err := cmd.Output()
 		if err != nil || string(out) != want {
-			t.Errorf("%q is completed by %q (%v), want %q", line, out, err, want)
+			t.Errorf("the completions of %q are %q (%v), want %q", line, out, err, want)
 		}
 	}
 }
 
-// Agent's configuration in examples/kubernetes/vault-agent.yaml, with a login that
-// needs no cluster.
+// Agent's configuration in examples/kubernetes/vault-agent.yaml works, with an auth method
+// that needs no cluster.
 func TestExamples_KubernetesAgent(t *testing.T) {
 	t.Parallel()
 	manifest, err := os.ReadFile("../examples/kubernetes/vault-agent.yaml")
@@ -306,7 +306,7 @@ path "auth/token/lookup-self" { capabilities = ["read"] }`)), 0o600); err != nil
 		text = strings.ReplaceAll(text, old, replacement)
 	}
 	if replaced != 3 {
-		t.Fatalf("%d of 3 were replaced in\n%s", replaced, text)
+		t.Fatalf("replaced %d of 3 texts in\n%s", replaced, text)
 	}
 	config := filepath.Join(dir, "agent.hcl")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -329,29 +329,18 @@ path "auth/token/lookup-self" { capabilities = ["read"] }`)), 0o600); err != nil
 		t.Fatal(err)
 	}
 	if c, err := ati.ValidateToken(string(token), key); err != nil || c.Subject != "pod" {
-		t.Errorf("Agent renders a token of %+v (%v)", c, err)
+		t.Errorf("Agent renders a token with %+v (%v)", c, err)
 	}
 }
 
-// Every file of examples/ names, in its first lines, a test of this package
-// that runs or checks it, or says that none does.
+// Every file in examples/ names, in its first lines, a test in this package that runs or
+// checks it, or states that no test does.
 func TestExamples_NameTheirTest(t *testing.T) {
 	t.Parallel()
-	sources, err := filepath.Glob("*_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var tests strings.Builder
-	for _, source := range sources {
-		b, err := os.ReadFile(source)
-		if err != nil {
-			t.Fatal(err)
-		}
-		tests.Write(b)
-	}
-	says := regexp.MustCompile(`(?:Run|Used|Checked) by (Test\w+)(?: and (Test\w+))?|Not run by a test`)
+	sources := testSources(t)
+	statement := regexp.MustCompile(`(?:Run|Used|Checked) by (Test\w+)(?: and (Test\w+))?|Not run by a test`)
 	files := 0
-	err = filepath.WalkDir(filepath.Join("..", "examples"), func(path string, entry os.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join("..", "examples"), func(path string, entry os.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
@@ -361,14 +350,14 @@ func TestExamples_NameTheirTest(t *testing.T) {
 			return err
 		}
 		head := string(b[:min(len(b), 2500)])
-		m := says.FindStringSubmatch(head)
+		m := statement.FindStringSubmatch(head)
 		if m == nil {
-			t.Errorf("%s doesn't say whether a test runs it", path)
+			t.Errorf("%s does not state whether a test runs it", path)
 			return nil
 		}
 		for _, name := range m[1:] {
-			if name != "" && !strings.Contains(tests.String(), "func "+name+"(") {
-				t.Errorf("%s names %s, which is not there", path, name)
+			if name != "" && !strings.Contains(sources, "func "+name+"(") {
+				t.Errorf("%s names %s, which does not exist", path, name)
 			}
 		}
 		return nil
@@ -377,6 +366,6 @@ func TestExamples_NameTheirTest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if files < 10 {
-		t.Errorf("only %d examples were found", files)
+		t.Errorf("found only %d examples", files)
 	}
 }

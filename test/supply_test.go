@@ -13,8 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// Whoever builds the same source gets the same binary, wherever it lies: so its
-// SHA-256 can be compared before it is registered.
+// Builds of the same source in different directories are identical, so that a user can
+// compare the SHA-256 before registering the plugin.
 func TestBuild_Reproducible(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("..")
@@ -36,7 +36,7 @@ func TestBuild_Reproducible(t *testing.T) {
 			t.Fatal(err)
 		}
 		if bytes.Contains(b, []byte(tree)) {
-			t.Errorf("the binary names the directory %s", tree)
+			t.Errorf("the binary contains the path %s", tree)
 		}
 		sums = append(sums, sha256.Sum256(b))
 	}
@@ -45,8 +45,8 @@ func TestBuild_Reproducible(t *testing.T) {
 	}
 }
 
-// copyTree copies what the plugin and its release are built from, as Git has it
-// or is to get it.
+// copyTree copies the files that the plugin and its release are built from: those that Git
+// tracks, and new ones that it does not ignore.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
 	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "*go.mod", "*go.sum", "*.md", "Makefile", "scripts", "docs", "examples")
@@ -58,7 +58,7 @@ func copyTree(t testing.TB, from, to string) {
 	for _, name := range strings.Fields(string(names)) {
 		b, err := os.ReadFile(filepath.Join(from, name))
 		if os.IsNotExist(err) {
-			continue // deleted, and not committed yet
+			continue // deleted, but not committed
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -92,7 +92,7 @@ func TestTheLicencesAreListed(t *testing.T) {
 	}
 }
 
-// docs/security.md names a test for each promise, and each is there.
+// Each guarantee in docs/security.md names a test, and each of these tests exists.
 func TestSecurityPage_NamesExistingTests(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/security.md")
@@ -105,20 +105,20 @@ func TestSecurityPage_NamesExistingTests(t *testing.T) {
 	for _, row := range rows {
 		names := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(row, -1)
 		if len(names) == 0 {
-			t.Errorf("no test is named in: %s", row)
+			t.Errorf("no test named in: %s", row)
 		}
 		for _, name := range names {
 			if !strings.Contains(source, "\nfunc "+name[1]+"(") {
-				t.Errorf("there is no %s", name[1])
+				t.Errorf("%s does not exist", name[1])
 			}
 		}
 	}
 	if len(rows) < 20 {
-		t.Errorf("the page has %d promises", len(rows))
+		t.Errorf("the page has only %d guarantees", len(rows))
 	}
 }
 
-// testSources are all tests of the plugin, of any tag.
+// testSources returns the source of all tests of the plugin, with any build tag.
 func testSources(t testing.TB) string {
 	t.Helper()
 	source := ""
