@@ -22,7 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// apiPage is written by make api, and held against the engine by make docs-test.
+// apiPage is written by make api and compared with the engine by make docs-test.
 const apiPage = "../docs/api.md"
 
 const apiIntro = `# API
@@ -47,19 +47,19 @@ In the samples, tokens and keys are cut short. Of an answer they show ` + "`data
 ` + "`warnings`" + ` and ` + "`errors`" + `, and what belongs to a lease where there is one.
 `
 
-// apiPaths are the paths in the order of the page, each as an example of it.
+// apiPaths has an example of each path, in the order of the page.
 var apiPaths = []string{
 	"config", "config/rotate", "config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/retire",
 	"proxy-env", "proxy-env/1", "jwks", "roles", "roles/researcher", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect",
 }
 
-// apiRequest is one of the session from which the samples are, in its order.
+// apiRequest is a request of apiSession, which the samples on the page come from.
 type apiRequest struct {
-	section, method, path, body string // of no section: not on the page
+	section, method, path, body string // without a section, not on the page
 	status                      int
 }
 
-// What stands for the newest token, and for a private key.
+// Placeholders for the latest token and for a private key.
 const (
 	tokenPlaceholder      = "TOKEN_PLACEHOLDER"
 	privateKeyPlaceholder = "PRIVATE_KEY_PLACEHOLDER"
@@ -111,11 +111,11 @@ func TestDocsAPI(t *testing.T) {
 
 	_, there := s.operations()
 	if got, want := len(there), len(apiPaths); got != want {
-		t.Errorf("the engine has %d paths, and the page %d", got, want)
+		t.Errorf("the engine has %d paths, but the page has %d", got, want)
 	}
 	samples, shown := apiSamples(t, s)
 	var sections, contents strings.Builder
-	tables := map[string]string{} // to the heading of the section that has it first
+	tables := map[string]string{} // table → heading of the first section that contains it
 	for _, path := range apiPaths {
 		heading, section := apiSection(t, s, path, shown[path], tables)
 		fmt.Fprintf(&contents, "- [`%s`](%s)\n", heading, anchor(heading))
@@ -137,8 +137,8 @@ func TestDocsAPI(t *testing.T) {
 	}
 }
 
-// apiSamples are the session's requests and answers, by section, and the methods
-// that they show.
+// apiSamples returns the requests and responses of apiSession by section, and the methods
+// that each section shows.
 func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[string][]string) {
 	samples, shown = map[string]string{}, map[string][]string{}
 	start, token, private := time.Now(), "", rfcPrivateKey(t)
@@ -175,7 +175,7 @@ func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[s
 	return samples, shown
 }
 
-// rfcPrivateKey is the key of RFC 7515, appendix A.3.
+// rfcPrivateKey returns the key in appendix A.3 of RFC 7515.
 func rfcPrivateKey(t *testing.T) string {
 	t.Helper()
 	d, err := base64.RawURLEncoding.DecodeString("jpsQnnGQmL-YBIffH1136cspYG6-0iY7X1fCE9-E9LI")
@@ -190,7 +190,7 @@ func rfcPrivateKey(t *testing.T) string {
 	return private
 }
 
-// withoutEnvelope leaves out what Vault adds to each answer of any engine.
+// withoutEnvelope removes the fields that Vault adds to every response.
 func withoutEnvelope(t *testing.T, answer string) data {
 	t.Helper()
 	all, kept := data{}, data{}
@@ -200,7 +200,7 @@ func withoutEnvelope(t *testing.T, answer string) data {
 		t.Fatal(err)
 	}
 	if _, ok := all["request_id"]; !ok {
-		return all // a raw answer, or errors
+		return all // a raw response, or errors
 	}
 	names := []string{"data", "warnings"}
 	if all["lease_id"] != "" {
@@ -236,8 +236,8 @@ var (
 	sampleTime = regexp.MustCompile(`\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ|\b1[789]\d{8}\b`)
 )
 
-// settled is a sample as it is at any time: with tokens and keys cut short, and as
-// if it were the first minute of some year.
+// normalizeSample makes a sample independent of the time: it shortens tokens and keys, and
+// shifts times so that start is in the first minute of 2027.
 func normalizeSample(text string, start time.Time) string {
 	text = samplePEM.ReplaceAllString(text, "$1…")
 	text = sampleJWT.ReplaceAllString(text, "$1…")
@@ -259,7 +259,7 @@ func normalizeSample(text string, start time.Time) string {
 	})
 }
 
-// apiSchema is as much of a schema in OpenAPI as the page tells.
+// apiSchema has the parts of an OpenAPI schema that the page uses.
 type apiSchema struct {
 	Ref         string `json:"$ref"`
 	Type        string
@@ -295,7 +295,7 @@ type apiItem struct {
 	}
 }
 
-// apiSection is a path's part of the page.
+// apiSection returns a path's section of the page.
 func apiSection(t *testing.T, s *server, path string, shown []string, tables map[string]string) (heading, section string) {
 	t.Helper()
 	status, text := s.send(s.root, "GET", "ati/"+path+"?help=1", nil, nil)
@@ -349,7 +349,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 			o.needs = "nothing"
 		}
 		if !slices.Contains(shown, o.method) {
-			t.Errorf("there is no sample of %s %s", o.method, heading)
+			t.Errorf("no sample for %s %s", o.method, heading)
 		}
 		section += fmt.Sprintf("| `%s /v1/%s` | %s | %s |\n", o.method, heading, o.needs, escapeMarkdown(o.op.Summary))
 		resolve := func(c apiContent) (schema apiSchema) {
@@ -397,7 +397,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	return heading, section
 }
 
-// anchor is the address of a heading on its page, as GitHub makes it.
+// anchor returns the link to a heading, as GitHub generates it.
 func anchor(heading string) string {
 	return "#" + strings.NewReplacer("/", "", ":", "").Replace(heading)
 }
@@ -445,7 +445,7 @@ func apiRow(name string, schema apiSchema, text string) string {
 	return fmt.Sprintf("| `%s` | %s | %s |\n", name, kind, text)
 }
 
-// plain is a text in which Markdown reads nothing.
+// escapeMarkdown escapes characters that have a meaning in Markdown.
 func escapeMarkdown(text string) string {
 	return strings.NewReplacer("<", "&lt;", "*", `\*`, "|", `\|`).Replace(text)
 }

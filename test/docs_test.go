@@ -19,13 +19,13 @@ var (
 	block   = regexp.MustCompile("(?ms)^ *```(\\S*)\n(.*?)^ *```$")
 	refused = regexp.MustCompile(`^(.*\S)\s+# refused: (.*)$`)
 
-	// What stands above a block of commands that isn't run as it stands.
+	// The comment above a code block that is not run, or not run as it is.
 	notRun = regexp.MustCompile("(?m)^( *)<!-- (?:not run here: \\S.*|run by (Test\\w+)) -->\n *```(?:console|python|yaml)$")
 )
 
-// commands makes one script of the sh blocks of a document. A line that ends in
-// "# refused: text" must fail, and say the text. Blocks of console, python and
-// yaml are not run, and say why; text is nothing to run.
+// commands returns a script with all sh blocks of a document. A line that ends in
+// "# refused: text" must fail and print the text. Blocks of console, python, and yaml are not
+// run, and need a comment with the reason. Blocks of text are ignored.
 func commands(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -43,7 +43,7 @@ func commands(t *testing.T, path string) string {
 		case "text":
 			continue
 		default:
-			t.Fatalf("%s: a block in %q; use sh, or console, python and yaml for what is not run, or text", path, m[1])
+			t.Fatalf("%s: code block with language %q; use sh, text, or, for blocks that are not run, console, python, or yaml", path, m[1])
 		}
 		for _, line := range strings.Split(m[2], "\n") {
 			if r := refused.FindStringSubmatch(line); r != nil {
@@ -54,7 +54,7 @@ func commands(t *testing.T, path string) string {
 	}
 	marks := notRun.FindAllStringSubmatch(string(b), -1)
 	if len(marks) != left {
-		t.Errorf("%s has %d blocks that are not run, and for %d of them the line above says why", path, left, len(marks))
+		t.Errorf("%s has %d blocks that are not run, but %d comments with a reason", path, left, len(marks))
 	}
 	sources := ""
 	if left > 0 {
@@ -62,7 +62,7 @@ func commands(t *testing.T, path string) string {
 	}
 	for _, mark := range marks {
 		if mark[2] != "" && !strings.Contains(sources, "\nfunc "+mark[2]+"(") {
-			t.Errorf("%s names %s, which is not there", path, mark[2])
+			t.Errorf("%s names %s, which does not exist", path, mark[2])
 		}
 	}
 	return script.String()
@@ -74,21 +74,21 @@ must_fail() {
   local want=$1 out
   shift
   if out=$(eval "$1" 2>&1); then
-    echo "this should have been refused: $*" >&2
+    echo "expected this command to fail, but it succeeded: $*" >&2
     exit 1
   fi
   if [[ $out != *"$want"* ]]; then
-    printf 'refused, but not with "%s": %s\n%s\n' "$want" "$*" "$out" >&2
+    printf 'failed without printing "%s": %s\n%s\n' "$want" "$*" "$out" >&2
     exit 1
   fi
 }
 set -x
 `
 
-// The README's commands, as they stand.
+// TestREADME runs the commands in the README.
 func TestREADME(t *testing.T) {
 	s := startVault(t)
-	work := t.TempDir() // a stand-in for the clone
+	work := t.TempDir() // instead of the clone
 	bin := filepath.Join(work, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		t.Fatal(err)
@@ -98,11 +98,11 @@ func TestREADME(t *testing.T) {
 		t.Fatal(err)
 	}
 	script := strings.ReplaceAll(commands(t, "../README.md"), "/etc/vault/plugins", s.pluginDir())
-	// make build writes into the clone's bin/: here into the stand-in's.
+	// make build writes to bin/ of the clone. Write to bin/ of the temporary directory instead.
 	script = strings.ReplaceAll(script, "make build\n", root+"/scripts/build.sh "+bin+"/vault-plugin-secrets-ati\n")
 	out := s.runCommands(work, script)
 	if !strings.Contains(out, "ATI_SESSION_TOKEN") || !strings.Contains(out, `"sandbox:2": "eyJ`) {
-		t.Errorf("there is no token:\n%s", out)
+		t.Errorf("the commands print no token:\n%s", out)
 	}
 	login := s.logins("ati-orchestrator")
 	for path, want := range map[string]int{"ati/creds/researcher": 200, "ati/creds/researcher?tools=x": 400, "ati/config": 403, "ati/proxy-env": 403} {
@@ -112,8 +112,7 @@ func TestREADME(t *testing.T) {
 	}
 }
 
-// logins are Vault tokens of users of these policies, each with an entity of its
-// policy's name.
+// logins returns Vault tokens for the policies, each with an entity named like its policy.
 func (s *server) logins(policies ...string) map[string]string {
 	s.t.Helper()
 	s.vault(s.root, "auth", "enable", "-path=people", "userpass")
@@ -126,7 +125,7 @@ func (s *server) logins(policies ...string) map[string]string {
 	return tokens
 }
 
-// The table of docs/policies.md, for the five policies of examples/policies.
+// checkPolicies checks the table in docs/policies.md for the policies in examples/policies.
 func (s *server) checkPolicies(t *testing.T) {
 	requests := map[string][]request{
 		"read `ati/config`, `ati/config/rotate`":                  {{"GET", "ati/config", nil}, {"GET", "ati/config/rotate", nil}},
@@ -148,18 +147,18 @@ func (s *server) checkPolicies(t *testing.T) {
 	tokens := s.logins(policies...)
 	rows := tableRows(t, "../docs/policies.md", "| | "+strings.Join(names, " | ")+" |")
 	if len(rows) != len(requests) {
-		t.Errorf("the table has %d rows, and this test knows %d", len(rows), len(requests))
+		t.Errorf("the table has %d rows, but this test covers %d", len(rows), len(requests))
 	}
 	for _, row := range rows {
 		known, ok := requests[row[0]]
 		if !ok {
-			t.Errorf("this test doesn't know the row %q", row[0])
+			t.Errorf("this test does not cover row %q", row[0])
 		}
 		for i, policy := range policies {
 			for _, r := range known {
 				got := s.request(tokens[policy], r.method, r.path, r.data)
 				if want := row[i+1]; want != strconv.Itoa(got) && (want != "yes" || got != 200 && got != 204) {
-					t.Errorf("%s, %s: %s %s returns %d, and the table says %s", row[0], policy, r.method, r.path, got, want)
+					t.Errorf("%s, %s: %s %s returns %d, but the table has %s", row[0], policy, r.method, r.path, got, want)
 				}
 			}
 		}
@@ -169,11 +168,10 @@ func (s *server) checkPolicies(t *testing.T) {
 	}
 }
 
-// oldSecret is what the documents call $ATI_JWT_SECRET.
+// oldSecret is the value of $ATI_JWT_SECRET in the documents.
 const oldSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
-// runCommands runs a script with a vault on the PATH, and returns what it
-// printed.
+// runCommands runs a script with vault in PATH and returns its output.
 func (s *server) runCommands(dir, script string) string {
 	s.t.Helper()
 	path := s.t.TempDir()
@@ -190,19 +188,19 @@ func (s *server) runCommands(dir, script string) string {
 	return string(out)
 }
 
-// Each page of docs/: its commands, as they stand, on the mount that the README
-// leaves, and what has come of them.
+// TestDocs runs the commands in each page of docs/ on a mount as the README sets it up, and
+// checks the result.
 func TestDocs(t *testing.T) {
 	checks := map[string]func(t *testing.T, s *server, out string, status data){
 		"configure.md": func(t *testing.T, _ *server, _ string, status data) {
 			if status != nil {
-				t.Errorf("after the deletion there are %v", status)
+				t.Errorf("after the deletion the versions are %v", status)
 			}
 		},
 		"roles.md": func(t *testing.T, s *server, _ string, _ data) {
-			// The ten, researcher of the fixture, and nothing else.
+			// The ten roles of the page and researcher, which exists before.
 			if got := len(s.list("ati/roles")); got != 11 {
-				t.Errorf("there are %d roles", got)
+				t.Errorf("the mount has %d roles", got)
 			}
 			if got := s.read(s.root, "ati/roles/reader").Data; len(got["skills"].([]any)) != 0 || got["ttl"] != json.Number("1800") {
 				t.Errorf("the reader is %v", got)
@@ -211,7 +209,7 @@ func TestDocs(t *testing.T) {
 		"policies.md": func(t *testing.T, s *server, _ string, _ data) { s.checkPolicies(t) },
 		"rates.md": func(t *testing.T, s *server, out string, _ data) {
 			if !strings.Contains(out, "map[*:500/day tool:web_search:30/hour]") {
-				t.Errorf("the rates are not shown:\n%s", out)
+				t.Errorf("the output does not contain the rates:\n%s", out)
 			}
 		},
 		"agent.md": func(t *testing.T, s *server, out string, _ data) {
@@ -220,7 +218,7 @@ func TestDocs(t *testing.T) {
 			}
 		},
 		"proxy-host.md": func(t *testing.T, _ *server, out string, status data) {
-			// vault read and openssl print the same one.
+			// vault read and openssl print the same fingerprint.
 			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 2 {
 				t.Errorf("the fingerprint was printed %d times, want 2", got)
 			}
@@ -232,7 +230,7 @@ func TestDocs(t *testing.T) {
 		},
 		"terraform.md": func(t *testing.T, s *server, _ string, status data) {
 			if got := versionsOf(t, status); got != (versions{Current: 1}) {
-				t.Errorf("writing config again has made %+v", got)
+				t.Errorf("after config is written again, the versions are %+v", got)
 			}
 		},
 		"audit.md": func(t *testing.T, s *server, out string, _ data) {
@@ -244,7 +242,7 @@ func TestDocs(t *testing.T) {
 			creds := s.read(s.root, "ati/creds/researcher").Data
 			b, err := os.ReadFile(s.audit)
 			if err != nil || !strings.Contains(string(b), `"scope":"`+creds["scope"].(string)+`"`) || strings.Contains(string(b), creds["token"].(string)) {
-				t.Errorf("the audit log doesn't have the scope in clear, or has the token (%v)", err)
+				t.Errorf("the audit log does not have the scope in plaintext, or contains the token (%v)", err)
 			}
 		},
 		"rotate.md": func(t *testing.T, _ *server, out string, status data) {
@@ -252,16 +250,16 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the last request for blue was not found in the audit log:\n%s", out)
 			}
 			if got := versionsOf(t, status); got != (versions{Current: 2, Previous: 1, Retired: true}) {
-				t.Errorf("there are %+v", got)
+				t.Errorf("the versions are %+v", got)
 			}
 		},
 		"revoke.md": func(t *testing.T, _ *server, _ string, status data) {
 			if got := versionsOf(t, status); got != (versions{Current: 2}) {
-				t.Errorf("there are %+v", got)
+				t.Errorf("the versions are %+v", got)
 			}
 		},
 		"move-secret.md": func(t *testing.T, _ *server, out string, status data) {
-			// vault read and openssl print the same one.
+			// vault read and openssl print the same fingerprint.
 			if got := strings.Count(out, "be930db828cd35cc"); got != 2 || status["current_fingerprint"] == "be930db828cd35cc" {
 				t.Errorf("the old fingerprint was printed %d times, want 2, and the new one is %v", got, status["current_fingerprint"])
 			}
@@ -277,7 +275,7 @@ func TestDocs(t *testing.T) {
 			if got := strings.Count(out, "be930db828cd35cc"); got != 4 {
 				t.Errorf("the fingerprint was printed %d times, want 4", got)
 			}
-			// What validate says of the token, and check of the roles.
+			// The results of validate for the token and of check for the roles.
 			verdicts := ""
 			for _, v := range regexp.MustCompile(`(?m)^allowed +(true|false)$`).FindAllStringSubmatch(out, -1) {
 				verdicts += " " + v[1]
@@ -286,7 +284,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the verdicts are%s, want%s", verdicts, want)
 			}
 			if !strings.Contains(out, `"display_name":"root"`+"\n") || !strings.Contains(out, `"path":"ati/creds/researcher"`+"\n") {
-				t.Error("the audit log doesn't tell who asked for the token")
+				t.Error("the audit log does not name the caller")
 			}
 		},
 		"es256.md": func(t *testing.T, _ *server, out string, status data) {
@@ -301,14 +299,14 @@ func TestDocs(t *testing.T) {
 		return commands(t, page) == "" || filepath.Base(page) == "install.md" // TestDocsInstall
 	})
 	if err != nil || len(pages) != len(checks) {
-		t.Fatalf("there are the pages %v (%v), and this test knows %d", pages, err, len(checks))
+		t.Fatalf("the pages are %v (%v), but this test covers %d", pages, err, len(checks))
 	}
 	for _, page := range pages {
 		t.Run(filepath.Base(page), func(t *testing.T) {
 			t.Parallel()
 			check := checks[filepath.Base(page)]
 			if check == nil {
-				t.Fatal("this test doesn't know the page")
+				t.Fatal("this test does not cover the page")
 			}
 			s := startVault(t)
 			s.mountEngine()
@@ -340,7 +338,7 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// copyExamples copies the examples, with paths of this test's own.
+// copyExamples copies the examples and replaces paths in them.
 func copyExamples(t *testing.T, to string, replacer *strings.Replacer) {
 	t.Helper()
 	err := filepath.WalkDir("../examples", func(path string, entry os.DirEntry, err error) error {
@@ -362,7 +360,7 @@ func copyExamples(t *testing.T, to string, replacer *strings.Replacer) {
 	}
 }
 
-// mintAsAlice is the id of a request that somebody made who has an entity.
+// mintAsAlice returns the ID of a request for a token by a caller with an entity.
 func (s *server) mintAsAlice() string {
 	s.t.Helper()
 	s.write(s.root, "ati/roles/researcher", data{"job_id": "{{jti}}"})
@@ -372,7 +370,7 @@ func (s *server) mintAsAlice() string {
 	return s.read(s.logins("alice")["alice"], "ati/creds/researcher").Data["jti"].(string)
 }
 
-// list are the keys of a LIST.
+// list returns the keys of a LIST.
 func (s *server) list(path string) []any {
 	s.t.Helper()
 	secret, err := s.client(s.root).Logical().List(path)
@@ -382,7 +380,7 @@ func (s *server) list(path string) []any {
 	return secret.Data["keys"].([]any)
 }
 
-// The commands in the help of each path, as they stand.
+// TestDocsPathHelp runs the commands in the help of each path.
 func TestDocsPathHelp(t *testing.T) {
 	s, _ := startEngine(t)
 	var script strings.Builder
@@ -393,18 +391,18 @@ func TestDocsPathHelp(t *testing.T) {
 		}
 		_, example, ok := strings.Cut(s.vault(s.root, "path-help", "ati/"+path), "\n    $ ")
 		if !ok {
-			t.Fatalf("the help of %s shows no command", path)
+			t.Fatalf("the help of %s has no command", path)
 		}
 		fmt.Fprintln(&script, strings.ReplaceAll(example, "\n    $ ", "\n"))
 	}
 	s.runCommands(t.TempDir(), script.String())
 	if got := versionsOf(t, s.read(s.root, "ati/config/rotate").Data); got != (versions{Current: 3}) {
-		t.Errorf("after all of them there are %+v", got)
+		t.Errorf("after all commands the versions are %+v", got)
 	}
 }
 
-// Links between the pages lead somewhere, and the pages that no test runs mark
-// their commands as well.
+// TestDocsLinks checks that links between pages have a target, and that pages that no test
+// runs also give a reason for each block that is not run.
 func TestDocsLinks(t *testing.T) {
 	t.Parallel()
 	pages, err := filepath.Glob("../docs/*.md")
@@ -425,7 +423,7 @@ func TestDocsLinks(t *testing.T) {
 	heading, dropped := regexp.MustCompile("(?m)^#+ (.*)$"), regexp.MustCompile("[^a-z0-9 _-]")
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	known := map[string]map[string]bool{} // of each page
-	// As GitHub makes them.
+	// Anchors as GitHub generates them.
 	anchors := func(page string) map[string]bool {
 		if known[page] == nil {
 			known[page] = map[string]bool{}
@@ -449,14 +447,14 @@ func TestDocsLinks(t *testing.T) {
 				target = filepath.Join(filepath.Dir(page), path)
 			}
 			if _, err := os.Stat(target); err != nil {
-				t.Errorf("%s links to %s, which is not there", page, m[1])
+				t.Errorf("%s links to %s, which does not exist", page, m[1])
 			} else if anchor != "" && !anchors(target)[strings.ReplaceAll(anchor, "-", " ")] && !anchors(target)[anchor] {
-				t.Errorf("%s links to %s, where no heading is so", page, m[1])
+				t.Errorf("%s links to %s, which has no such heading", page, m[1])
 			}
 		}
 	}
 	if links < 100 {
-		t.Errorf("%d links are too few to tell", links)
+		t.Errorf("found only %d links", links)
 	}
 }
 
@@ -465,7 +463,7 @@ type request struct {
 	data         data
 }
 
-// tableRows are the cells of a document's table with this header.
+// tableRows returns the cells of a table in a document, given its header.
 func tableRows(t *testing.T, path, header string) (rows [][]string) {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -481,7 +479,7 @@ func tableRows(t *testing.T, path, header string) (rows [][]string) {
 			break
 		}
 		if i == 0 {
-			continue // the line of dashes
+			continue // the separator
 		}
 		var cells []string
 		for _, cell := range strings.Split(strings.Trim(line, "| "), "|") {
@@ -492,7 +490,7 @@ func tableRows(t *testing.T, path, header string) (rows [][]string) {
 	return rows
 }
 
-// nameEntities gives each entity the name of its alias.
+// nameEntities names each entity like its alias.
 func (s *server) nameEntities() {
 	s.t.Helper()
 	list, err := s.client(s.root).Logical().List("identity/entity/id")
