@@ -3,7 +3,6 @@ package test
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 
@@ -23,10 +22,7 @@ func TestBatch_AuditAndPolicies(t *testing.T) {
 	}
 	batch := s.write(orchestrator, "ati/batch/r", data{"agent_ids": ids})
 	tokens := batch.Data["tokens"].(map[string]any)
-	key, err := ati.ParseSecret(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, secret)
 	for i, id := range ids {
 		c, err := ati.ValidateToken(tokens[id].(string), key)
 		if err != nil {
@@ -42,10 +38,7 @@ func TestBatch_AuditAndPolicies(t *testing.T) {
 	if line := s.auditLine(batch.RequestID); line.Auth.DisplayName != "token-orchestrator" || line.Request.Path != "ati/batch/r" {
 		t.Errorf("the audit log line is %+v", line)
 	}
-	audit, err := os.ReadFile(s.audit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	audit := readFile(t, s.audit)
 	for _, id := range []string{"sandbox:0", "sandbox:999"} {
 		signature := tokens[id].(string)[strings.LastIndexByte(tokens[id].(string), '.'):]
 		if strings.Contains(string(audit), signature) || strings.Contains(s.log(), signature) {

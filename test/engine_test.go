@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -188,10 +187,7 @@ func TestAuditLog_IdentifiesTokensWithoutSecrets(t *testing.T) {
 	if got := s.request(s.root, "PUT", "ati/validate", data{"token": []string{tokens[0]}}); got != 400 {
 		t.Errorf("a list for a token returns %d", got)
 	}
-	b, err := os.ReadFile(s.audit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := readFile(t, s.audit)
 	for name, text := range map[string]string{"audit log": string(b), "server log": s.log()} {
 		if want := map[string]string{"audit log": `"path":"ati/validate"`, "server log": "role written: "}[name]; !strings.Contains(text, want) {
 			t.Errorf("the %s has no %s", name, want)

@@ -49,10 +49,7 @@ func (s *syncBuffer) String() string {
 // path. Each text to replace must occur in the file.
 func modifiedExample(t testing.TB, path string, replace map[string]string) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join("..", "examples", path))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := readFile(t, filepath.Join("..", "examples", path))
 	text := string(b)
 	for old, replacement := range replace {
 		if !strings.Contains(text, old) {
@@ -164,10 +161,7 @@ http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
 func (s *server) enableProxyHosts() {
 	s.t.Helper()
 	s.vault(s.root, "auth", "enable", "approle")
-	policy, err := os.ReadFile(filepath.Join("..", "examples", "policies", "proxy-host.hcl"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	policy := readFile(s.t, filepath.Join("..", "examples", "policies", "proxy-host.hcl"))
 	if err := s.client(s.root).Sys().PutPolicy("proxy-host", string(policy)); err != nil {
 		s.t.Fatal(err)
 	}
@@ -567,10 +561,7 @@ type sandbox struct {
 
 func (b *sandbox) token(t testing.TB) string {
 	t.Helper()
-	text, err := os.ReadFile(b.file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := readFile(t, b.file)
 	return string(text)
 }
 

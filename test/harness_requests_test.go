@@ -64,15 +64,31 @@ func httpStatus(t testing.TB, err error) int {
 // claims validates the token in a response of creds and returns its claims.
 func claims(t testing.TB, secret string, creds *api.Secret) *ati.Claims {
 	t.Helper()
-	key, err := ati.ParseSecret(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, secret)
 	c, err := ati.ValidateToken(creds.Data["token"].(string), key, ati.WithAudience(creds.Data["aud"].(string)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// parseSecret parses an HS256 secret.
+func parseSecret(t testing.TB, secret string) ati.Key {
+	t.Helper()
+	key, err := ati.ParseSecret(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func writeFile(t testing.TB, text string) string {

@@ -306,10 +306,7 @@ func (s *server) restart() {
 func (s *server) pluginDir() string { return filepath.Join(s.dir, "plugins") }
 
 func (s *server) log() string {
-	b, err := os.ReadFile(filepath.Join(s.dir, "server.log"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	b := readFile(s.t, filepath.Join(s.dir, "server.log"))
 	return string(b)
 }
 
@@ -337,10 +334,7 @@ func (s *server) register(version string) {
 // install writes a version of the plugin to the plugin directory.
 func (s *server) install(version string) (command, sha256sum string) {
 	s.t.Helper()
-	b, err := os.ReadFile(buildPlugin(s.t, version))
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	b := readFile(s.t, buildPlugin(s.t, version))
 	command = pluginName + "-" + version
 	if err := os.WriteFile(filepath.Join(s.pluginDir(), command), b, 0o755); err != nil {
 		s.t.Fatal(err)

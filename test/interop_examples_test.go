@@ -36,10 +36,7 @@ func TestInteropAppRole(t *testing.T) {
 		s.runExample(s.root, "approle/add-sandbox.sh", name, dir)
 		login := data{}
 		for _, file := range []string{"role_id", "secret_id"} {
-			b, err := os.ReadFile(filepath.Join(dir, file))
-			if err != nil {
-				t.Fatal(err)
-			}
+			b := readFile(t, filepath.Join(dir, file))
 			info, err := os.Stat(filepath.Join(dir, file))
 			if err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("%s has mode %v (%v)", file, info.Mode(), err)
@@ -151,10 +148,7 @@ func TestInteropSandboxAgent(t *testing.T) {
 	seen := map[string]bool{}
 	calls := 0
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); calls++ {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := readFile(t, file)
 		token := string(b)
 		if strings.TrimSpace(token) != token {
 			t.Fatalf("the file has whitespace around the token")
@@ -212,10 +206,7 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 		}
 		return nil
 	})
-	key, err := ati.ParseSecret(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, secret)
 	distinct := map[string]bool{}
 	for _, token := range starts {
 		distinct[token] = true
@@ -623,10 +614,7 @@ func TestInteropOrchestrators(t *testing.T) {
 			if diff := cmp.Diff(map[string]string{"ATI_PROXY_URL": "https://ati.example.com", "ATI_SESSION_TOKEN": env["ATI_SESSION_TOKEN"]}, env); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", name, diff)
 			}
-			key, err := ati.ParseSecret(secret)
-			if err != nil {
-				t.Fatal(err)
-			}
+			key := parseSecret(t, secret)
 			if c, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"], key); err != nil || c.Subject != "sandbox:abc" || c.Scope != scope {
 				t.Errorf("%s: %v, %+v", name, err, c)
 			}
@@ -715,10 +703,7 @@ func TestInteropKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := s.write(operator.Auth.ClientToken, "ati/creds/sandbox", data{"format": "env"}).Data
-	key, err := ati.ParseSecret(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, secret)
 	if _, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"].(string), key); err != nil || len(env) != 2 || env["ATI_PROXY_URL"] != "https://ati.example.com" {
 		t.Errorf("the Secret would contain %v (%v)", env, err)
 	}

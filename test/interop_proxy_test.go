@@ -256,10 +256,7 @@ func TestInteropAuditTrail(t *testing.T) {
 	if got := p.call(s.read(orchestrator, "ati/creds/r").Data["token"].(string), "web_search"); got != 200 {
 		t.Fatalf("the call returns %d", got)
 	}
-	b, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := readFile(t, filepath.Join(p.dir, "audit.jsonl"))
 	var line struct {
 		Tool      string
 		AgentSub  string `json:"agent_sub"`
@@ -273,10 +270,7 @@ func TestInteropAuditTrail(t *testing.T) {
 		t.Errorf("the proxy's line is %+v", line)
 	}
 	// job_id distinguishes the engine's tokens from others, as docs/move-secret.md says.
-	key, err := ati.ParseSecret(s.proxyEnv()["ATI_JWT_SECRET"])
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, s.proxyEnv()["ATI_JWT_SECRET"])
 	copied, err := ati.IssueToken(key, ati.IssueRequest{Subject: "x", Scope: "tool:web_search"})
 	if err != nil {
 		t.Fatal(err)
@@ -343,10 +337,7 @@ func TestInteropClients(t *testing.T) {
 // tokens in testdata and 4,000 mutated ones, which are signed with the right key.
 func TestInteropVerdicts(t *testing.T) {
 	t.Parallel()
-	b, err := os.ReadFile(filepath.Join("..", "testdata", "validate.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := readFile(t, filepath.Join("..", "testdata", "validate.json"))
 	var vectors struct {
 		Secret string
 		Cases  []struct{ Name, Token string }
@@ -360,10 +351,7 @@ func TestInteropVerdicts(t *testing.T) {
 	s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com", "secret": vectors.Secret, "issuer": ""})
 	p := startProxy(t, s.proxyEnv())
 	clients := []*pythonClient{startClient(t, "ATI_CLIENT_0_1_0"), startClient(t, "ATI_CLIENT_0_7_15")}
-	key, err := ati.ParseSecret(vectors.Secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, vectors.Secret)
 	valid, rejected := 0, 0
 	compare := func(name, token string) {
 		_, err := ati.ValidateToken(token, key)

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -162,15 +161,8 @@ func TestResponseWrapping(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "*"})
-	rules, err := os.ReadFile("../examples/policies/orchestrator.hcl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	orchestrator := s.policy("orchestrator", string(rules))
-	if rules, err = os.ReadFile("../examples/policies/proxy-host.hcl"); err != nil {
-		t.Fatal(err)
-	}
-	host := s.policy("proxy-host", string(rules))
+	orchestrator := s.policy("orchestrator", string(readFile(t, "../examples/policies/orchestrator.hcl")))
+	host := s.policy("proxy-host", string(readFile(t, "../examples/policies/proxy-host.hcl")))
 	for request, caller := range map[string]string{
 		"GET ati/creds/researcher": orchestrator, "PUT ati/creds/researcher": orchestrator, "PUT ati/batch/researcher": orchestrator,
 		"GET ati/proxy-env": host, "GET ati/proxy-env/1": host,
@@ -219,10 +211,7 @@ func TestResponseWrapping(t *testing.T) {
 func TestPolicies_SmuggledParameters(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
-	key, err := ati.ParseSecret(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, secret)
 	s.write(s.root, "ati/roles/r", data{"tools": "web_search,arxiv:*", "skills": "summarize", "rate": "tool:web_search=30/hour", "ttl": "1h", "allowed_agent_ids": "sandbox:*", "allowed_job_ids": "job-*"})
 	s.write(s.root, "ati/roles/admin", data{"scopes": "*", "allowed_agent_ids": "*", "ttl": "24h"})
 	rules := func(list string) string {
@@ -402,7 +391,7 @@ path "ati/creds/researcher" {
 		"a parameter beyond the policy": {"PUT", "ati/creds/researcher", data{"tools": "web_search"}, 403},
 		"a query beyond the policy":     {"GET", "ati/creds/researcher?tools=web_search", nil, 403},
 		"another role":                  {"GET", "ati/creds/admin", nil, 403},
-		"a role that isn't there":       {"GET", "ati/creds/nobody", nil, 403},
+		"a missing role":                {"GET", "ati/creds/nobody", nil, 403},
 		"the list of roles":             {"LIST", "ati/roles", nil, 403},
 		"its role":                      {"GET", "ati/roles/researcher", nil, 403},
 		"a change of its role":          {"PUT", "ati/roles/researcher", data{"scopes": "*"}, 403},

@@ -117,10 +117,7 @@ func TestPluginProcess_NoCoreDump(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
 	limits := func(pid int) string {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := readFile(t, fmt.Sprintf("/proc/%d/limits", pid))
 		return string(b)
 	}
 	none := regexp.MustCompile(`(?m)^Max core file size\s+0\s+0\s`)
@@ -167,10 +164,7 @@ func TestPluginProcess_NotDumpable(t *testing.T) {
 		return stat.Uid
 	}
 	// A copy in a world-readable directory, started with the environment that Vault sets.
-	binary, err := os.ReadFile(buildPlugin(t, "v0.1.0"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	binary := readFile(t, buildPlugin(t, "v0.1.0"))
 	dir, err := os.MkdirTemp("/tmp", "ati-plugin")
 	if err != nil {
 		t.Fatal(err)

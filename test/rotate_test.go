@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -172,10 +171,7 @@ func TestRotate_DoesNotExposeKeys(t *testing.T) {
 		}
 	}
 	fmt.Fprintln(&responses, s.read(s.root, "ati/config/rotate").Data, s.read(s.root, "ati/config").Data)
-	audit, err := os.ReadFile(s.audit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	audit := readFile(t, s.audit)
 	for _, secret := range []string{first, second, line, fmt.Sprintf("%x", scalar)} {
 		secrets[secret] = true
 	}

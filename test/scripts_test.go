@@ -97,10 +97,7 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("make picture cannot draw the output of make demo: %s", stderr.String())
 	}
-	drawn, err := os.ReadFile("../docs/demo.svg")
-	if err != nil {
-		t.Fatal(err)
-	}
+	drawn := readFile(t, "../docs/demo.svg")
 	if diff := cmp.Diff(strings.Split(string(drawn), "\n"), strings.Split(string(picture), "\n")); diff != "" {
 		t.Errorf("docs/demo.svg is out of date; make picture writes it (-drawn +printed):\n%s", diff)
 	}
@@ -143,19 +140,13 @@ func TestDev(t *testing.T) {
 	if !strings.Contains(again, "export VAULT_ADDR="+s.addr+" ") || !strings.Contains(again, "Success! Reloaded plugin") {
 		t.Errorf("the second make dev prints:\n%s", again)
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "plugins", pluginName))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := readFile(t, filepath.Join(dir, "plugins", pluginName))
 	if want := fmt.Sprintf("%x", sha256.Sum256(b)); sum() != want || first == want {
 		t.Errorf("the server runs the plugin %s, the rebuilt one is %s, the first one was %s", sum(), want, first)
 	}
 	claims(t, secret, s.read(s.root, "ati/creds/researcher"))
 	for _, file := range []string{"env", "vault.log"} {
-		b, err := os.ReadFile(filepath.Join(dir, file))
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := readFile(t, filepath.Join(dir, file))
 		if strings.Contains(string(b), secret) {
 			t.Errorf("%s contains the secret", file)
 		}
@@ -279,10 +270,7 @@ func TestCLI_CompletesRoleNames(t *testing.T) {
 // that needs no cluster.
 func TestExamples_KubernetesAgent(t *testing.T) {
 	t.Parallel()
-	manifest, err := os.ReadFile("../examples/kubernetes/vault-agent.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	manifest := readFile(t, "../examples/kubernetes/vault-agent.yaml")
 	_, text, ok := strings.Cut(string(manifest), "\n  agent.hcl: |\n")
 	text, _, more := strings.Cut(text, "\n---\n")
 	if !ok || !more {
@@ -290,10 +278,7 @@ func TestExamples_KubernetesAgent(t *testing.T) {
 	}
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/sandbox", data{"tools": "web_search", "subject": "pod"})
-	rules, err := os.ReadFile("../examples/policies/sandbox.hcl")
-	if err != nil {
-		t.Fatal(err)
-	}
+	rules := readFile(t, "../examples/policies/sandbox.hcl")
 	dir := t.TempDir()
 	login, rendered := filepath.Join(dir, "login"), filepath.Join(dir, "session_token")
 	if err := os.WriteFile(login, []byte(s.policy("ati-sandbox", string(rules)+`
@@ -319,15 +304,9 @@ path "auth/token/lookup-self" { capabilities = ["read"] }`)), 0o600); err != nil
 	if out, err := agent.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	token, err := os.ReadFile(rendered)
-	if err != nil {
-		t.Fatal(err)
-	}
+	token := readFile(t, rendered)
 	s.leaks.remember(token)
-	key, err := ati.ParseSecret(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parseSecret(t, secret)
 	if c, err := ati.ValidateToken(string(token), key); err != nil || c.Subject != "pod" {
 		t.Errorf("Agent renders a token with %+v (%v)", c, err)
 	}
