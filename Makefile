@@ -34,7 +34,7 @@ soak: ## Run the tests of faults, load, and hostile input in their long form, an
 	@SOAK_KILLS=$(SOAK_KILLS) FUZZ_TIME=$(SOAK_FUZZ_TIME) scripts/soak.sh
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
-	@go test -race . ./ati
+	@go test -race . ./ati ./internal/...
 
 fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (default: 5m)
 	@scripts/fuzz.sh
@@ -57,7 +57,7 @@ bench: ## Run the benchmarks, including those on a real Vault server, and write 
 	@scripts/bench.sh
 
 check: lint ## Run lint, unit tests, and documentation checks (before each commit; under a minute)
-	@go test -count=1 . ./ati ./tools/...
+	@go test -count=1 . ./ati ./internal/... ./tools/...
 	@cd tools/release && go test -count=1 ./...
 	@go test -count=1 -tags docs -run '^Test(SecurityPage|Examples_NameTheirTest|TheLicences|EachMessage|DocsLinks|Imports)' ./test
 
