@@ -9,9 +9,10 @@ import (
 	"strconv"
 	"testing"
 	"time"
-	"vault-plugin-secrets-ati/ati"
 
 	"github.com/google/go-cmp/cmp"
+
+	"vault-plugin-secrets-ati/ati"
 )
 
 // versions are the key versions of a mount. Except for rolledBack, config/rotate

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// ecKey is a new key, with both its halves in PEM.
+// ecKey returns a new key, and its private and public key in PEM format.
 func ecKey(t testing.TB, curve elliptic.Curve) (key *ecdsa.PrivateKey, private, public string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
@@ -20,7 +20,7 @@ func ecKey(t testing.TB, curve elliptic.Curve) (key *ecdsa.PrivateKey, private, 
 	return key, private, public
 }
 
-// encodePEM encodes a private key as PKCS#8, and its public half.
+// encodePEM returns a private key in PKCS #8 and its public key, both in PEM format.
 func encodePEM(t testing.TB, key *ecdsa.PrivateKey) (private, public string) {
 	t.Helper()
 	privateDER, err := x509.MarshalPKCS8PrivateKey(key)
