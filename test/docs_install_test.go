@@ -12,9 +12,8 @@ import (
 	"testing"
 )
 
-// TestDocsInstall runs the commands in docs/install.md: it installs a release archive on a
-// Vault server with TLS, raft, an audit log, and policies, upgrades it, downgrades it, and
-// uninstalls it.
+// docs/install.md as it stands: from an archive to a Vault with TLS, raft, an audit
+// log and policies, and from there to the next version, back and away.
 func TestDocsInstall(t *testing.T) {
 	t.Parallel()
 	work := t.TempDir()

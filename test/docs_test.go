@@ -242,7 +242,7 @@ func TestDocs(t *testing.T) {
 			creds := s.read(s.root, "ati/creds/researcher").Data
 			b, err := os.ReadFile(s.audit)
 			if err != nil || !strings.Contains(string(b), `"scope":"`+creds["scope"].(string)+`"`) || strings.Contains(string(b), creds["token"].(string)) {
-				t.Errorf("the audit log does not have the scope in plaintext, or contains the token (%v)", err)
+				t.Errorf("the audit log doesn't have the scope as plaintext, or has the token (%v)", err)
 			}
 		},
 		"rotate.md": func(t *testing.T, _ *server, out string, status data) {

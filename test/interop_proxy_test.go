@@ -269,7 +269,7 @@ func TestInteropAuditTrail(t *testing.T) {
 	if line.Tool != "web_search" || line.AgentSub != "token-orchestrator" || line.SandboxID != "box-7" {
 		t.Errorf("the proxy's line is %+v", line)
 	}
-	// job_id distinguishes the engine's tokens from others, as docs/move-secret.md says.
+	// job_id distinguishes the engine's tokens from others, as docs/migrate-from-ati-client.md says.
 	key := parseSecret(t, s.proxyEnv()["ATI_JWT_SECRET"])
 	copied, err := ati.IssueToken(key, ati.IssueRequest{Subject: "x", Scope: "tool:web_search"})
 	if err != nil {

@@ -95,11 +95,11 @@ func TestDemo(t *testing.T) {
 	draw.Stderr = &stderr
 	picture, err := draw.Output()
 	if err != nil {
-		t.Fatalf("make picture cannot draw the output of make demo: %s", stderr.String())
+		t.Fatalf("make picture can't draw what make demo prints: %s", stderr.String())
 	}
 	drawn := readFile(t, "../docs/demo.svg")
 	if diff := cmp.Diff(strings.Split(string(drawn), "\n"), strings.Split(string(picture), "\n")); diff != "" {
-		t.Errorf("docs/demo.svg is out of date; make picture writes it (-drawn +printed):\n%s", diff)
+		t.Errorf("docs/demo.svg doesn't show what make demo prints; make picture writes it anew (-drawn +printed):\n%s", diff)
 	}
 }
 
