@@ -34,7 +34,7 @@ func TestDocsInstall(t *testing.T) {
 		"127.0.0.1:8200", "127.0.0.1:"+port, "127.0.0.1:8201", fmt.Sprintf("127.0.0.1:%d", next+1),
 		"linux_amd64", runtime.GOOS+"_"+runtime.GOARCH,
 	).Replace(commands(t, "../docs/install.md"))
-	// The page starts its own server and sets the token.
+	// The page has its own server, and its own token for it.
 	s := &server{t: t, dir: work}
 	out := s.runCommands(work, "trap 'kill $(jobs -p); wait' EXIT\n"+script)
 	for _, want := range []string{

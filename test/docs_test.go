@@ -198,7 +198,7 @@ func TestDocs(t *testing.T) {
 			}
 		},
 		"roles.md": func(t *testing.T, s *server, _ string, _ data) {
-			// The ten roles of the page and researcher, which exists before.
+			// The ten, researcher of the fixture, and nothing else.
 			if got := len(s.list("ati/roles")); got != 11 {
 				t.Errorf("the mount has %d roles", got)
 			}
@@ -218,7 +218,7 @@ func TestDocs(t *testing.T) {
 			}
 		},
 		"proxy-host.md": func(t *testing.T, _ *server, out string, status data) {
-			// vault read and openssl print the same fingerprint.
+			// vault read and openssl print the same one.
 			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 2 {
 				t.Errorf("the fingerprint was printed %d times, want 2", got)
 			}
@@ -259,7 +259,7 @@ func TestDocs(t *testing.T) {
 			}
 		},
 		"move-secret.md": func(t *testing.T, _ *server, out string, status data) {
-			// vault read and openssl print the same fingerprint.
+			// vault read and openssl print the same one.
 			if got := strings.Count(out, "be930db828cd35cc"); got != 2 || status["current_fingerprint"] == "be930db828cd35cc" {
 				t.Errorf("the old fingerprint was printed %d times, want 2, and the new one is %v", got, status["current_fingerprint"])
 			}

@@ -667,7 +667,7 @@ func TestDockerfile_MatchesArchive(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff(map[string]string{"/": archiveTop("v0.1.0") + "/" + pluginName, "/licences": archiveTop("v0.1.0") + "/licences"}, to); diff != "" {
-		t.Errorf("copied files (-want +got):\n%s", diff)
+		t.Errorf("what it copies, and where to (-want +got):\n%s", diff)
 	}
 	if !strings.Contains(file, "\nENTRYPOINT [\"/"+pluginName+"\"]\n") {
 		t.Errorf("the image does not run the plugin:\n%s", file)

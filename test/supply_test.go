@@ -93,7 +93,7 @@ func TestTheLicencesAreListed(t *testing.T) {
 }
 
 // docs/security.md names a test for each promise, and each is there.
-func TestSecurityPage_NamesExistingTests(t *testing.T) {
+func TestAssurance_NamesExistingTests(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/security.md")
 	if err != nil {
