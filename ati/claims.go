@@ -16,44 +16,43 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// Claims are the claims of a session token, in the order in which they are
-// written.
+// Claims are the claims of a session token, in the order of the token's JSON.
 type Claims struct {
 	Subject   string     // sub: the agent or sandbox
-	Audience  string     // aud: one string; the proxy refuses an array
+	Audience  string     // aud: one string; the proxy rejects an array
 	IssuedAt  int64      // iat: seconds since 1970-01-01 UTC
 	ExpiresAt int64      // exp: seconds since 1970-01-01 UTC
 	Scope     string     // scope: patterns joined by single spaces; see BuildScope
-	Issuer    string     // iss: left out when empty
-	ID        string     // jti: left out when empty
-	ATI       *Namespace // ati: left out when nil
-	JobID     string     // job_id: left out when empty; the proxy's audit file has it
-	SandboxID string     // sandbox_id: left out when empty; the proxy's audit file has it
+	Issuer    string     // iss: omitted if empty
+	ID        string     // jti: omitted if empty
+	ATI       *Namespace // ati: omitted if nil
+	JobID     string     // job_id: omitted if empty; the proxy writes it to its audit file
+	SandboxID string     // sandbox_id: omitted if empty; the proxy writes it to its audit file
 }
 
 // Namespace is the claim "ati".
 type Namespace struct {
-	// Version is "v", the schema's version, 1. The proxy refuses a namespace
-	// without it, and takes 0 to 255.
+	// Version is "v", the version of the namespace's schema, which is 1. The
+	// proxy requires it and accepts 0 to 255.
 	Version uint8 `json:"v"`
-	// Rate is "rate", a count per window for each pattern, such as
-	// "tool:github:*": "10/hour". Left out when empty. One value that the
-	// proxy can't parse drops all of them; see ParseRate.
+	// Rate is "rate", which maps a pattern to a rate, such as "tool:github:*"
+	// to "10/hour". It is omitted if empty. If the proxy cannot parse one rate,
+	// it drops all of them; see ParseRate.
 	Rate map[string]string `json:"rate,omitempty"`
 }
 
 // Scopes returns the patterns of the scope claim.
 func (c *Claims) Scopes() []string { return ParseScopes(c.Scope) }
 
-// MarshalJSON writes the claims as ati-client does.
+// MarshalJSON returns the claims as ati-client encodes them. It never fails.
 func (c Claims) MarshalJSON() ([]byte, error) { return c.appendJSON(nil), nil }
 
-// UnmarshalJSON reads the claims of a token as strictly as [ValidateToken]
-// does, but for their values: the required ones must be there, none may be
-// there twice or have another type.
+// UnmarshalJSON parses the claims of a token as strictly as [ValidateToken]
+// does. It returns an error if a required claim is missing, or if a known claim
+// appears twice or has the wrong type. It does not check the values.
 func (c *Claims) UnmarshalJSON(b []byte) error {
-	if !readable(b) {
-		return errors.New("the claims are not JSON that can be read")
+	if err := checkJSON(b); err != nil {
+		return err
 	}
 	var w wireClaims
 	if err := w.UnmarshalJSON(b); err != nil {
@@ -63,9 +62,9 @@ func (c *Claims) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// appendJSON writes the claims as Python's json.dumps does with
-// ensure_ascii: encoding/json escapes other characters, and the bytes have to
-// be ati-client's.
+// appendJSON appends the claims as Python's json.dumps encodes them with
+// ensure_ascii. encoding/json escapes different characters, and the bytes must
+// equal those of ati-client.
 func (c *Claims) appendJSON(b []byte) []byte {
 	b = appendString(append(b, `{"sub":`...), c.Subject)
 	b = appendString(append(b, `,"aud":`...), c.Audience)
@@ -80,23 +79,7 @@ func (c *Claims) appendJSON(b []byte) []byte {
 	}
 	if c.ATI != nil {
 		b = strconv.AppendUint(append(b, `,"ati":{"v":`...), uint64(c.ATI.Version), 10)
-		patterns := make([]string, 0, len(c.ATI.Rate))
-		for pattern := range c.ATI.Rate {
-			patterns = append(patterns, pattern)
-		}
-		slices.Sort(patterns)
-		for i, pattern := range patterns {
-			if i == 0 {
-				b = append(b, `,"rate":{`...)
-			} else {
-				b = append(b, ',')
-			}
-			b = appendString(b, pattern)
-			b = appendString(append(b, ':'), c.ATI.Rate[pattern])
-		}
-		if len(c.ATI.Rate) > 0 {
-			b = append(b, '}')
-		}
+		b = appendRates(b, c.ATI.Rate)
 		b = append(b, '}')
 	}
 	if c.JobID != "" {
@@ -104,6 +87,27 @@ func (c *Claims) appendJSON(b []byte) []byte {
 	}
 	if c.SandboxID != "" {
 		b = appendString(append(b, `,"sandbox_id":`...), c.SandboxID)
+	}
+	return append(b, '}')
+}
+
+// appendRates appends the member "rate", sorted by pattern, unless it is empty.
+func appendRates(b []byte, rates map[string]string) []byte {
+	if len(rates) == 0 {
+		return b
+	}
+	patterns := make([]string, 0, len(rates))
+	for pattern := range rates {
+		patterns = append(patterns, pattern)
+	}
+	slices.Sort(patterns)
+	b = append(b, `,"rate":{`...)
+	for i, pattern := range patterns {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(b, pattern)
+		b = appendString(append(b, ':'), rates[pattern])
 	}
 	return append(b, '}')
 }
@@ -141,20 +145,20 @@ func appendEscape(b []byte, r rune) []byte {
 	return append(b, '\\', 'u', hexDigits[r>>12&0xf], hexDigits[r>>8&0xf], hexDigits[r>>4&0xf], hexDigits[r&0xf])
 }
 
-// segmentEncoding is the encoding of a token's segments (RFC 7515, section 2).
-// Strict: the proxy and ati-client refuse stray trailing bits.
+// segmentEncoding encodes the segments of a token (RFC 7515, section 2). It is
+// strict because the proxy and ati-client reject nonzero trailing bits.
 var segmentEncoding = base64.RawURLEncoding.Strict()
 
 func encodeSegment(b []byte) string { return segmentEncoding.EncodeToString(b) }
 
-// maxDepth is how deep a token's JSON may nest: far from where Python's parser
-// gives up, near 1,000.
+// maxDepth is the maximum nesting depth of the JSON in a token. Python's parser
+// fails near 1,000.
 const maxDepth = 127
 
-// wireClaims reads claims as strictly as the proxy (serde) and ati-client
-// (PyJWT) together, and shows them to golang-jwt. encoding/json alone is too
-// kind: it takes duplicate and misspelt names ("SUB"), null for anything, and
-// broken UTF-16.
+// wireClaims parses claims as strictly as the proxy (serde) and ati-client
+// (PyJWT) combined, and implements jwt.Claims. encoding/json is more permissive
+// than both: it accepts duplicate and case-folded names ("SUB"), null for any
+// type, and invalid UTF-16.
 type wireClaims struct {
 	Claims
 	notBefore *jwt.NumericDate
@@ -171,12 +175,14 @@ func (w *wireClaims) UnmarshalJSON(b []byte) error {
 			w.IssuedAt, err = readSeconds(value)
 		case "exp":
 			w.ExpiresAt, err = readSeconds(value)
+		case "nbf":
+			w.notBefore, err = readNotBefore(value)
 		case "scope":
 			w.Scope, err = readString(value)
 		case "iss":
 			w.Issuer, err = readOptionalString(value)
 		case "jti":
-			// Not optional where it is there: PyJWT refuses null.
+			// Unlike iss, jti must not be null: PyJWT rejects it.
 			w.ID, err = readString(value)
 		case "ati":
 			w.ATI, err = readNamespace(value)
@@ -184,8 +190,6 @@ func (w *wireClaims) UnmarshalJSON(b []byte) error {
 			w.JobID, err = readOptionalString(value)
 		case "sandbox_id":
 			w.SandboxID, err = readOptionalString(value)
-		case "nbf":
-			w.notBefore, err = readNotBefore(value)
 		default:
 			return errUnknownMember
 		}
@@ -194,7 +198,14 @@ func (w *wireClaims) UnmarshalJSON(b []byte) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"sub", "aud", "iat", "exp", "scope"} {
+	return checkRequired(seen)
+}
+
+// requiredClaims are the claims without which the proxy rejects a token.
+var requiredClaims = [...]string{"sub", "aud", "iat", "exp", "scope"}
+
+func checkRequired(seen map[string]bool) error {
+	for _, name := range requiredClaims {
 		if !seen[name] {
 			return fmt.Errorf("claim %q is missing", name)
 		}
@@ -223,7 +234,7 @@ func readNamespace(b json.RawMessage) (*Namespace, error) {
 				if ns.Rate[pattern], err = readString(value); err != nil {
 					return err
 				}
-				return errUnknownMember // a key given twice: the last one counts, as in the proxy
+				return errUnknownMember // as in the proxy, the last duplicate wins
 			})
 			return err
 		default:
@@ -237,11 +248,12 @@ func readNamespace(b json.RawMessage) (*Namespace, error) {
 	return ns, err
 }
 
-// errUnknownMember tells readObject that a member may be there more than once.
+// errUnknownMember makes readObject accept duplicates of a member.
 var errUnknownMember = errors.New("unknown member")
 
 // readObject calls read for each member of a JSON object, in order. It returns
-// the names that read knew, and refuses one of these given twice.
+// the names for which read returned nil, and fails if one of them appears
+// twice. Members for which read returns errUnknownMember are ignored.
 func readObject(b []byte, read func(name string, value json.RawMessage) error) (map[string]bool, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
@@ -255,7 +267,7 @@ func readObject(b []byte, read func(name string, value json.RawMessage) error) (
 		}
 		name, _ := t.(string)
 		if strings.ContainsRune(name, utf8.RuneError) {
-			return nil, errors.New("a member's name must be valid Unicode")
+			return nil, errors.New("member name must be valid Unicode")
 		}
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
@@ -266,7 +278,7 @@ func readObject(b []byte, read func(name string, value json.RawMessage) error) (
 		case err != nil:
 			return nil, fmt.Errorf("%q: %w", name, err)
 		case seen[name]:
-			return nil, fmt.Errorf("%q is given twice", name)
+			return nil, fmt.Errorf("%q appears twice", name)
 		default:
 			seen[name] = true
 		}
@@ -275,7 +287,7 @@ func readObject(b []byte, read func(name string, value json.RawMessage) error) (
 		return nil, err
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, errors.New("has more than one JSON value")
+		return nil, errors.New("must be a single JSON value")
 	}
 	return seen, nil
 }
@@ -288,7 +300,7 @@ func readString(b json.RawMessage) (string, error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return "", err
 	}
-	// What encoding/json writes for half a surrogate pair, which the proxy refuses.
+	// encoding/json decodes a lone surrogate, which the proxy rejects, to RuneError.
 	if strings.ContainsRune(s, utf8.RuneError) {
 		return "", errors.New("must be valid Unicode")
 	}
@@ -305,7 +317,7 @@ func readOptionalString(b json.RawMessage) (string, error) {
 func readSeconds(b json.RawMessage) (int64, error) {
 	n, err := strconv.ParseUint(string(b), 10, 63)
 	if err != nil {
-		return 0, errors.New("must be a whole number of seconds since 1970, as a JSON integer")
+		return 0, errors.New("must be a Unix time in seconds, as a non-negative JSON integer")
 	}
 	return int64(n), nil
 }
@@ -319,7 +331,7 @@ func readNotBefore(b json.RawMessage) (*jwt.NumericDate, error) {
 	return numericDate(int64(min(math.Floor(f), maxSeconds))), nil
 }
 
-// maxSeconds is far beyond any clock, and near enough for time.Time to add to.
+// maxSeconds limits times so that adding a leeway cannot overflow time.Time.
 const maxSeconds = 1 << 55
 
 func numericDate(seconds int64) *jwt.NumericDate {
@@ -337,12 +349,18 @@ func (w *wireClaims) GetExpirationTime() (*jwt.NumericDate, error) {
 	return numericDate(w.ExpiresAt), nil
 }
 
-// readable reports whether the proxy could read this as JSON, so far as encoding/json
-// is kinder.
-func readable(b []byte) bool { return utf8.Valid(b) && !tooDeep(b) }
+// checkJSON rejects JSON that encoding/json accepts and the proxy does not.
+func checkJSON(b []byte) error {
+	switch {
+	case !utf8.Valid(b):
+		return errors.New("must be valid UTF-8")
+	case exceedsMaxDepth(b):
+		return fmt.Errorf("must not be nested more than %d levels deep", maxDepth)
+	}
+	return nil
+}
 
-// tooDeep reports whether JSON nests deeper than maxDepth.
-func tooDeep(b []byte) bool {
+func exceedsMaxDepth(b []byte) bool {
 	depth, inString := 0, false
 	for i := 0; i < len(b); i++ {
 		switch c := b[i]; {

@@ -1,9 +1,9 @@
-// Package ati reads and writes the session tokens of ATI (Agent Tools
-// Interface), and decides what they open.
+// Package ati issues, validates, and inspects the session tokens of ATI (Agent
+// Tools Interface), and evaluates their scopes.
 //
-// It is the Go twin of the Python library ati-client 0.1.0: the same input
-// gives the same bytes, and [ValidateToken] accepts a token only when both the
-// ATI proxy and ati-client do.
+// It is the Go counterpart of the Python library ati-client 0.1.0: the same
+// input produces the same bytes, and [ValidateToken] accepts a token only if
+// both the ATI proxy and ati-client accept it.
 //
 //	ati-client                         this package
 //	issue_token                        IssueToken
@@ -18,14 +18,16 @@
 //	TokenError, ScopeError,            TokenError, ScopeError,
 //	ProvisionError, AtiError           ProvisionError, ErrATI
 //
-// Where ati-client takes a secret, this package takes a [Key], made once by
-// [ParseSecret]. Beyond ati-client, [ParsePrivateKey] and [ParsePublicKey] make
-// keys for ES256, which the proxy takes as well; who only validates needs no
-// more than the public one.
+// Where ati-client takes a secret, this package takes a [Key], which
+// [ParseSecret] creates.
 //
-// Beyond it there are [Allows] and [Matches], which answer as the proxy does,
-// [LegacyAlias], [Covers], on which narrowing a grant rests, [CheckPattern] and
-// [ParseRate].
+// The package adds to ati-client:
+//   - [ParsePrivateKey] and [ParsePublicKey], for ES256 keys, which the proxy
+//     supports as well. A public key is enough to validate tokens.
+//   - [Allows] and [Matches], which evaluate scopes as the proxy does, and
+//     [LegacyAlias].
+//   - [Covers], which decides whether a grant can be narrowed to a pattern.
+//   - [CheckPattern] and [ParseRate], which validate scope patterns and rates.
 //
 // A token is a JWT (RFC 7519) in compact form, signed with HS256 or ES256.
 package ati

@@ -5,11 +5,13 @@ import (
 	"fmt"
 )
 
-// ErrATI is what every error of this package matches with [errors.Is].
+// ErrATI matches every [TokenError], [ScopeError], and [ProvisionError] with
+// [errors.Is].
 var ErrATI = errors.New("ati")
 
-// The reasons for which a token is refused. A [TokenError] matches one of them
-// with [errors.Is].
+// Reasons why [ValidateToken] or [InspectToken] rejects a token. The
+// [TokenError] that they return matches one of them with [errors.Is], unless a
+// key or an option is invalid.
 var (
 	ErrMalformed   = errors.New("malformed token")
 	ErrSignature   = errors.New("signature does not match")
@@ -19,14 +21,15 @@ var (
 	ErrIssuer      = errors.New("issuer is not accepted")
 )
 
-// TokenError says why a token could not be issued, validated or inspected. It
-// never contains the token or a key.
+// TokenError reports that a token could not be issued, validated, or inspected,
+// or that a key could not be parsed. It never contains the token or the key.
 type TokenError struct {
-	Op     string // "issue token", "validate token", "inspect token" or "parse key"
+	Op     string // "issue token", "validate token", "inspect token", or "parse key"
 	Reason error  // one of the reasons above, or nil
 	Err    error  // the detail, or nil
 }
 
+// Error returns the operation, the reason, and the detail, separated by colons.
 func (e *TokenError) Error() string {
 	switch {
 	case e.Reason == nil:
@@ -38,33 +41,34 @@ func (e *TokenError) Error() string {
 	}
 }
 
-// Is makes every TokenError match [ErrATI].
+// Is reports whether target is [ErrATI].
 func (e *TokenError) Is(target error) bool { return target == ErrATI }
 
 // Unwrap returns the reason and the detail.
 func (e *TokenError) Unwrap() []error { return []error{e.Reason, e.Err} }
 
-// ScopeError says why a scope pattern or a rate is not of the form that this
-// package takes.
+// ScopeError reports that a scope pattern or a rate does not have the form that
+// this package requires.
 type ScopeError struct {
-	Value string // the offending pattern or rate
-	Want  string // what would be right
+	Value string // the rejected pattern or rate
+	Want  string // what is required instead
 }
 
+// Error returns the quoted value and what is required instead.
 func (e *ScopeError) Error() string { return fmt.Sprintf("%q: %s", e.Value, e.Want) }
 
-// Is makes every ScopeError match [ErrATI].
+// Is reports whether target is [ErrATI].
 func (e *ScopeError) Is(target error) bool { return target == ErrATI }
 
-// ProvisionError says why an [Orchestrator] could not be made, or could not
-// provision a sandbox.
+// ProvisionError reports that an [Orchestrator] could not provision a sandbox.
 type ProvisionError struct {
 	Err error
 }
 
+// Error returns the cause, prefixed with the operation.
 func (e *ProvisionError) Error() string { return fmt.Sprintf("provision sandbox: %v", e.Err) }
 
-// Is makes every ProvisionError match [ErrATI].
+// Is reports whether target is [ErrATI].
 func (e *ProvisionError) Is(target error) bool { return target == ErrATI }
 
 // Unwrap returns the cause.

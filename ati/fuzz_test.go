@@ -10,12 +10,12 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// whiteSpace has what the proxy splits the scope claim at: Unicode's property
-// White_Space.
+// whiteSpace contains the characters at which the proxy splits the scope claim:
+// those with the Unicode property White_Space.
 const whiteSpace = "\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
-// The promise: scopes are read as the proxy reads them, and a pattern that
-// another one covers opens nothing that the other doesn't.
+// FuzzScopes checks that ParseScopes, Matches, and Allows agree with the proxy, and
+// that a pattern matches every scope that a pattern it covers matches.
 func FuzzScopes(f *testing.F) {
 	f.Add("tool:github:*", "tool:github:search", "tool:github:search")
 	f.Add("tool:github_*", "tool:github_search", "tool:github:search")
@@ -28,37 +28,50 @@ func FuzzScopes(f *testing.F) {
 	f.Add("tool:p:*", "tool:p_x", "tool:p_x")
 	f.Fuzz(func(t *testing.T, granted, requested, required string) {
 		claim := granted + " " + requested
-		scopes := ati.ParseScopes(claim)
-		want := strings.FieldsFunc(claim, func(r rune) bool { return strings.ContainsRune(whiteSpace, r) })
-		if !slices.Equal(scopes, want) {
-			t.Fatalf("%q has the scopes %q, want %q", claim, scopes, want)
+		scopes := strings.FieldsFunc(claim, func(r rune) bool { return strings.ContainsRune(whiteSpace, r) })
+		if got := ati.ParseScopes(claim); !slices.Equal(got, scopes) {
+			t.Fatalf("%q has the scopes %q, want %q", claim, got, scopes)
 		}
-		if alias := ati.LegacyAlias(required); alias != "" && (len(alias) != len(required) || !proxyOpens(alias, required)) {
+		if alias := ati.LegacyAlias(required); alias != "" && (len(alias) != len(required) || !proxyAllows(alias, required)) {
 			t.Errorf("%q has the alias %q", required, alias)
 		}
-		patterns := ati.CheckPattern(granted) == nil && ati.CheckPattern(requested) == nil
-		covers := ati.Covers(granted, requested)
-		if covers && patterns && !ati.Covers(granted, granted) {
-			t.Errorf("%q doesn't cover itself", granted)
+		for _, call := range borderScopes(granted, requested, required) {
+			checkMatches(t, scopes, call)
 		}
-		for _, call := range calls(granted, requested, required) {
-			open := slices.DeleteFunc(slices.Clone(want), func(pattern string) bool { return !proxyOpens(pattern, call) })
-			if diff := cmp.Diff(open, append([]string{}, ati.Matches(scopes, call)...)); call != "" && diff != "" {
-				t.Errorf("what matches %q in %q (-proxy +got):\n%s", call, claim, diff)
-			}
-			if got := ati.Allows(scopes, call); got != (call == "" || len(open) > 0) {
-				t.Errorf("Allows(%q, %q) is %v", scopes, call, got)
-			}
-			if covers && patterns && proxyOpens(requested, call) && !proxyOpens(granted, call) {
-				t.Errorf("%q covers %q, but only the latter opens %q", granted, requested, call)
-			}
+		if ati.CheckPattern(granted) == nil && ati.CheckPattern(requested) == nil && ati.Covers(granted, requested) {
+			checkCovers(t, granted, requested, required)
 		}
 	})
 }
 
-// calls are scopes of tools and skills that lie on the borders of what the
-// patterns open.
-func calls(patterns ...string) []string {
+// checkMatches compares Matches and Allows with the proxy.
+func checkMatches(t *testing.T, scopes []string, required string) {
+	t.Helper()
+	want := slices.DeleteFunc(slices.Clone(scopes), func(pattern string) bool { return !proxyAllows(pattern, required) })
+	if diff := cmp.Diff(want, append([]string{}, ati.Matches(scopes, required)...)); required != "" && diff != "" {
+		t.Errorf("Matches(%q, %q) (-proxy +got):\n%s", scopes, required, diff)
+	}
+	if got := ati.Allows(scopes, required); got != (required == "" || len(want) > 0) {
+		t.Errorf("Allows(%q, %q) is %v", scopes, required, got)
+	}
+}
+
+// checkCovers checks that granted, which covers requested, does not match less.
+func checkCovers(t *testing.T, granted, requested, required string) {
+	t.Helper()
+	if !ati.Covers(granted, granted) {
+		t.Errorf("%q does not cover itself", granted)
+	}
+	for _, call := range borderScopes(granted, requested, required) {
+		if proxyAllows(requested, call) && !proxyAllows(granted, call) {
+			t.Errorf("%q covers %q, but does not match %q", granted, requested, call)
+		}
+	}
+}
+
+// borderScopes returns scopes of tools and skills that the patterns just match or
+// just do not match.
+func borderScopes(patterns ...string) []string {
 	var all []string
 	for _, p := range patterns {
 		base := strings.TrimSuffix(p, "*")

@@ -11,55 +11,59 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// The signing algorithms (RFC 7518, section 3). The proxy takes one of them,
-// by the key that it is started with.
+// Signing algorithms (RFC 7518, section 3). A proxy accepts the algorithm of the
+// key that it is started with.
 const (
-	HS256 = "HS256" // HMAC with SHA-256: proxy and issuer hold the same secret
-	ES256 = "ES256" // ECDSA with P-256 and SHA-256: the proxy holds a public key only
+	HS256 = "HS256" // HMAC with SHA-256: the proxy and the issuer share a secret
+	ES256 = "ES256" // ECDSA with P-256 and SHA-256: the proxy has only the public key
 )
 
-// maxPEM is far more than a P-256 key needs.
+// maxPEM is the maximum length of a PEM text in bytes. A P-256 key needs less
+// than 400.
 const maxPEM = 4096
 
-// maxSignature is the length of the longest encoded signature.
+// maxSignature is the length in bytes of the longest base64url signature, that
+// of ES256.
 const maxSignature = 86
 
-// Key signs and verifies tokens, or with a public key only verifies them. Its
-// zero value does neither. Printing a Key never shows what is in it.
+// Key signs and verifies tokens. A Key from [ParsePublicKey] only verifies; the
+// zero Key does neither. Printing a Key never reveals the key.
 type Key struct {
-	// A pointer to a pointer, so that fmt shows an address even where a Key is
-	// an unexported field, whose String method it can't call. (With a verb that
-	// doesn't fit, such as %s, it would follow a pointer to a struct.)
+	// A pointer to a pointer, so that fmt prints an address even if the Key is
+	// an unexported field, whose String method fmt cannot call. For a pointer to
+	// a struct and an unsuitable verb such as %s, fmt prints the struct.
 	material **keyMaterial
 }
 
 type keyMaterial struct {
 	method jwt.SigningMethod
-	header string // the encoded JOSE header and the dot behind it
-	sign   any    // what method.Sign takes; nil where only a public key is known
-	verify any    // what method.Verify takes
+	header string // encoded JOSE header, with the dot that follows it
+	sign   any    // key for method.Sign; nil for a public key
+	verify any    // key for method.Verify
 }
 
-// ParseSecret makes an HS256 key of a hex-encoded secret, as ati-client does:
-// any number of bytes but none, in either case, with ASCII white space allowed
-// between bytes. The proxy itself takes no white space in ATI_JWT_SECRET.
+// ParseSecret returns the HS256 key of a secret in hexadecimal. Like ati-client,
+// it accepts any number of bytes except zero, upper and lower case, and ASCII
+// white space between bytes. The proxy accepts no white space in
+// ATI_JWT_SECRET. The error is a *[TokenError].
 func ParseSecret(secret string) (Key, error) {
 	var raw []byte
 	for _, group := range strings.FieldsFunc(secret, isASCIISpace) {
 		b, err := hex.DecodeString(group)
 		if err != nil {
-			// hex's own error would quote a byte of the secret.
-			return Key{}, keyError("an HS256 secret must be hex digits, two for each byte")
+			// The error of package hex would quote a byte of the secret.
+			return Key{}, parseKeyError("HS256 secret must be pairs of hexadecimal digits")
 		}
 		raw = append(raw, b...)
 	}
 	if len(raw) == 0 {
-		return Key{}, keyError("an HS256 secret must not be empty")
+		return Key{}, parseKeyError("HS256 secret must not be empty")
 	}
 	return newKey(jwt.SigningMethodHS256, "", raw, raw), nil
 }
@@ -68,138 +72,143 @@ func isASCIISpace(r rune) bool {
 	return r == ' ' || r >= '\t' && r <= '\r'
 }
 
-// ParsePrivateKey makes an ES256 key of a P-256 private key in PEM, SEC1 ("EC
-// PRIVATE KEY") or PKCS#8 ("PRIVATE KEY"), not encrypted. The block of EC
-// PARAMETERS that openssl ecparam writes before it may stand there; nothing
-// else may.
+// ParsePrivateKey returns the ES256 key of an unencrypted P-256 private key in
+// PEM: SEC1 ("EC PRIVATE KEY", RFC 5915) or PKCS#8 ("PRIVATE KEY", RFC 5958).
+// The text may have up to 4,096 bytes. It may begin with an "EC PARAMETERS"
+// block for P-256, as "openssl ecparam -genkey" writes it, and must not contain
+// anything else. The error is a *[TokenError].
 func ParsePrivateKey(text string) (Key, error) {
-	const want = "must be one P-256 private key in PEM, SEC1 or PKCS#8, not encrypted"
-	block, err := onlyBlock(text, p256Parameters)
+	const want = "must be one unencrypted P-256 private key in PEM (SEC1 or PKCS#8)"
+	block, err := decodeBlock(text, p256Parameters)
 	if err != nil {
-		return Key{}, keyError("%s; %w", want, err)
+		return Key{}, parseKeyError("%s; %w", want, err)
 	}
 	var parsed any
 	switch {
 	case block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "":
-		return Key{}, keyError("%s; it is encrypted. To decrypt it: openssl pkey -in <file>", want)
+		return Key{}, parseKeyError(`%s; the key is encrypted (use "openssl pkey" to decrypt it)`, want)
 	case block.Type == "EC PRIVATE KEY":
 		parsed, err = x509.ParseECPrivateKey(block.Bytes)
 	case block.Type == "PRIVATE KEY":
 		parsed, err = x509.ParsePKCS8PrivateKey(block.Bytes)
 	default:
-		return Key{}, keyError("%s; it is %s", want, labelOf(block))
+		return Key{}, parseKeyError("%s; the PEM block type is %s", want, blockType(block))
 	}
 	if err != nil {
-		// The error of x509 may quote it.
-		return Key{}, keyError("%s; it can't be read, or names a curve in a way that is not known here", want)
+		// The error of package x509 may quote the key.
+		return Key{}, parseKeyError("%s; cannot parse key, or unsupported curve encoding", want)
 	}
-	// x509 passes over what stands behind a private key, as in a block of two.
+	// x509 ignores trailing data after the key.
 	if rest, err := asn1.Unmarshal(block.Bytes, new(asn1.RawValue)); err != nil || len(rest) > 0 {
-		return Key{}, keyError("%s; there is something behind it", want)
+		return Key{}, parseKeyError("%s; unexpected data after the key", want)
 	}
 	private, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok || private.Curve != elliptic.P256() {
-		return Key{}, keyError("%s; it is a key of %s", want, kindOf(parsed))
+		return Key{}, parseKeyError("%s; the key is for %s", want, keyType(parsed))
 	}
-	if d, err := private.Bytes(); err != nil || len(slices.Compact(slices.Sorted(slices.Values(d)))) < minDifferentBytes {
-		return Key{}, keyError("%s; it is not random", want)
+	if d, err := private.Bytes(); err != nil || len(slices.Compact(slices.Sorted(slices.Values(d)))) < minDistinctBytes {
+		return Key{}, parseKeyError("%s; key is not random (too few distinct bytes)", want)
 	}
 	return newKey(jwt.SigningMethodES256, "", private, &private.PublicKey), nil
 }
 
-// ParsePublicKey makes an ES256 key that only verifies, of a P-256 public key
-// in PEM ("PUBLIC KEY", SubjectPublicKeyInfo), in lines of 64 characters as openssl
-// writes them: what the proxy reads from the file that ATI_JWT_PUBLIC_KEY names.
+// ParsePublicKey returns an ES256 key that can only verify, from a P-256 public
+// key in PEM ("PUBLIC KEY", the SubjectPublicKeyInfo of RFC 5280). The text is
+// the content of the file that the proxy reads as ATI_JWT_PUBLIC_KEY. Except
+// for white space around it and CRLF line ends, it must be exactly what openssl
+// writes. The error is a *[TokenError].
 func ParsePublicKey(text string) (Key, error) {
 	const want = "must be one P-256 public key in PEM"
-	block, err := onlyBlock(text, nil) // the proxy takes no other
+	block, err := decodeBlock(text, nil) // the proxy accepts no EC PARAMETERS
 	if err != nil {
-		return Key{}, keyError("%s; %w", want, err)
+		return Key{}, parseKeyError("%s; %w", want, err)
 	}
 	if block.Type != "PUBLIC KEY" {
-		return Key{}, keyError("%s; it is %s", want, labelOf(block))
+		return Key{}, parseKeyError("%s; the PEM block type is %s", want, blockType(block))
 	}
 	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
-		return Key{}, keyError("%s; it can't be read", want)
+		return Key{}, parseKeyError("%s; cannot parse key", want)
 	}
 	public, ok := parsed.(*ecdsa.PublicKey)
 	if !ok || public.Curve != elliptic.P256() {
-		return Key{}, keyError("%s; it is a key of %s", want, kindOf(parsed))
+		return Key{}, parseKeyError("%s; the key is for %s", want, keyType(parsed))
 	}
-	// The proxy opens itself to everybody where, say, a line is blank, or a byte
-	// stands behind the last element of a sequence.
+	// If the proxy cannot parse the file, it accepts unauthenticated requests. A
+	// blank line or trailing data in the DER, which pem and x509 ignore, is
+	// enough.
 	der, err := x509.MarshalPKIXPublicKey(public)
 	lines := strings.ReplaceAll(strings.TrimFunc(text, isASCIISpace), "\r\n", "\n") + "\n"
 	if err != nil || lines != string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})) {
-		return Key{}, keyError("%s; it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>", want)
+		return Key{}, parseKeyError(`%s; the encoding is not canonical (use "openssl pkey -pubin" to rewrite it)`, want)
 	}
 	return newKey(jwt.SigningMethodES256, "", nil, public), nil
 }
 
-// p256Parameters name the curve: the OID prime256v1.
+// p256Parameters is the DER of the OID prime256v1, which names the curve P-256.
 var p256Parameters = []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}
 
-// onlyBlock decodes the one PEM block of a text. Before it may stand a block of EC
-// PARAMETERS with these, unless they are nil.
-func onlyBlock(text string, parameters []byte) (*pem.Block, error) {
+// decodeBlock returns the only PEM block of a text. If parameters is not nil, a
+// block of EC PARAMETERS with this content may precede it.
+func decodeBlock(text string, parameters []byte) (*pem.Block, error) {
 	if len(text) > maxPEM {
-		return nil, fmt.Errorf("it has %d bytes, and a key has no more than %d", len(text), maxPEM)
+		return nil, fmt.Errorf("the text has %d bytes (maximum %d)", len(text), maxPEM)
 	}
 	text = strings.TrimFunc(text, isASCIISpace)
 	if !strings.HasPrefix(text, beginPEM) {
-		return nil, errors.New("it doesn't begin with -----BEGIN")
+		return nil, errors.New("the text does not begin with -----BEGIN")
 	}
-	block, rest, err := firstBlock(text)
+	block, rest, err := decodeFirstBlock(text)
 	if err == nil && parameters != nil && block.Type == "EC PARAMETERS" {
 		switch {
 		case len(block.Headers) > 0 || !bytes.Equal(block.Bytes, parameters):
-			return nil, errors.New("its EC PARAMETERS don't name P-256")
+			return nil, errors.New("the EC PARAMETERS do not name P-256")
 		case !strings.HasPrefix(rest, beginPEM):
-			return nil, errors.New("its EC PARAMETERS are not followed by a key")
+			return nil, errors.New("the EC PARAMETERS are not followed by a key")
 		}
-		block, rest, err = firstBlock(rest)
+		block, rest, err = decodeFirstBlock(rest)
 	}
 	switch {
 	case err != nil:
 		return nil, err
 	case len(block.Headers) > 0 && block.Headers["DEK-Info"] == "":
-		return nil, errors.New("it has headers")
+		return nil, errors.New("the PEM block has headers")
 	case strings.TrimFunc(rest, isASCIISpace) != "":
-		return nil, errors.New("there is something behind it")
+		return nil, errors.New("unexpected data after the key")
 	}
 	return block, nil
 }
 
 const beginPEM = "-----BEGIN "
 
-// firstBlock decodes the PEM block that a text begins with. pem.Decode alone would
-// pass over one that it can't read, whatever it holds, and take the next.
-func firstBlock(text string) (block *pem.Block, rest string, err error) {
+// decodeFirstBlock decodes the PEM block at the beginning of a text. Unlike
+// pem.Decode, it fails if that block is invalid, and does not skip to the next.
+func decodeFirstBlock(text string) (block *pem.Block, rest string, err error) {
 	block, after := pem.Decode([]byte(text))
 	rest = string(after)
 	if block == nil || strings.Count(strings.TrimSuffix(text, rest), beginPEM) != 1 {
-		return nil, "", errors.New("it can't be read")
+		return nil, "", errors.New("cannot decode PEM")
 	}
 	return block, rest, nil
 }
 
-// labelOf names a block of the wrong kind. A label that isn't a known one is
-// not quoted: in a mangled file the key may stand there.
-func labelOf(block *pem.Block) string {
+// blockType returns the quoted type of a block, or "unknown" for a type that is
+// not well known: in a damaged file, the key may be part of the type.
+func blockType(block *pem.Block) string {
 	switch block.Type {
 	case "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "DSA PRIVATE KEY", "OPENSSH PRIVATE KEY", "ENCRYPTED PRIVATE KEY",
 		"PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE", "CERTIFICATE REQUEST", "EC PARAMETERS":
-		return fmt.Sprintf("a %q", block.Type)
+		return strconv.Quote(block.Type)
 	}
-	return "something else"
+	return "unknown"
 }
 
-// minDifferentBytes is what 32 random bytes have practically always.
-const minDifferentBytes = 8
+// minDistinctBytes is the minimum number of distinct bytes in a private key. A
+// random key of 32 bytes has fewer with a probability below 1e-30.
+const minDistinctBytes = 8
 
-// kindOf names a key of the wrong kind.
-func kindOf(key any) string {
+// keyType names the curve of an ECDSA key.
+func keyType(key any) string {
 	switch k := key.(type) {
 	case *ecdsa.PrivateKey:
 		return k.Curve.Params().Name
@@ -209,7 +218,7 @@ func kindOf(key any) string {
 	return "another algorithm"
 }
 
-func keyError(format string, args ...any) error {
+func parseKeyError(format string, args ...any) error {
 	return &TokenError{Op: "parse key", Err: fmt.Errorf(format, args...)}
 }
 
@@ -222,9 +231,10 @@ func newKey(method jwt.SigningMethod, id string, sign, verify any) Key {
 	return Key{&material}
 }
 
-// WithID returns the same key, whose tokens name it by the header parameter kid
-// (RFC 7515, section 4.1.4). The proxy passes over it; who verifies with a JWK
-// Set finds the key by it. ati-client sets none.
+// WithID returns a copy of the key that sets the header parameter kid (RFC 7515,
+// section 4.1.4) in the tokens that it signs, so that verifiers with a JWK Set
+// can find the key. The proxy ignores kid, and ati-client does not set it. An
+// empty ID removes kid.
 func (k Key) WithID(id string) Key {
 	if k.material == nil {
 		return k
@@ -232,8 +242,8 @@ func (k Key) WithID(id string) Key {
 	return newKey((*k.material).method, id, (*k.material).sign, (*k.material).verify)
 }
 
-// Algorithm returns the key's JOSE algorithm, [HS256] or [ES256], or "" for the
-// zero Key.
+// Algorithm returns the JOSE algorithm of the key, [HS256] or [ES256], or "" for
+// the zero Key.
 func (k Key) Algorithm() string {
 	if k.material == nil {
 		return ""
@@ -241,7 +251,7 @@ func (k Key) Algorithm() string {
 	return (*k.material).method.Alg()
 }
 
-// Public returns an ES256 key's public half, and nil for any other key.
+// Public returns the public key of an ES256 key, or nil for any other key.
 func (k Key) Public() *ecdsa.PublicKey {
 	if k.material == nil {
 		return nil
@@ -250,27 +260,27 @@ func (k Key) Public() *ecdsa.PublicKey {
 	return public
 }
 
-// String hides the key.
+// String returns the type and the algorithm, such as "ati.Key(HS256)".
 func (k Key) String() string { return "ati.Key(" + k.Algorithm() + ")" }
 
-// GoString hides the key.
+// GoString returns the same as [Key.String], for the verb %#v.
 func (k Key) GoString() string { return k.String() }
 
-// Sign writes the claims as they are, with no defaults, as a signed token. The
-// zero Key and a public key give a *[TokenError].
+// Sign returns a token with exactly these claims, without defaults. It returns a
+// *[TokenError] for the zero Key and for a public key.
 func (k Key) Sign(c *Claims) (string, error) {
 	switch {
 	case k.material == nil:
-		return "", &TokenError{Op: "issue token", Err: errors.New("the key is empty")}
+		return "", &TokenError{Op: "issue token", Err: errors.New("key is empty")}
 	case (*k.material).sign == nil:
-		return "", &TokenError{Op: "issue token", Err: errors.New("a public key can't sign")}
+		return "", &TokenError{Op: "issue token", Err: errors.New("cannot sign with a public key")}
 	}
 	payload := c.appendJSON(make([]byte, 0, 512+len(c.Scope)))
 	token := make([]byte, 0, len((*k.material).header)+segmentEncoding.EncodedLen(len(payload))+1+maxSignature)
 	token = append(token, (*k.material).header...)
 	token = segmentEncoding.AppendEncode(token, payload)
-	// Not jwt.Token.SignedString: it marshals the header anew for every
-	// token, which costs more than the signature.
+	// jwt.Token.SignedString would marshal the header for every token, which
+	// costs more than the HMAC.
 	sig, err := (*k.material).method.Sign(string(token), (*k.material).sign)
 	if err != nil {
 		return "", &TokenError{Op: "issue token", Err: err}

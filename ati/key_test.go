@@ -25,17 +25,18 @@ func block(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
-// der is what is in a block.
+// der returns the content of a PEM block.
 func der(text string) []byte {
 	b, _ := pem.Decode([]byte(text))
 	return b.Bytes
 }
 
-// parameters are what openssl ecparam -genkey writes before a P-256 key.
+// parameters is the block that "openssl ecparam -genkey" writes before a P-256
+// key.
 var parameters = block("EC PARAMETERS", []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7})
 
-// pems are the forms of one key of a curve.
-func pems(t testing.TB, curve elliptic.Curve) (sec1, pkcs8, public string) {
+// newPEMs returns a new key of a curve in each encoding.
+func newPEMs(t testing.TB, curve elliptic.Curve) (sec1, pkcs8, public string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
@@ -50,10 +51,11 @@ func pems(t testing.TB, curve elliptic.Curve) (sec1, pkcs8, public string) {
 	return block("EC PRIVATE KEY", der(x509.MarshalECPrivateKey(key))), block("PRIVATE KEY", der(x509.MarshalPKCS8PrivateKey(key))), block("PUBLIC KEY", der(x509.MarshalPKIXPublicKey(&key.PublicKey)))
 }
 
-// keyPair is a new key, as its owner and as others have it, and the latter's PEM.
-func keyPair(t testing.TB) (private, verifier ati.Key, public string) {
+// newKeyPair returns a new P-256 key, its public key, and the PEM of the public
+// key.
+func newKeyPair(t testing.TB) (private, verifier ati.Key, public string) {
 	t.Helper()
-	sec1, _, public := pems(t, elliptic.P256())
+	sec1, _, public := newPEMs(t, elliptic.P256())
 	private, err := ati.ParsePrivateKey(sec1)
 	if err != nil {
 		t.Fatal(err)
@@ -64,9 +66,9 @@ func keyPair(t testing.TB) (private, verifier ati.Key, public string) {
 	return private, verifier, public
 }
 
-func TestES256KeysSignAndVerify(t *testing.T) {
+func TestES256_SignAndVerify(t *testing.T) {
 	t.Parallel()
-	sec1, pkcs8, public := pems(t, elliptic.P256())
+	sec1, pkcs8, public := newPEMs(t, elliptic.P256())
 	verifier, err := ati.ParsePublicKey("\n" + public)
 	if err != nil {
 		t.Fatal(err)
@@ -90,21 +92,25 @@ func TestES256KeysSignAndVerify(t *testing.T) {
 			}
 		}
 	}
-	if _, err := verifier.Sign(&ati.Claims{}); err == nil || err.Error() != "issue token: a public key can't sign" {
+}
+
+func TestKey_WithoutPrivateKey(t *testing.T) {
+	t.Parallel()
+	_, verifier, _ := newKeyPair(t)
+	if _, err := verifier.Sign(&ati.Claims{}); err == nil || err.Error() != "issue token: cannot sign with a public key" {
 		t.Errorf("a public key signs: %v", err)
 	}
 	if k := mustKey(t, secret); k.Public() != nil {
-		t.Error("an HS256 key has a public half")
+		t.Error("an HS256 key has a public key")
 	}
 	if k := (ati.Key{}); k.Public() != nil || k.WithID("x").Algorithm() != "" {
-		t.Error("the zero key is a key")
+		t.Error("the zero key has a public key or an algorithm")
 	}
 }
 
-// The header with and without kid, for both algorithms.
-func TestWithIDPutsAKidIntoTheHeader(t *testing.T) {
+func TestKey_WithID(t *testing.T) {
 	t.Parallel()
-	sec1, _, _ := pems(t, elliptic.P256())
+	sec1, _, _ := newPEMs(t, elliptic.P256())
 	es, err := ati.ParsePrivateKey(sec1)
 	if err != nil {
 		t.Fatal(err)
@@ -130,11 +136,11 @@ func TestWithIDPutsAKidIntoTheHeader(t *testing.T) {
 	}
 }
 
-func TestKeysOfAnotherKindAreRefused(t *testing.T) {
+func TestParsePrivateKey_Rejects(t *testing.T) {
 	t.Parallel()
-	sec1, pkcs8, public := pems(t, elliptic.P256())
-	otherSEC1, otherPKCS8, otherPublic := pems(t, elliptic.P384())
-	edwardsPublic, edwards, err := ed25519.GenerateKey(rand.Reader)
+	sec1, pkcs8, public := newPEMs(t, elliptic.P256())
+	otherSEC1, otherPKCS8, _ := newPEMs(t, elliptic.P384())
+	_, edwards, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,80 +148,90 @@ func TestKeysOfAnotherKindAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	edwardsPublicDER, err := x509.MarshalPKIXPublicKey(edwardsPublic)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const private = "parse key: must be one P-256 private key in PEM, SEC1 or PKCS#8, not encrypted; "
+	const prefix = "parse key: must be one unencrypted P-256 private key in PEM (SEC1 or PKCS#8); "
 	for text, want := range map[string]string{
-		"":                                   "it doesn't begin with -----BEGIN",
-		secret:                               "it doesn't begin with -----BEGIN",
-		"x" + sec1:                           "it doesn't begin with -----BEGIN",
-		sec1[:80]:                            "it can't be read",
-		public:                               `it is a "PUBLIC KEY"`,
-		block("RSA PRIVATE KEY", nil):        `it is a "RSA PRIVATE KEY"`,
-		block("ENCRYPTED PRIVATE KEY", nil):  "it is encrypted. To decrypt it: openssl pkey -in <file>",
-		otherSEC1:                            "it is a key of P-384",
-		otherPKCS8:                           "it is a key of P-384",
-		block("PRIVATE KEY", edwardsDER):     "it is a key of another algorithm",
-		block("EC PRIVATE KEY", []byte("x")): "it can't be read, or names a curve in a way that is not known here",
-		block("PRIVATE KEY", []byte("x")):    "it can't be read, or names a curve in a way that is not known here",
-		sec1 + pkcs8:                         "there is something behind it",
-		parameters:                           "its EC PARAMETERS are not followed by a key",
-		parameters + "x" + sec1:              "its EC PARAMETERS are not followed by a key",
-		block("EC PARAMETERS", nil) + sec1:   "its EC PARAMETERS don't name P-256",
-		block("EC PARAMETERS", []byte{6, 5, 0x2b, 0x81, 4, 0, 0x22}) + sec1: "its EC PARAMETERS don't name P-256",
-		// What is encrypted may begin as ASN.1 does.
-		strings.Replace(block("EC PRIVATE KEY", []byte{0x30, 0, 1, 2}), "\n", "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n", 1): "it is encrypted. To decrypt it: openssl pkey -in <file>",
-		block("OPENSSH PRIVATE KEY", []byte("openssh-key-v1")):                                                                             `it is a "OPENSSH PRIVATE KEY"`,
-		block("EC PRIVATE KEY", append(der(sec1), der(sec1)...)):                                                                           "there is something behind it",
-		block("PRIVATE KEY", append(der(pkcs8), "junk"...)):                                                                                "there is something behind it",
-		strings.Repeat(" ", 4096) + sec1:                                                                                                   fmt.Sprintf("it has %d bytes, and a key has no more than 4096", 4096+len(sec1)),
-		strings.Replace(sec1, "-----\n", "-----\nX: y\n\n", 1):                                                                             "it has headers",
-		sec1 + block("EC PARAMETERS", nil):                                                                                                 "there is something behind it",
-		"-----BEGIN PRIVATE KEY-----\nsecret":                                                                                              "it can't be read",
-		// pem.Decode passes over a block that it can't read.
-		"-----BEGIN PRIVATE KEY-----\n" + sec1:                                        "it can't be read",
-		strings.Replace(pkcs8, "M", "\xff", 1) + pkcs8:                                "it can't be read",
-		parameters + strings.Replace(sec1, "M", "", 1) + sec1:                         "it can't be read",
-		strings.Replace(parameters, "-----\n", "-----\nX: \xff\n\n", 1) + sec1:        "its EC PARAMETERS don't name P-256",
-		strings.Replace(parameters, "-----\n", "-----\nDEK-Info: \xff\n\n", 1) + sec1: "its EC PARAMETERS don't name P-256",
+		"":                                   "the text does not begin with -----BEGIN",
+		secret:                               "the text does not begin with -----BEGIN",
+		"x" + sec1:                           "the text does not begin with -----BEGIN",
+		sec1[:80]:                            "cannot decode PEM",
+		public:                               `the PEM block type is "PUBLIC KEY"`,
+		block("RSA PRIVATE KEY", nil):        `the PEM block type is "RSA PRIVATE KEY"`,
+		block("ENCRYPTED PRIVATE KEY", nil):  `the key is encrypted (use "openssl pkey" to decrypt it)`,
+		otherSEC1:                            "the key is for P-384",
+		otherPKCS8:                           "the key is for P-384",
+		block("PRIVATE KEY", edwardsDER):     "the key is for another algorithm",
+		block("EC PRIVATE KEY", []byte("x")): "cannot parse key, or unsupported curve encoding",
+		block("PRIVATE KEY", []byte("x")):    "cannot parse key, or unsupported curve encoding",
+		sec1 + pkcs8:                         "unexpected data after the key",
+		parameters:                           "the EC PARAMETERS are not followed by a key",
+		parameters + "x" + sec1:              "the EC PARAMETERS are not followed by a key",
+		block("EC PARAMETERS", nil) + sec1:   "the EC PARAMETERS do not name P-256",
+		block("EC PARAMETERS", []byte{6, 5, 0x2b, 0x81, 4, 0, 0x22}) + sec1: "the EC PARAMETERS do not name P-256",
+		// Ciphertext may begin like ASN.1.
+		strings.Replace(block("EC PRIVATE KEY", []byte{0x30, 0, 1, 2}), "\n", "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n", 1): `the key is encrypted (use "openssl pkey" to decrypt it)`,
+		block("OPENSSH PRIVATE KEY", []byte("openssh-key-v1")):                                                                             `the PEM block type is "OPENSSH PRIVATE KEY"`,
+		block("EC PRIVATE KEY", append(der(sec1), der(sec1)...)):                                                                           "unexpected data after the key",
+		block("PRIVATE KEY", append(der(pkcs8), "junk"...)):                                                                                "unexpected data after the key",
+		strings.Repeat(" ", 4096) + sec1:                                                                                                   fmt.Sprintf("the text has %d bytes (maximum 4096)", 4096+len(sec1)),
+		strings.Replace(sec1, "-----\n", "-----\nX: y\n\n", 1):                                                                             "the PEM block has headers",
+		sec1 + block("EC PARAMETERS", nil):                                                                                                 "unexpected data after the key",
+		"-----BEGIN PRIVATE KEY-----\nsecret":                                                                                              "cannot decode PEM",
+		// pem.Decode skips invalid blocks.
+		"-----BEGIN PRIVATE KEY-----\n" + sec1:                                        "cannot decode PEM",
+		strings.Replace(pkcs8, "M", "\xff", 1) + pkcs8:                                "cannot decode PEM",
+		parameters + strings.Replace(sec1, "M", "", 1) + sec1:                         "cannot decode PEM",
+		strings.Replace(parameters, "-----\n", "-----\nX: \xff\n\n", 1) + sec1:        "the EC PARAMETERS do not name P-256",
+		strings.Replace(parameters, "-----\n", "-----\nDEK-Info: \xff\n\n", 1) + sec1: "the EC PARAMETERS do not name P-256",
 	} {
 		key, err := ati.ParsePrivateKey(text)
-		if err == nil || err.Error() != private+want || !errors.Is(err, ati.ErrATI) || key.Algorithm() != "" {
-			t.Errorf("%.40q: %v, want %s", text, err, want)
-		}
-	}
-	const publicWant = "parse key: must be one P-256 public key in PEM; "
-	for text, want := range map[string]string{
-		"":                                      "it doesn't begin with -----BEGIN",
-		sec1:                                    `it is a "EC PRIVATE KEY"`,
-		pkcs8:                                   `it is a "PRIVATE KEY"`,
-		otherPublic:                             "it is a key of P-384",
-		block("PUBLIC KEY", []byte("x")):        "it can't be read",
-		block("CERTIFICATE", []byte("x")):       `it is a "CERTIFICATE"`,
-		public + public:                         "there is something behind it",
-		"-----BEGIN PUBLIC KEY-----\n" + public: "it can't be read",
-		// The proxy opens itself with such a file.
-		parameters + public: "there is something behind it",
-		strings.Replace(public, "\n", "\nDEK-Info: x\n\n", 1): "it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>",
-		strings.Replace(public, "\n", "\n\n", 1):              "it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>",
-		// A byte behind the last element of the sequence, which x509 passes over.
-		block("PUBLIC KEY", append([]byte{0x30, der(public)[1] + 1}, append(der(public)[2:], 0xff)...)): "it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>",
-		block("PUBLIC KEY", edwardsPublicDER): "it is a key of another algorithm",
-	} {
-		key, err := ati.ParsePublicKey(text)
-		if err == nil || err.Error() != publicWant+want || key.Algorithm() != "" {
+		if err == nil || err.Error() != prefix+want || !errors.Is(err, ati.ErrATI) || key.Algorithm() != "" {
 			t.Errorf("%.40q: %v, want %s", text, err, want)
 		}
 	}
 }
 
-// The algorithm is the key's, never the token's: a token under the other one is
-// refused, also one whose HMAC is made with the public key.
-func TestTheAlgorithmIsPinned(t *testing.T) {
+func TestParsePublicKey_Rejects(t *testing.T) {
 	t.Parallel()
-	private, verifier, public := keyPair(t)
+	sec1, pkcs8, public := newPEMs(t, elliptic.P256())
+	_, _, otherPublic := newPEMs(t, elliptic.P384())
+	edwards, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edwardsDER, err := x509.MarshalPKIXPublicKey(edwards)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const prefix = "parse key: must be one P-256 public key in PEM; "
+	for text, want := range map[string]string{
+		"":                                      "the text does not begin with -----BEGIN",
+		sec1:                                    `the PEM block type is "EC PRIVATE KEY"`,
+		pkcs8:                                   `the PEM block type is "PRIVATE KEY"`,
+		otherPublic:                             "the key is for P-384",
+		block("PUBLIC KEY", []byte("x")):        "cannot parse key",
+		block("CERTIFICATE", []byte("x")):       `the PEM block type is "CERTIFICATE"`,
+		public + public:                         "unexpected data after the key",
+		"-----BEGIN PUBLIC KEY-----\n" + public: "cannot decode PEM",
+		// With such a file, the proxy accepts unauthenticated requests.
+		parameters + public: "unexpected data after the key",
+		strings.Replace(public, "\n", "\nDEK-Info: x\n\n", 1): `the encoding is not canonical (use "openssl pkey -pubin" to rewrite it)`,
+		strings.Replace(public, "\n", "\n\n", 1):              `the encoding is not canonical (use "openssl pkey -pubin" to rewrite it)`,
+		// x509 ignores trailing data in the sequence.
+		block("PUBLIC KEY", append([]byte{0x30, der(public)[1] + 1}, append(der(public)[2:], 0xff)...)): `the encoding is not canonical (use "openssl pkey -pubin" to rewrite it)`,
+		block("PUBLIC KEY", edwardsDER): "the key is for another algorithm",
+	} {
+		key, err := ati.ParsePublicKey(text)
+		if err == nil || err.Error() != prefix+want || key.Algorithm() != "" {
+			t.Errorf("%.40q: %v, want %s", text, err, want)
+		}
+	}
+}
+
+// The key determines the algorithm, so a token with another alg is rejected,
+// including one whose HMAC uses the public key.
+func TestValidateToken_PinsAlgorithm(t *testing.T) {
+	t.Parallel()
+	private, verifier, public := newKeyPair(t)
 	es, err := ati.IssueToken(private, ati.IssueRequest{Subject: "a", IssuedAt: clock()})
 	if err != nil {
 		t.Fatal(err)
@@ -248,32 +264,32 @@ func TestTheAlgorithmIsPinned(t *testing.T) {
 		token string
 		key   ati.Key
 	}{
-		"HS256 for the private key":       {hs, private},
-		"HS256 for the public key":        {hs, verifier},
-		"ES256 for the secret":            {es, mustKey(t, secret)},
-		"an HMAC with the PEM":            {withHMAC([]byte(public)), verifier},
-		"an HMAC with the DER":            {withHMAC(block.Bytes), verifier},
-		"ES256 in the header of an HMAC":  {encode([]byte(`{"alg":"ES256","typ":"JWT"}`)) + "." + strings.SplitN(hs, ".", 2)[1], verifier},
-		"a signature in DER":              {signed + encode(der), verifier},
-		"a signature of 63 bytes":         {signed + encode(sig[:63]), verifier},
-		"a signature of 65 bytes":         {signed + encode(append([]byte{0}, sig...)), verifier},
-		"a signature of zeros":            {signed + encode(make([]byte, 64)), verifier},
-		"no signature":                    {signed, verifier},
-		"the halves the other way around": {signed + encode(append(append([]byte{}, sig[32:]...), sig[:32]...)), verifier},
-		"another claim":                   {segments[0] + "." + strings.Split(hs, ".")[1] + "." + segments[2], verifier},
+		"HS256 for the private key":        {hs, private},
+		"HS256 for the public key":         {hs, verifier},
+		"ES256 for the secret":             {es, mustKey(t, secret)},
+		"an HMAC with the PEM":             {withHMAC([]byte(public)), verifier},
+		"an HMAC with the DER":             {withHMAC(block.Bytes), verifier},
+		"an HMAC with the header of ES256": {encode([]byte(`{"alg":"ES256","typ":"JWT"}`)) + "." + strings.SplitN(hs, ".", 2)[1], verifier},
+		"a signature in DER":               {signed + encode(der), verifier},
+		"a signature of 63 bytes":          {signed + encode(sig[:63]), verifier},
+		"a signature of 65 bytes":          {signed + encode(append([]byte{0}, sig...)), verifier},
+		"a signature of zeros":             {signed + encode(make([]byte, 64)), verifier},
+		"no signature":                     {signed, verifier},
+		"r and s exchanged":                {signed + encode(append(append([]byte{}, sig[32:]...), sig[:32]...)), verifier},
+		"another claim":                    {segments[0] + "." + strings.Split(hs, ".")[1] + "." + segments[2], verifier},
 	} {
 		if _, err := ati.ValidateToken(c.token, c.key, ati.WithTime(clock)); !errors.Is(err, ati.ErrSignature) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if _, err := ati.ValidateToken(es, verifier, ati.WithTime(clock)); err != nil {
-		t.Errorf("the token itself: %v", err)
+		t.Errorf("the valid token: %v", err)
 	}
 }
 
-func TestAnOrchestratorWithAPublicKeyValidatesAndProvisionsNothing(t *testing.T) {
+func TestOrchestrator_PublicKey(t *testing.T) {
 	t.Parallel()
-	private, verifier, _ := keyPair(t)
+	private, verifier, _ := newKeyPair(t)
 	env, err := ati.Orchestrator{ProxyURL: "https://h/", Key: private}.ProvisionSandbox(ati.ProvisionRequest{AgentID: "a", Tools: []string{"x"}})
 	if err != nil {
 		t.Fatal(err)
@@ -292,9 +308,9 @@ func TestAnOrchestratorWithAPublicKeyValidatesAndProvisionsNothing(t *testing.T)
 	}
 }
 
-func TestES256KeysDontPrintThemselves(t *testing.T) {
+func TestKey_DoesNotPrintPrivateKey(t *testing.T) {
 	t.Parallel()
-	sec1, _, _ := pems(t, elliptic.P256())
+	sec1, _, _ := newPEMs(t, elliptic.P256())
 	key, err := ati.ParsePrivateKey(sec1)
 	if err != nil {
 		t.Fatal(err)
@@ -304,7 +320,7 @@ func TestES256KeysDontPrintThemselves(t *testing.T) {
 		t.Errorf("prints %s", got)
 	}
 	type holder struct{ key ati.Key }
-	private, err := x509.ParseECPrivateKey(func() []byte { b, _ := pem.Decode([]byte(sec1)); return b.Bytes }())
+	private, err := x509.ParseECPrivateKey(der(sec1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,16 +328,17 @@ func TestES256KeysDontPrintThemselves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown := fmt.Sprintf("%v %+v %#v", holder{key}, holder{key}, &holder{key})
-	if strings.Contains(shown, new(big.Int).SetBytes(d).String()) || strings.Contains(shown, fmt.Sprintf("%x", d)) {
-		t.Errorf("prints %s", shown)
+	printed := fmt.Sprintf("%v %+v %#v", holder{key}, holder{key}, &holder{key})
+	if strings.Contains(printed, new(big.Int).SetBytes(d).String()) || strings.Contains(printed, fmt.Sprintf("%x", d)) {
+		t.Errorf("prints %s", printed)
 	}
 }
 
-// No text makes a parser panic, and what it takes signs and verifies.
+// FuzzParseKeys checks that the parsers do not panic, and that a parsed private
+// key signs and verifies.
 func FuzzParseKeys(f *testing.F) {
-	sec1, pkcs8, public := pems(f, elliptic.P256())
-	other, _, _ := pems(f, elliptic.P384())
+	sec1, pkcs8, public := newPEMs(f, elliptic.P256())
+	other, _, _ := newPEMs(f, elliptic.P384())
 	for _, text := range []string{sec1, pkcs8, public, other, "", "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----", block("ENCRYPTED PRIVATE KEY", []byte("x"))} {
 		f.Add(text)
 	}

@@ -6,37 +6,37 @@ import (
 	"time"
 )
 
-// The environment variables of a sandbox.
+// Environment variables that the ATI client reads in a sandbox.
 const (
 	EnvProxyURL     = "ATI_PROXY_URL"
 	EnvSessionToken = "ATI_SESSION_TOKEN"
 )
 
-// Orchestrator provisions sandboxes for one proxy, with one key. With a public
-// key it validates tokens only.
+// Orchestrator provisions sandboxes for one proxy with one key. With a public
+// key it can only validate tokens.
 type Orchestrator struct {
-	ProxyURL string
+	ProxyURL string // required by ProvisionSandbox
 	Key      Key
-	Audience string // of issued and of validated tokens; "" is DefaultAudience
-	Issuer   string // of issued tokens; "" is DefaultIssuer
+	Audience string // audience of issued and validated tokens; defaults to DefaultAudience
+	Issuer   string // issuer of issued tokens; defaults to DefaultIssuer
 }
 
-// ProvisionRequest says what a sandbox may do.
+// ProvisionRequest lists what a sandbox may access.
 type ProvisionRequest struct {
 	AgentID     string            // claim sub
 	Tools       []string          // tool names, with or without "tool:"
 	Skills      []string          // skill names, with or without "skill:"
-	ExtraScopes []string          // further scopes, as they are
-	TTL         time.Duration     // whole seconds; 0 is DefaultTTL
+	ExtraScopes []string          // additional scopes, used verbatim
+	TTL         time.Duration     // a whole number of seconds; 0 means DefaultTTL
 	Rate        map[string]string // claim ati.rate; see ParseRate
 }
 
-// ProvisionSandbox issues a token and returns the sandbox's environment:
-// ATI_PROXY_URL, without trailing slashes, and ATI_SESSION_TOKEN. Its errors
-// are *[ProvisionError].
+// ProvisionSandbox issues a token and returns the environment of the sandbox:
+// ATI_PROXY_URL, without trailing slashes, and ATI_SESSION_TOKEN. It returns a
+// *[ProvisionError] if ProxyURL is empty or [IssueToken] fails.
 func (o Orchestrator) ProvisionSandbox(req ProvisionRequest) (map[string]string, error) {
 	if o.ProxyURL == "" {
-		return nil, &ProvisionError{errors.New("the orchestrator has no ProxyURL")}
+		return nil, &ProvisionError{errors.New("ProxyURL is required")}
 	}
 	token, err := IssueToken(o.Key, IssueRequest{
 		Subject:  req.AgentID,
@@ -55,9 +55,9 @@ func (o Orchestrator) ProvisionSandbox(req ProvisionRequest) (map[string]string,
 	}, nil
 }
 
-// ValidateToken is [ValidateToken] with the orchestrator's key and audience.
-// Options are applied after these. As in ati-client, the issuer is checked
-// only with [WithIssuer].
+// ValidateToken calls [ValidateToken] with the key and the audience of the
+// orchestrator. The given options are applied last. As in ati-client, the
+// issuer is checked only with [WithIssuer].
 func (o Orchestrator) ValidateToken(token string, opts ...ValidateOption) (*Claims, error) {
 	audience := o.Audience
 	if audience == "" {

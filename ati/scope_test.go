@@ -14,7 +14,7 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-func TestAllowsDecidesAsTheProxy(t *testing.T) {
+func TestAllows(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		granted, required string
@@ -53,13 +53,17 @@ func TestAllowsDecidesAsTheProxy(t *testing.T) {
 			t.Errorf("Allows(%q, %q) is %v", c.granted, c.required, got)
 		}
 	}
+}
+
+func TestMatches(t *testing.T) {
+	t.Parallel()
 	got := ati.Matches([]string{"tool:*", "tool:b", "tool:a_*", "*"}, "tool:a:x")
 	if diff := cmp.Diff([]string{"tool:*", "tool:a_*", "*"}, got); diff != "" {
 		t.Errorf("Matches (-want +got):\n%s", diff)
 	}
 }
 
-func TestCoversOrdersPatterns(t *testing.T) {
+func TestCovers(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		granted, requested string
@@ -77,9 +81,9 @@ func TestCoversOrdersPatterns(t *testing.T) {
 	}
 }
 
-// proxyOpens states the proxy's rule anew, from what consumer tests showed and
-// without this package's functions.
-func proxyOpens(pattern, required string) bool {
+// proxyAllows is an independent implementation of the rule of the proxy, as tests
+// of the proxy showed it. It does not use package ati.
+func proxyAllows(pattern, required string) bool {
 	matches := func(name string) bool {
 		if strings.HasSuffix(pattern, "*") {
 			n := len(pattern) - 1
@@ -101,9 +105,10 @@ func proxyOpens(pattern, required string) bool {
 	return false
 }
 
-// The theorem on which narrowing rests: whatever a covered pattern opens, the
-// covering one opens. Over a small alphabet, so that patterns often meet.
-func TestWhatACoveredPatternOpensTheCoveringOneOpens(t *testing.T) {
+// Narrowing a grant relies on this property: if a pattern covers another, it
+// matches every scope that the other matches. The alphabet is small, so that
+// random patterns often match.
+func TestCovers_NeverWidensAccess(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
 	word := func(max int) string {
@@ -125,7 +130,7 @@ func TestWhatACoveredPatternOpensTheCoveringOneOpens(t *testing.T) {
 			}
 		}
 	}
-	covered, opened := 0, 0
+	covered, matched := 0, 0
 	for range 2_000_000 {
 		granted, requested := pattern(), pattern()
 		if !ati.Covers(granted, requested) {
@@ -136,37 +141,37 @@ func TestWhatACoveredPatternOpensTheCoveringOneOpens(t *testing.T) {
 		if required == "" {
 			continue
 		}
-		if got := ati.Allows([]string{requested}, required); got != proxyOpens(requested, required) {
-			t.Fatalf("Allows(%q, %q) is %v, and the proxy says otherwise", requested, required, got)
+		if got := ati.Allows([]string{requested}, required); got != proxyAllows(requested, required) {
+			t.Fatalf("Allows(%q, %q) is %v, unlike at the proxy", requested, required, got)
 		}
-		if proxyOpens(requested, required) {
-			opened++
-			if !proxyOpens(granted, required) {
-				t.Fatalf("%q covers %q, but only the latter opens %q", granted, requested, required)
+		if proxyAllows(requested, required) {
+			matched++
+			if !proxyAllows(granted, required) {
+				t.Fatalf("%q covers %q, but does not match %q", granted, requested, required)
 			}
 		}
 	}
-	if covered < 10_000 || opened < 1_000 {
-		t.Errorf("only %d covered pairs and %d opened scopes were tried", covered, opened)
+	if covered < 10_000 || matched < 1_000 {
+		t.Errorf("tried only %d covered pairs and %d matched scopes", covered, matched)
 	}
 }
 
-func TestCheckPatternTakesTheLegalForm(t *testing.T) {
+func TestCheckPattern(t *testing.T) {
 	t.Parallel()
 	for _, good := range []string{"*", "help", "tool:a", "tool:*", "tool:a:b*", "tool:_9.:/@+~%=,()#-x", "x:*", "skill:a", "skill:a*", "9", strings.Repeat("a", 255)} {
 		if err := ati.CheckPattern(good); err != nil {
 			t.Error(err)
 		}
 	}
-	const form = `a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one "*"`
+	const form = `scope pattern must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+~%=,()#- (1 to 255 characters, plus an optional "*" at the end)`
 	for bad, want := range map[string]string{
-		"":                       "a scope pattern must not be empty",
-		"**":                     `a "*" needs a colon before it, as in "tool:github:*", or stands alone`,
-		"help*":                  `a "*" needs a colon before it, as in "tool:github:*", or stands alone`,
-		"*:a":                    `a "*" is a wildcard only at the end of a pattern`,
-		"tool:":                  "names no tool",
-		"skill:":                 "names no skill",
-		"skill:*":                `opens nothing at the proxy; for every skill and every tool, use the scope "*"`,
+		"":                       "scope pattern must not be empty",
+		"**":                     `a pattern that ends in "*" must contain a colon, as in "tool:github:*", or be exactly "*"`,
+		"help*":                  `a pattern that ends in "*" must contain a colon, as in "tool:github:*", or be exactly "*"`,
+		"*:a":                    `"*" is allowed only at the end of a pattern`,
+		"tool:":                  "tool name is missing",
+		"skill:":                 "skill name is missing",
+		"skill:*":                `matches no skill at the proxy; use the scope "*" to grant every skill and every tool`,
 		"tool:a b":               form,
 		"-a":                     form,
 		strings.Repeat("a", 256): form,
@@ -176,16 +181,21 @@ func TestCheckPatternTakesTheLegalForm(t *testing.T) {
 			t.Errorf("CheckPattern(%q):\n got %v\nwant %q: %s", bad, err, bad, want)
 		}
 	}
-	// What passes never has anything in it at which the proxy would split or expand.
+}
+
+// The proxy splits scopes at white space and expands "${…}".
+func TestCheckPattern_RejectsSpecialCharacters(t *testing.T) {
+	t.Parallel()
 	for r := rune(0); r < 0x3100; r++ {
 		if err := ati.CheckPattern("tool:a" + string(r) + "b"); err == nil && (r > 126 || unicode.IsSpace(r) || strings.ContainsRune("${}\\\"'*", r)) {
-			t.Errorf("%q passes", r)
+			t.Errorf("%q is accepted", r)
 		}
 	}
 }
 
-// proxyRate states the proxy's parser anew: split at "/", a Rust u64 (which
-// takes a plus sign and leading zeros), a trimmed unit.
+// proxyRate is an independent implementation of the parser of the proxy: it splits
+// at "/", parses a Rust u64 (which may have a plus sign and leading zeros), and
+// trims the unit.
 func proxyRate(spec string) (count uint64, window time.Duration, ok bool) {
 	parts := strings.Split(spec, "/")
 	if len(parts) != 2 {
@@ -208,11 +218,11 @@ func proxyRate(spec string) (count uint64, window time.Duration, ok bool) {
 	return count, window, window != 0
 }
 
-func TestParseRateTakesAStrictSubsetOfTheProxys(t *testing.T) {
+func TestParseRate_SubsetOfProxy(t *testing.T) {
 	t.Parallel()
 	counts := []string{"0", "1", "10", "999999999", "1000000000", "00", "007", "+5", "-5", "", " 5", "5 ", "1.5", "1e3", "0x5", "٣", "18446744073709551616"}
 	units := []string{"s", "sec", "second", "m", "min", "minute", "h", "hr", "hour", "d", "day", "week", "S", "", " hour", "hour ", "hour\n", "hours", "s/s"}
-	taken := 0
+	accepted := 0
 	for _, count := range counts {
 		for _, unit := range units {
 			spec := count + "/" + unit
@@ -220,19 +230,23 @@ func TestParseRateTakesAStrictSubsetOfTheProxys(t *testing.T) {
 			proxyCount, proxyWindow, proxyOK := proxyRate(spec)
 			if err != nil {
 				if got != (ati.Rate{}) {
-					t.Errorf("%q: %v beside an error", spec, got)
+					t.Errorf("%q: rate %v with an error", spec, got)
 				}
 				continue
 			}
-			taken++
+			accepted++
 			if !proxyOK || uint64(got.Count) != proxyCount || got.Window != proxyWindow || got.String() != spec {
 				t.Errorf("%q is %+v here, and %d/%v (%v) at the proxy", spec, got, proxyCount, proxyWindow, proxyOK)
 			}
 		}
 	}
-	if want := 4 * 11; taken != want {
-		t.Errorf("%d specs were taken, want %d", taken, want)
+	if want := 4 * 11; accepted != want {
+		t.Errorf("%d rates are accepted, want %d", accepted, want)
 	}
+}
+
+func TestParseRate_Rejects(t *testing.T) {
+	t.Parallel()
 	for _, spec := range []string{"", "/", "10", "10/hour/extra", "abc/hour"} {
 		if r, err := ati.ParseRate(spec); err == nil {
 			t.Errorf("%q is %+v", spec, r)
@@ -249,7 +263,7 @@ func FuzzCheckPattern(f *testing.F) {
 			return
 		}
 		if got := ati.ParseScopes(pattern); len(got) != 1 || got[0] != pattern {
-			t.Errorf("%q passes, and is %d scopes", pattern, len(got))
+			t.Errorf("%q is accepted, and contains %d scopes", pattern, len(got))
 		}
 		if !ati.Covers(pattern, pattern) || !ati.Covers("*", pattern) {
 			t.Errorf("%q is not covered by itself and *", pattern)
@@ -283,7 +297,7 @@ func FuzzTokens(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// A valid token can be inspected, and signed anew it is as valid.
+		// A valid token can be inspected, and its claims can be signed again.
 		inspected, err := ati.InspectToken(token)
 		if err != nil || inspected["sub"] != c.Subject || inspected["scope"] != c.Scope {
 			t.Errorf("inspected as %v, %v", inspected, err)
@@ -297,7 +311,7 @@ func FuzzTokens(f *testing.F) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(c, c2); diff != "" {
-			t.Errorf("signed anew (-first +second):\n%s", diff)
+			t.Errorf("signed again (-first +second):\n%s", diff)
 		}
 	})
 }

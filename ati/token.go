@@ -12,34 +12,35 @@ import (
 	"github.com/google/uuid"
 )
 
-// The defaults of ati-client.
+// Defaults, which are those of ati-client.
 const (
 	DefaultAudience = "ati-proxy"
 	DefaultIssuer   = "ati-orchestrator"
 	DefaultTTL      = time.Hour
-	// MaxLeeway is the proxy's clock skew tolerance, and so the default and the
-	// largest leeway here.
+	// MaxLeeway is the clock skew that the proxy tolerates. It is the default
+	// leeway of ValidateToken and its maximum.
 	MaxLeeway = 60 * time.Second
 )
 
-// IssueRequest says what goes into a token. The zero value of each field but
-// Subject and Scope is ati-client's default.
+// IssueRequest contains the values of a token's claims. The zero value of each
+// field except Subject and Scope selects the default of ati-client.
 type IssueRequest struct {
 	Subject    string            // claim sub
 	Scope      string            // claim scope; see BuildScope
-	TTL        time.Duration     // whole seconds from iat to exp, even negative ones; 0 is DefaultTTL
-	Audience   string            // claim aud; "" is DefaultAudience
-	Issuer     string            // claim iss; "" is DefaultIssuer
-	OmitIssuer bool              // leaves iss out, like iss=None in ati-client
-	ID         string            // claim jti; "" is a new UUID (version 4)
+	TTL        time.Duration     // exp minus iat, in whole seconds, may be negative; 0 means DefaultTTL
+	Audience   string            // claim aud; defaults to DefaultAudience
+	Issuer     string            // claim iss; defaults to DefaultIssuer
+	OmitIssuer bool              // omits iss, like iss=None in ati-client
+	ID         string            // claim jti; defaults to a new UUID (version 4)
 	Rate       map[string]string // claim ati.rate; see ParseRate
-	JobID      string            // claim job_id; "" leaves it out
-	SandboxID  string            // claim sandbox_id; "" leaves it out
-	IssuedAt   time.Time         // claim iat, cut to the second; zero is now
+	JobID      string            // claim job_id; omitted if empty
+	SandboxID  string            // claim sandbox_id; omitted if empty
+	IssuedAt   time.Time         // claim iat, truncated to seconds; defaults to the current time
 }
 
-// IssueToken signs a session token. Beside a key or a TTL that can't be used
-// it refuses nothing, just as ati-client: the proxy judges the token.
+// IssueToken returns a signed session token. It returns a *[TokenError] if the
+// key cannot sign or TTL is not a whole number of seconds. Like ati-client, it
+// does not check any other value.
 func IssueToken(key Key, req IssueRequest) (string, error) {
 	c, err := req.claims()
 	if err != nil {
@@ -50,7 +51,7 @@ func IssueToken(key Key, req IssueRequest) (string, error) {
 
 func (req IssueRequest) claims() (*Claims, error) {
 	if req.TTL%time.Second != 0 {
-		return nil, &TokenError{Op: "issue token", Err: fmt.Errorf("the TTL %v is not a whole number of seconds", req.TTL)}
+		return nil, &TokenError{Op: "issue token", Err: fmt.Errorf("TTL %v: must be a whole number of seconds", req.TTL)}
 	}
 	c := &Claims{
 		Subject:   req.Subject,
@@ -84,7 +85,7 @@ func (req IssueRequest) claims() (*Claims, error) {
 	return c, nil
 }
 
-// ValidateOption changes what [ValidateToken] asks of a token.
+// ValidateOption changes what [ValidateToken] requires of a token.
 type ValidateOption func(*validation) error
 
 type validation struct {
@@ -94,16 +95,16 @@ type validation struct {
 	now       func() time.Time
 }
 
-// WithAudience sets the accepted audiences; the token's aud must be one of
-// them. Without it, [DefaultAudience] is the only one.
+// WithAudience sets the accepted audiences: at least one, none of them empty.
+// The claim aud must equal one of them. The default is [DefaultAudience].
 func WithAudience(audience ...string) ValidateOption {
 	return func(v *validation) error {
 		if len(audience) == 0 {
-			return errors.New("WithAudience needs an audience")
+			return errors.New("WithAudience requires at least one audience")
 		}
 		for _, a := range audience {
 			if a == "" {
-				return errors.New("an accepted audience must not be empty")
+				return errors.New("accepted audience must not be empty")
 			}
 		}
 		v.audiences = audience
@@ -111,32 +112,32 @@ func WithAudience(audience ...string) ValidateOption {
 	}
 }
 
-// WithIssuer requires the claim iss with exactly this value. (The proxy alone
-// would take a token without an issuer, ati-client would not.) Without it, the
-// issuer isn't checked.
+// WithIssuer sets the required value of the claim iss, which must not be empty.
+// A token without iss is rejected, as by ati-client; the proxy accepts it. By
+// default the issuer is not checked.
 func WithIssuer(issuer string) ValidateOption {
 	return func(v *validation) error {
 		if issuer == "" {
-			return errors.New("the required issuer must not be empty; leave WithIssuer out to check none")
+			return errors.New("required issuer must not be empty; omit WithIssuer to skip the check")
 		}
 		v.issuer = issuer
 		return nil
 	}
 }
 
-// WithLeeway sets the clock skew that is tolerated in exp, iat and nbf, from 0
-// to [MaxLeeway], which is the default.
+// WithLeeway sets the tolerated clock skew for exp, iat, and nbf, from 0 to
+// [MaxLeeway], which is the default.
 func WithLeeway(leeway time.Duration) ValidateOption {
 	return func(v *validation) error {
 		if leeway < 0 || leeway > MaxLeeway {
-			return fmt.Errorf("the leeway %v must be from 0s to %v: the proxy refuses what is older", leeway, MaxLeeway)
+			return fmt.Errorf("leeway %v: must be between 0s and %v, the leeway of the proxy", leeway, MaxLeeway)
 		}
 		v.leeway = leeway
 		return nil
 	}
 }
 
-// WithTime sets the clock; the default is [time.Now].
+// WithTime sets the clock. The default is [time.Now].
 func WithTime(now func() time.Time) ValidateOption {
 	return func(v *validation) error {
 		v.now = now
@@ -145,11 +146,13 @@ func WithTime(now func() time.Time) ValidateOption {
 }
 
 // ValidateToken returns the claims of a token that both the ATI proxy and
-// ati-client accept under this key. Any other token gives a *[TokenError].
+// ati-client accept with this key. For any other token, for the zero Key, and
+// for an invalid option it returns a *[TokenError].
 //
-// It is stricter than the two together in corners that no issuer uses: a header
-// with "jwk", "crit" or a "b64" that is not true, an nbf that is not a number, an exp beyond 2^63, JSON that
-// nests deeper than 127, and U+FFFD or a lone surrogate in a claim.
+// In a few cases that no issuer produces, it rejects tokens that both accept: a
+// header with "jwk", "crit", or a "b64" other than true; an nbf that is not a
+// number; an exp of 2^63 or more; JSON nested more than 127 levels deep; and
+// U+FFFD or a lone surrogate in a claim.
 func ValidateToken(token string, key Key, opts ...ValidateOption) (*Claims, error) {
 	v := validation{audiences: []string{DefaultAudience}, leeway: MaxLeeway, now: time.Now}
 	for _, opt := range opts {
@@ -158,7 +161,7 @@ func ValidateToken(token string, key Key, opts ...ValidateOption) (*Claims, erro
 		}
 	}
 	if key.material == nil {
-		return nil, &TokenError{Op: "validate token", Err: errors.New("the key is empty")}
+		return nil, &TokenError{Op: "validate token", Err: errors.New("key is empty")}
 	}
 	if err := checkEnvelope(token); err != nil {
 		return nil, &TokenError{Op: "validate token", Reason: ErrMalformed, Err: err}
@@ -175,14 +178,14 @@ func ValidateToken(token string, key Key, opts ...ValidateOption) (*Claims, erro
 	if _, err := parser.ParseWithClaims(token, claims, func(*jwt.Token) (any, error) {
 		return (*key.material).verify, nil
 	}); err != nil {
-		return nil, v.refusal(err, &claims.Claims)
+		return nil, v.tokenError(err, &claims.Claims)
 	}
 	return &claims.Claims, nil
 }
 
-// refusal turns golang-jwt's error into this package's, with the claim that
-// was at fault.
-func (v *validation) refusal(err error, c *Claims) error {
+// tokenError converts an error of golang-jwt to a *TokenError that names the
+// value of the rejected claim.
+func (v *validation) tokenError(err error, c *Claims) error {
 	reason, detail := ErrMalformed, err
 	switch {
 	case errors.Is(err, jwt.ErrTokenMalformed):
@@ -209,117 +212,121 @@ func formatTime(seconds int64) string {
 	return unixTime(min(seconds, maxSeconds)).Format(time.RFC3339)
 }
 
-// checkEnvelope refuses what golang-jwt lets pass and the proxy or ati-client
-// doesn't: line breaks inside the token, JSON that isn't UTF-8 or nests too
-// deep, and header members of the wrong type or given twice.
+// checkEnvelope rejects what golang-jwt accepts and the proxy or ati-client does
+// not: line breaks in the token, JSON that is not UTF-8 or is nested too deep,
+// and header members of the wrong type or given twice.
 func checkEnvelope(token string) error {
 	header, payload, err := splitToken(token)
 	if err != nil {
 		return err
 	}
-	for name, b := range map[string][]byte{"header": header, "payload": payload} {
-		if !readable(b) {
-			return fmt.Errorf("the %s is not JSON that can be read", name)
-		}
+	if err := checkJSON(header); err != nil {
+		return fmt.Errorf("header: %w", err)
 	}
-	_, err = readObject(header, func(name string, value json.RawMessage) (err error) {
-		switch name {
-		case "alg", "kid":
-			_, err = readString(value)
-		case "typ", "cty", "jku", "x5u", "x5t", "x5t#S256":
-			_, err = readOptionalString(value)
-		case "x5c":
-			var chain []json.RawMessage
-			err = json.Unmarshal(value, &chain)
-			for _, certificate := range chain {
-				if err == nil {
-					_, err = readString(certificate)
-				}
-			}
-		case "jwk":
-			if string(value) != "null" {
-				err = errors.New("a key in the token is not accepted")
-			}
-		case "b64":
-			if string(value) != "true" {
-				err = errors.New("must be true")
-			}
-		case "crit":
-			err = errors.New("critical extensions are not understood")
-		default:
-			return errUnknownMember
-		}
-		return err
-	})
-	if err != nil {
+	if err := checkJSON(payload); err != nil {
+		return fmt.Errorf("payload: %w", err)
+	}
+	if _, err := readObject(header, checkHeaderMember); err != nil {
 		return fmt.Errorf("header: %w", err)
 	}
 	return nil
 }
 
-// splitToken decodes the three segments of a compact token, and returns the
-// two that are JSON.
+// checkHeaderMember checks the parameters that RFC 7515, section 4.1, and RFC
+// 7797 (b64) define.
+func checkHeaderMember(name string, value json.RawMessage) (err error) {
+	switch name {
+	case "alg", "kid":
+		_, err = readString(value)
+	case "typ", "cty", "jku", "x5u", "x5t", "x5t#S256":
+		_, err = readOptionalString(value)
+	case "x5c":
+		err = checkCertificates(value)
+	case "jwk":
+		if string(value) != "null" {
+			err = errors.New("embedded keys are not allowed")
+		}
+	case "b64":
+		if string(value) != "true" {
+			err = errors.New("must be true")
+		}
+	case "crit":
+		err = errCritical
+	default:
+		return errUnknownMember
+	}
+	return err
+}
+
+func checkCertificates(value json.RawMessage) error {
+	var chain []json.RawMessage
+	if err := json.Unmarshal(value, &chain); err != nil {
+		return err
+	}
+	for _, certificate := range chain {
+		if _, err := readString(certificate); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errCritical = errors.New("critical extensions are not supported")
+
+// splitToken decodes the segments of a compact token and returns the header and
+// the payload.
 func splitToken(token string) (header, payload []byte, err error) {
 	segments := strings.Split(token, ".")
 	if len(segments) != 3 {
-		return nil, nil, fmt.Errorf("it has %d dots, not 2", len(segments)-1)
+		return nil, nil, fmt.Errorf("must have 3 segments separated by dots; found %d", len(segments))
 	}
 	var decoded [3][]byte
 	for i, segment := range segments {
-		// encoding/base64 skips line breaks.
+		// encoding/base64 ignores line breaks.
 		if strings.ContainsAny(segment, "\r\n") {
-			return nil, nil, fmt.Errorf("segment %d has a line break in it", i+1)
+			return nil, nil, fmt.Errorf("segment %d contains a line break", i+1)
 		}
 		if decoded[i], err = segmentEncoding.DecodeString(segment); err != nil {
-			return nil, nil, fmt.Errorf("segment %d is not base64url without padding", i+1)
+			return nil, nil, fmt.Errorf("segment %d must be base64url without padding", i+1)
 		}
 	}
 	return decoded[0], decoded[1], nil
 }
 
-// InspectToken decodes a token and verifies nothing: for debugging only.
+// InspectToken decodes a token without verifying it. Use it only for debugging.
 //
-// It returns what ati-client's inspect_token reads, as a map, since an
-// unverified claim may have any JSON type: numbers are [json.Number]. "aud",
-// "iat", "exp" and "scope" are "ati-proxy", 0, 0 and "" where the token has
-// none; unknown claims are left out. A token without "sub" is an error.
+// It returns the claims that inspect_token of ati-client reads, as a map because
+// an unverified claim may have any JSON type. Numbers are of type [json.Number].
+// "aud", "iat", "exp", and "scope" default to "ati-proxy", 0, 0, and "". Unknown
+// claims are omitted. It returns a *[TokenError] if the token cannot be decoded
+// or has no "sub".
 func InspectToken(token string) (map[string]any, error) {
-	fail := func(err error) (map[string]any, error) {
+	claims, err := inspect(token)
+	if err != nil {
 		return nil, &TokenError{Op: "inspect token", Reason: ErrMalformed, Err: err}
 	}
-	// Unlike the proxy, PyJWT takes padding.
-	segments := strings.Split(token, ".")
-	for i, s := range segments {
-		if trimmed := strings.TrimRight(s, "="); len(s) != len(trimmed) && len(s)%4 == 0 {
-			segments[i] = trimmed
-		}
-	}
-	header, payload, err := splitToken(strings.Join(segments, "."))
+	return claims, nil
+}
+
+func inspect(token string) (map[string]any, error) {
+	header, payload, err := splitToken(trimPadding(token))
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	var head, raw map[string]any
-	if err := decodeObject(header, &head); err != nil {
-		return fail(fmt.Errorf("header: %w", err))
+	if err := inspectHeader(header); err != nil {
+		return nil, fmt.Errorf("header: %w", err)
 	}
-	if kid, ok := head["kid"]; ok {
-		if _, ok := kid.(string); !ok {
-			return fail(errors.New(`header: "kid" must be a string`))
-		}
-	}
-	if _, ok := head["crit"]; ok || head["b64"] == false {
-		return fail(errors.New("header: critical extensions are not understood"))
-	}
-	if err := decodeObject(payload, &raw); err != nil {
-		return fail(fmt.Errorf("payload: %w", err))
+	raw, err := decodeObject(payload)
+	if err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
 	}
 	if _, ok := raw["sub"]; !ok {
-		return fail(errors.New(`claim "sub" is missing`))
+		return nil, errors.New(`claim "sub" is missing`)
 	}
 	claims := map[string]any{
 		"aud": DefaultAudience, "iat": json.Number("0"), "exp": json.Number("0"), "scope": "",
 	}
-	for _, name := range []string{"sub", "aud", "iat", "exp", "scope"} {
+	for _, name := range requiredClaims {
 		if value, ok := raw[name]; ok {
 			claims[name] = value
 		}
@@ -329,26 +336,58 @@ func InspectToken(token string) (map[string]any, error) {
 			claims[name] = value
 		}
 	}
-	if isEmpty(raw["ati"]) {
+	if isFalsy(raw["ati"]) {
 		return claims, nil
 	}
-	ns, ok := raw["ati"].(map[string]any)
-	if !ok {
-		return fail(errors.New(`claim "ati" must be a JSON object`))
-	}
-	out := map[string]any{"v": json.Number("1")}
-	if v, ok := ns["v"]; ok {
-		out["v"] = v
-	}
-	if !isEmpty(ns["rate"]) {
-		out["rate"] = ns["rate"]
-	}
-	claims["ati"] = out
-	return claims, nil
+	claims["ati"], err = inspectNamespace(raw["ati"])
+	return claims, err
 }
 
-// isEmpty reports what Python takes for false.
-func isEmpty(value any) bool {
+// trimPadding removes correct base64 padding from each segment: PyJWT accepts
+// it, and the proxy does not.
+func trimPadding(token string) string {
+	segments := strings.Split(token, ".")
+	for i, s := range segments {
+		if trimmed := strings.TrimRight(s, "="); len(s) != len(trimmed) && len(s)%4 == 0 {
+			segments[i] = trimmed
+		}
+	}
+	return strings.Join(segments, ".")
+}
+
+func inspectHeader(b []byte) error {
+	header, err := decodeObject(b)
+	if err != nil {
+		return err
+	}
+	if kid, ok := header["kid"]; ok {
+		if _, ok := kid.(string); !ok {
+			return errors.New(`"kid" must be a string`)
+		}
+	}
+	if _, ok := header["crit"]; ok || header["b64"] == false {
+		return errCritical
+	}
+	return nil
+}
+
+func inspectNamespace(value any) (map[string]any, error) {
+	raw, ok := value.(map[string]any)
+	if !ok {
+		return nil, errors.New(`claim "ati" must be a JSON object`)
+	}
+	namespace := map[string]any{"v": json.Number("1")}
+	if v, ok := raw["v"]; ok {
+		namespace["v"] = v
+	}
+	if !isFalsy(raw["rate"]) {
+		namespace["rate"] = raw["rate"]
+	}
+	return namespace, nil
+}
+
+// isFalsy reports whether Python evaluates a JSON value to false.
+func isFalsy(value any) bool {
 	switch v := value.(type) {
 	case nil:
 		return true
@@ -367,14 +406,15 @@ func isEmpty(value any) bool {
 	return false
 }
 
-func decodeObject(b []byte, out *map[string]any) error {
-	if !readable(b) {
-		return errors.New("is not JSON that can be read")
+func decodeObject(b []byte) (object map[string]any, err error) {
+	if err := checkJSON(b); err != nil {
+		return nil, err
 	}
 	if _, err := readObject(b, func(string, json.RawMessage) error { return errUnknownMember }); err != nil {
-		return err
+		return nil, err
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.UseNumber()
-	return dec.Decode(out)
+	err = dec.Decode(&object)
+	return object, err
 }

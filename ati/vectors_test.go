@@ -12,7 +12,8 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
-// The files in testdata record what ati-client 0.1.0 and the real proxy do.
+// readVectors reads a file of testdata, which records the behavior of ati-client
+// 0.1.0 and of the proxy.
 func readVectors(t *testing.T, name string, out any) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("..", "testdata", name))
@@ -33,7 +34,7 @@ func mustKey(t testing.TB, secret string) ati.Key {
 	return key
 }
 
-func TestTheSameInputGivesTheSameBytesAsAtiClient(t *testing.T) {
+func TestVectors_Issue(t *testing.T) {
 	t.Parallel()
 	var vectors struct {
 		Secret string
@@ -93,7 +94,7 @@ func TestTheSameInputGivesTheSameBytesAsAtiClient(t *testing.T) {
 	}
 }
 
-func TestScopesAnswerAsAtiClient(t *testing.T) {
+func TestVectors_Scopes(t *testing.T) {
 	t.Parallel()
 	var vectors struct {
 		Build []struct {
@@ -140,26 +141,35 @@ func TestScopesAnswerAsAtiClient(t *testing.T) {
 	}
 }
 
-func TestValidateAcceptsWhatBothProxyAndClientAcceptAndInspectReadsWhatTheClientReads(t *testing.T) {
-	t.Parallel()
-	var vectors struct {
-		Secret, Audience string
-		Cases            []struct {
-			Name, Token string
-			Validate    struct{ Valid bool }
-			WithIssuer  struct{ Valid bool } `json:"validate_issuer"`
-			Inspect     struct {
-				Decoded bool
-				Claims  any
-			}
-			Proxy       int
-			ProxyIssuer int `json:"proxy_issuer"`
+// validateVectors is the form of validate.json.
+type validateVectors struct {
+	Secret, Audience string
+	Cases            []struct {
+		Name, Token string
+		Validate    struct{ Valid bool }
+		WithIssuer  struct{ Valid bool } `json:"validate_issuer"`
+		Inspect     struct {
+			Decoded bool
+			Claims  any
 		}
+		Proxy       int // HTTP status
+		ProxyIssuer int `json:"proxy_issuer"` // HTTP status if the proxy requires an issuer
 	}
+}
+
+func readValidateVectors(t *testing.T) (vectors validateVectors) {
+	t.Helper()
 	readVectors(t, "validate.json", &vectors)
 	if len(vectors.Cases) == 0 {
 		t.Fatal("no cases")
 	}
+	return vectors
+}
+
+// ValidateToken accepts a token if both the proxy and ati-client do.
+func TestVectors_Validate(t *testing.T) {
+	t.Parallel()
+	vectors := readValidateVectors(t)
 	key := mustKey(t, vectors.Secret)
 	for _, c := range vectors.Cases {
 		t.Run(c.Name, func(t *testing.T) {
@@ -172,10 +182,18 @@ func TestValidateAcceptsWhatBothProxyAndClientAcceptAndInspectReadsWhatTheClient
 			if want := c.WithIssuer.Valid && c.ProxyIssuer == 200; (err == nil) != want {
 				t.Errorf("with an issuer: accepted is %v, want %v (%v)", err == nil, want, err)
 			}
+		})
+	}
+}
 
+func TestVectors_Inspect(t *testing.T) {
+	t.Parallel()
+	for _, c := range readValidateVectors(t).Cases {
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
 			claims, err := ati.InspectToken(c.Token)
 			if (err == nil) != c.Inspect.Decoded {
-				t.Fatalf("InspectToken: decoded is %v, want %v (%v)", err == nil, c.Inspect.Decoded, err)
+				t.Fatalf("decoded is %v, want %v (%v)", err == nil, c.Inspect.Decoded, err)
 			}
 			if err != nil {
 				return
@@ -189,7 +207,7 @@ func TestValidateAcceptsWhatBothProxyAndClientAcceptAndInspectReadsWhatTheClient
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(c.Inspect.Claims, got); diff != "" {
-				t.Errorf("InspectToken (-want +got):\n%s", diff)
+				t.Errorf("claims (-want +got):\n%s", diff)
 			}
 		})
 	}
