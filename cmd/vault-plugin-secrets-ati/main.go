@@ -1,5 +1,5 @@
-// Command vault-plugin-secrets-ati is the plugin that Vault starts. It is not
-// meant to be run by hand, but for --version.
+// Command vault-plugin-secrets-ati is the plugin binary that Vault starts. The only
+// use without Vault is --version.
 package main
 
 import (
@@ -14,8 +14,8 @@ import (
 	atisecrets "vault-plugin-secrets-ati"
 )
 
-// version is what the plugin reports to Vault: a semantic version with a
-// leading v. The linker sets it for other builds (-X main.version=…).
+// version is the version that the plugin reports to Vault: a semantic version with
+// a leading v. Builds override it with -ldflags "-X main.version=…".
 var version = "v0.1.0"
 
 func main() {
@@ -42,10 +42,10 @@ func run(args []string) error {
 	if err := disableCoreDumps(); err != nil {
 		return fmt.Errorf("disable core dumps: %w", err)
 	}
-	go endWithParent()
+	go exitWithParent()
 	return plugin.ServeMultiplex(&plugin.ServeOpts{
 		BackendFactoryFunc: atisecrets.Factory(version),
-		// For Vaults older than 1.12, which don't set up TLS by themselves.
+		// Vault before 1.12 does not set up TLS automatically.
 		TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig()),
 	})
 }

@@ -2,9 +2,9 @@
 
 package main
 
-// disableCoreDumps has nothing to do where there is no such limit.
+// disableCoreDumps does nothing: there is no limit on core files.
 func disableCoreDumps() error { return nil }
 
-// endWithParent can't tell where a process keeps the number of a parent that is
-// gone.
-func endWithParent() {}
+// exitWithParent does nothing: the parent process ID does not change when the
+// parent exits.
+func exitWithParent() {}

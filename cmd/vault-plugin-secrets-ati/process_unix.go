@@ -8,22 +8,21 @@ import (
 	"time"
 )
 
-// disableCoreDumps keeps the signing key, which this process has in its memory,
-// out of a file that a crash would leave. (Vault's service unit may allow dumps,
-// and a plugin inherits that.)
+// disableCoreDumps prevents core dumps, which would contain the signing key. A
+// plugin inherits the limit of Vault, whose service unit may allow core dumps.
 func disableCoreDumps() error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
 		return err
 	}
-	return hideMemory()
+	return protectMemory()
 }
 
-// endWithParent ends the plugin after Vault has ended without ending it, as by
-// kill -9 or for want of memory: nobody would speak to it any more, and it would
-// keep the signing key in its memory for good. Another process is its parent then.
-// (The parent-death signal of Linux goes by the thread that forked, which in a Go
-// program such as Vault may end at any time.)
-func endWithParent() {
+// exitWithParent exits when the parent process changes, which means that Vault is
+// gone. Vault cannot stop the plugin if it is killed (kill -9, out of memory), and
+// the plugin would keep the signing key in memory indefinitely. PR_SET_PDEATHSIG
+// is no alternative: Linux sends that signal when the thread that forked exits,
+// and in a Go program such as Vault any thread may exit.
+func exitWithParent() {
 	parent := os.Getppid()
 	for os.Getppid() == parent {
 		time.Sleep(time.Second)
