@@ -1,9 +1,10 @@
-// Command bench measures what a token costs on a real Vault: this engine beside
-// an echo plugin, a kv store and Vault's own identity tokens, in turn, over
-// several rounds, with audit and without.
+// Command bench measures the cost of a token on a Vault server. It compares this
+// engine with an echo plugin, a kv store, and the identity tokens of Vault, in
+// several rounds, each with and without an audit device.
 //
-// It prints a table, and with -out writes it into that directory's
-// performance.md, between the marks there, with a chart. Run by make bench.
+// It prints tables of the results. With -out, it also writes them between the
+// markers of performance.md in that directory, and writes the chart
+// performance.svg. Use it through make bench.
 package main
 
 import (
@@ -30,14 +31,14 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.vault, "vault", "", "the Vault binary")
-	flag.StringVar(&o.plugin, "plugin", "", "the plugin's binary")
-	flag.StringVar(&o.echo, "echo", "", "the echo plugin's binary")
-	flag.IntVar(&o.rounds, "rounds", 7, "rounds; each runs every scenario once with audit and once without")
-	flag.DurationVar(&o.duration, "duration", 1500*time.Millisecond, "time for a scenario in a round")
-	flag.IntVar(&o.connections, "connections", 8, "connections, each with one request at a time")
-	flag.IntVar(&o.roles, "roles", 100_000, "roles of the largest mount; the next has a hundredth of them")
-	flag.StringVar(&o.out, "out", "", "directory with performance.md; without it, nothing is written")
+	flag.StringVar(&o.vault, "vault", "", "path of the Vault binary")
+	flag.StringVar(&o.plugin, "plugin", "", "path of the plugin binary")
+	flag.StringVar(&o.echo, "echo", "", "path of the echo plugin binary")
+	flag.IntVar(&o.rounds, "rounds", 7, "number of rounds; each runs every scenario once with and once without an audit device")
+	flag.DurationVar(&o.duration, "duration", 1500*time.Millisecond, "duration of one run of a scenario")
+	flag.IntVar(&o.connections, "connections", 8, "number of connections, each with one request at a time")
+	flag.IntVar(&o.roles, "roles", 100_000, "number of roles of the largest mount; the second largest has 1% of them")
+	flag.StringVar(&o.out, "out", "", "directory of performance.md and performance.svg; if empty, no file is written")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
@@ -49,11 +50,11 @@ func main() {
 
 func run(ctx context.Context, o options) error {
 	if o.vault == "" || o.plugin == "" || o.echo == "" || o.rounds < 1 || o.roles < 100 || o.connections < 1 || o.duration <= 0 {
-		return errors.New("-vault, -plugin and -echo are required, with at least one round, one connection, 100 roles and some duration")
+		return errors.New("-vault, -plugin, and -echo are required; -rounds and -connections must be at least 1, -roles at least 100, and -duration positive")
 	}
 	page := filepath.Join(o.out, "performance.md")
-	if o.out != "" { // before all the rounds, not after them
-		if _, _, err := around(page); err != nil {
+	if o.out != "" { // fail before the measurement, not after it
+		if _, _, err := splitPage(page); err != nil {
 			return err
 		}
 	}
@@ -74,30 +75,24 @@ func run(ctx context.Context, o options) error {
 	return r.writeChart(filepath.Join(o.out, "performance.svg"))
 }
 
-// measureAll runs all rounds on a server that is gone when it returns.
+// measureAll runs all rounds on a temporary server.
 func measureAll(ctx context.Context, o options) (r *report, err error) {
 	s, err := startServer(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	fmt.Fprintf(os.Stderr, "setting up, with %d roles\n", o.roles)
+	fmt.Fprintf(os.Stderr, "setting up %d roles\n", o.roles)
 	scenarios, err := s.setUp(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	results := map[string]map[bool][]sample{} // by name, and by audit
-	// Once before, so that no round pays for starting.
-	for _, audit := range []bool{true, false} {
-		if err := s.audit(ctx, audit); err != nil {
-			return nil, err
-		}
-		for _, sc := range scenarios {
-			results[sc.name] = map[bool][]sample{}
-			if _, err := s.measure(ctx, sc, min(o.duration, 300*time.Millisecond)); err != nil {
-				return nil, err
-			}
-		}
+	if err := s.warmUp(ctx, scenarios, o.duration); err != nil {
+		return nil, err
+	}
+	results := map[string]map[bool][]sample{} // by name and audit
+	for _, sc := range scenarios {
+		results[sc.name] = map[bool][]sample{}
 	}
 	order := slices.Clone(scenarios)
 	for round := range o.rounds {
@@ -105,7 +100,7 @@ func measureAll(ctx context.Context, o options) (r *report, err error) {
 			if err := s.audit(ctx, audit); err != nil {
 				return nil, err
 			}
-			// The first requests after that are slow.
+			// The first requests after the change are slow.
 			if _, err := s.measure(ctx, order[0], min(o.duration, 500*time.Millisecond)); err != nil {
 				return nil, err
 			}
@@ -125,4 +120,20 @@ func measureAll(ctx context.Context, o options) (r *report, err error) {
 		return nil, err
 	}
 	return newReport(o, s, scenarios, results, memory)
+}
+
+// warmUp runs each scenario briefly, so that no round includes the cost of
+// starting.
+func (s *server) warmUp(ctx context.Context, scenarios []*scenario, duration time.Duration) error {
+	for _, audit := range []bool{true, false} {
+		if err := s.audit(ctx, audit); err != nil {
+			return err
+		}
+		for _, sc := range scenarios {
+			if _, err := s.measure(ctx, sc, min(duration, 300*time.Millisecond)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -15,25 +15,25 @@ import (
 	"github.com/go-analyze/charts"
 )
 
-// The names of scenarios that targets are about.
+// Names of the scenarios that the targets refer to.
 const (
-	singleName = "single"
-	echoLabel  = "echo plugin"
-	batchName  = "batch of 1,000"
+	singleScenario = "single"
+	echoScenario   = "echo plugin"
+	batchScenario  = "batch of 1,000"
 )
 
-// report is what is known after the last round.
+// report holds the results of all rounds.
 type report struct {
 	options   options
 	scenarios []*scenario
-	results   map[string]map[bool][]sample
-	memory    int64
+	results   map[string]map[bool][]sample // by scenario and audit
+	memory    int64                        // peak of the plugin process, in bytes
 	machine   string
-	generator float64 // its share of the processor time
+	generator float64 // share of the CPU time that the load generator used, 0 to 1
 }
 
 func newReport(o options, s *server, scenarios []*scenario, results map[string]map[bool][]sample, memory int64) (*report, error) {
-	machine, err := machine(o, s.dir)
+	machine, err := describeMachine(o, s.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -49,43 +49,56 @@ func newReport(o options, s *server, scenarios []*scenario, results map[string]m
 	return &report{o, scenarios, results, memory, machine, float64(generator) / float64(generator+u.vault+u.plugin)}, nil
 }
 
-func machine(o options, dir string) (string, error) {
+// describeMachine returns the hardware, the software, and the date.
+func describeMachine(o options, dir string) (string, error) {
 	version, err := exec.Command(o.vault, "version").Output()
 	if err != nil {
-		return "", fmt.Errorf("ask Vault for its version: %w", err)
+		return "", fmt.Errorf("get the version of Vault: %w", err)
 	}
 	vault, _, _ := strings.Cut(strings.TrimSpace(string(version)), ",")
 	vault, _, _ = strings.Cut(vault, " (")
-	cpu, memory := "an unknown processor", ""
+	return fmt.Sprintf("%s, %d cores%s, %s/%s, %s with raft storage on %s, %s, %s", cpuModel(), runtime.NumCPU(), memorySize(), runtime.GOOS, runtime.GOARCH, vault, fileSystem(dir), runtime.Version(), time.Now().UTC().Format("2006-01-02")), nil
+}
+
+func cpuModel() string {
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				cpu = strings.TrimSpace(value)
-				break
+				return strings.TrimSpace(value)
 			}
 		}
 	}
-	if b, err := os.ReadFile("/proc/meminfo"); err == nil {
-		var kb int64
-		if _, err := fmt.Sscanf(string(b), "MemTotal: %d kB", &kb); err == nil {
-			memory = fmt.Sprintf(", %.0f GB", float64(kb)/(1<<20))
-		}
-	}
-	disk := "an unknown file system"
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err == nil {
-		disk = fmt.Sprintf("file system %#x", fs.Type)
-		for name, magic := range map[string]int64{"ext4": 0xef53, "tmpfs": 0x01021994, "xfs": 0x58465342, "btrfs": 0x9123683e, "overlayfs": 0x794c7630} { // statfs(2)
-			if int64(fs.Type) == magic {
-				disk = name
-			}
-		}
-	}
-	return fmt.Sprintf("%s, %d cores%s, %s/%s, %s on raft on %s, %s, %s", cpu, runtime.NumCPU(), memory, runtime.GOOS, runtime.GOARCH, vault, disk, runtime.Version(), time.Now().UTC().Format("2006-01-02")), nil
+	return "unknown processor"
 }
 
-// spread is the least, the median and the most of some figures.
-type spread struct{ least, median, most float64 }
+// memorySize returns the size of the memory after a comma, or "" if it is unknown.
+func memorySize() string {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return ""
+	}
+	var kb int64
+	if _, err := fmt.Sscanf(string(b), "MemTotal: %d kB", &kb); err != nil {
+		return ""
+	}
+	return fmt.Sprintf(", %.0f GiB", float64(kb)/(1<<20))
+}
+
+func fileSystem(dir string) string {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return "an unknown file system"
+	}
+	for name, magic := range map[string]int64{"ext4": 0xef53, "tmpfs": 0x01021994, "xfs": 0x58465342, "btrfs": 0x9123683e, "overlayfs": 0x794c7630} { // statfs(2)
+		if int64(fs.Type) == magic {
+			return name
+		}
+	}
+	return fmt.Sprintf("file system %#x", fs.Type)
+}
+
+// spread is the minimum, the median, and the maximum of a figure.
+type spread struct{ min, median, max float64 }
 
 func spreadOf(values []float64) spread {
 	v := slices.Sorted(slices.Values(values))
@@ -93,8 +106,8 @@ func spreadOf(values []float64) spread {
 	return spread{v[0], (v[(n-1)/2] + v[n/2]) / 2, v[n-1]}
 }
 
-// of is the spread of a figure over the rounds.
-func (r *report) of(name string, audit bool, figure func(sample) float64) spread {
+// spread returns the spread of a figure over the rounds.
+func (r *report) spread(name string, audit bool, figure func(sample) float64) spread {
 	var values []float64
 	for _, s := range r.results[name][audit] {
 		values = append(values, figure(s))
@@ -102,7 +115,8 @@ func (r *report) of(name string, audit bool, figure func(sample) float64) spread
 	return spreadOf(values)
 }
 
-// ratio is the spread of one scenario's figure over another's in the same round.
+// ratio returns the spread of a figure divided by the figure of another scenario in
+// the same round.
 func (r *report) ratio(name, to string, audit bool, figure func(sample) float64) spread {
 	var values []float64
 	for i, s := range r.results[name][audit] {
@@ -114,74 +128,77 @@ func (r *report) ratio(name, to string, audit bool, figure func(sample) float64)
 func requests(s sample) float64 { return s.requests }
 func tokens(s sample) float64   { return s.tokens }
 
+// markdown returns the part of performance.md that this program writes.
 func (r *report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s. %d connections, %d rounds of %v for each line. The load generator ran on the same cores, and took %.0f %% of the processor time.\n\n", r.machine, r.options.connections, r.options.rounds, r.options.duration, 100*r.generator)
+	fmt.Fprintf(&b, "%s. %d connections, %d rounds of %v per scenario. The load generator ran on the same cores and used %.0f%% of the CPU time.\n\n", r.machine, r.options.connections, r.options.rounds, r.options.duration, 100*r.generator)
 	for _, audit := range []bool{false, true} {
-		fmt.Fprintln(&b, map[bool]string{false: "Without audit:\n", true: "With an audit file:\n"}[audit])
-		fmt.Fprintln(&b, "| | requests/s | of the echo plugin's | tokens/s | of single reads' | half within | 99 of 100 within | plugin's CPU | Vault's CPU |")
+		fmt.Fprintln(&b, map[bool]string{false: "Without an audit device:\n", true: "With a file audit device:\n"}[audit])
+		fmt.Fprintln(&b, "| Scenario | Requests/s | Relative to echo plugin | Tokens/s | Relative to single | p50 | p99 | Plugin CPU | Vault CPU |")
 		fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 		for _, sc := range r.scenarios {
 			fmt.Fprintln(&b, r.row(sc, audit))
 		}
 		fmt.Fprintln(&b)
 	}
-	fmt.Fprintf(&b, "Figures are medians, with the least and the most of the rounds in parentheses. CPU is for a token. The plugin's process, with all of these mounts, had at most %d MB resident.\n\n", r.memory>>20)
+	fmt.Fprintf(&b, "Figures are medians, with the minimum and maximum of the rounds in parentheses. CPU time is per token, and per request for the kv read. The plugin process, which served all of these mounts, used at most %d MiB of resident memory.\n\n", r.memory>>20)
 	for _, line := range r.targets() {
 		fmt.Fprintln(&b, line)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
+// row returns the row of a scenario. A cell that does not apply is empty.
 func (r *report) row(sc *scenario, audit bool) string {
-	rate := r.of(sc.name, audit, requests)
+	rate := r.spread(sc.name, audit, requests)
 	toEcho, perSecond, toSingle, plugin := "", "", "", ""
-	if sc.name != echoLabel && sc.tokens <= 1 {
-		ratio := r.ratio(sc.name, echoLabel, audit, requests)
-		toEcho = fmt.Sprintf("%.2f (%.2f–%.2f)", ratio.median, ratio.least, ratio.most)
+	if sc.name != echoScenario && sc.tokens <= 1 {
+		ratio := r.ratio(sc.name, echoScenario, audit, requests)
+		toEcho = fmt.Sprintf("%.2f (%.2f–%.2f)", ratio.median, ratio.min, ratio.max)
 	}
 	if sc.tokens > 0 {
-		perSecond = figure(r.of(sc.name, audit, tokens).median)
+		perSecond = figure(r.spread(sc.name, audit, tokens).median)
 	}
 	if sc.tokens > 1 {
-		ratio := r.ratio(sc.name, singleName, audit, tokens)
-		toSingle = fmt.Sprintf("%.1f (%.1f–%.1f)", ratio.median, ratio.least, ratio.most)
+		ratio := r.ratio(sc.name, singleScenario, audit, tokens)
+		toSingle = fmt.Sprintf("%.1f (%.1f–%.1f)", ratio.median, ratio.min, ratio.max)
 	}
-	cpu := func(f func(used) time.Duration) string {
-		return fmt.Sprintf("%.0f µs", r.of(sc.name, audit, func(s sample) float64 { return float64(f(s.cpu)) / 1e3 }).median)
+	cpu := func(f func(cpuTime) time.Duration) string {
+		return fmt.Sprintf("%.0f µs", r.spread(sc.name, audit, func(s sample) float64 { return float64(f(s.cpu)) / 1e3 }).median)
 	}
 	if sc.plugin != "" {
-		plugin = cpu(func(u used) time.Duration { return u.plugin })
+		plugin = cpu(func(u cpuTime) time.Duration { return u.plugin })
 	}
 	latency := func(figure func(sample) time.Duration) string {
-		return fmt.Sprintf("%.1f ms", r.of(sc.name, audit, func(s sample) float64 { return float64(figure(s)) / 1e6 }).median)
+		return fmt.Sprintf("%.1f ms", r.spread(sc.name, audit, func(s sample) float64 { return float64(figure(s)) / 1e6 }).median)
 	}
-	return fmt.Sprintf("| %s | %s (%s–%s) | %s | %s | %s | %s | %s | %s | %s |", sc.name, figure(rate.median), figure(rate.least), figure(rate.most), toEcho, perSecond, toSingle,
-		latency(func(s sample) time.Duration { return s.p50 }), latency(func(s sample) time.Duration { return s.p99 }), plugin, cpu(func(u used) time.Duration { return u.vault }))
+	return fmt.Sprintf("| %s | %s (%s–%s) | %s | %s | %s | %s | %s | %s | %s |", sc.name, figure(rate.median), figure(rate.min), figure(rate.max), toEcho, perSecond, toSingle,
+		latency(func(s sample) time.Duration { return s.p50 }), latency(func(s sample) time.Duration { return s.p99 }), plugin, cpu(func(u cpuTime) time.Duration { return u.vault }))
 }
 
-// targets says of each target whether it holds on this machine.
+// targets returns a line for each target, with its result on this machine.
 func (r *report) targets() []string {
 	var lines []string
-	say := func(what string, got spread, want float64) {
-		verdict := "holds"
+	add := func(what string, got spread, want float64) {
+		result := "met"
 		switch {
 		case r.options.rounds < 5:
-			verdict = "needs 5 rounds to be judged"
+			result = "needs at least 5 rounds"
 		case got.median < want:
-			verdict = "**does not hold**"
+			result = "**not met**"
 		}
-		lines = append(lines, fmt.Sprintf("- %s: %.2f (%.2f–%.2f). The target, %.2f, %s.", what, got.median, got.least, got.most, want, verdict))
+		lines = append(lines, fmt.Sprintf("- %s: %.2f (%.2f–%.2f). Target of at least %.2f: %s.", what, got.median, got.min, got.max, want, result))
 	}
 	for _, audit := range []bool{false, true} {
 		name := map[bool]string{false: "without audit", true: "with audit"}[audit]
-		say("Requests per second of single reads, of the echo plugin's, "+name, r.ratio(singleName, echoLabel, audit, requests), 0.95)
+		add("Requests per second of single reads relative to the echo plugin, "+name, r.ratio(singleScenario, echoScenario, audit, requests), 0.95)
 	}
-	say("Tokens per second of batches of 1,000, of single reads', with audit", r.ratio(batchName, singleName, true, tokens), 22)
+	add("Tokens per second of batches of 1,000 relative to single reads, with audit", r.ratio(batchScenario, singleScenario, true, tokens), 22)
 	return lines
 }
 
-// figure writes a rate with three significant digits.
+// figure formats a rate with three significant digits, or with one decimal below
+// 100.
 func figure(v float64) string {
 	if v <= 0 {
 		return "0"
@@ -206,8 +223,8 @@ const (
 	end   = "<!-- to here -->\n"
 )
 
-// around is what a document has before the marks and behind them.
-func around(path string) (before, after []byte, err error) {
+// splitPage returns the parts of a page before and after the markers.
+func splitPage(path string) (before, after []byte, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, nil, err
@@ -215,31 +232,32 @@ func around(path string) (before, after []byte, err error) {
 	before, rest, ok := bytes.Cut(b, []byte(begin))
 	_, after, ok2 := bytes.Cut(rest, []byte(end))
 	if !ok || !ok2 {
-		return nil, nil, fmt.Errorf("%s has no place for the table, between %q and %q", path, begin, end)
+		return nil, nil, fmt.Errorf("%s: markers %q and %q not found", path, begin, end)
 	}
 	return before, after, nil
 }
 
-// writeInto replaces what is between the marks of a document.
+// writeInto replaces the text between the markers of a page.
 func (r *report) writeInto(path string) error {
-	before, after, err := around(path)
+	before, after, err := splitPage(path)
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(path, slices.Concat(before, []byte(begin), []byte("\n"+r.markdown()+"\n\n"), []byte(end), after), 0o644)
 }
 
-// writeChart draws the tokens per second of each scenario that mints.
+// writeChart writes a chart of the tokens per second of each scenario that issues
+// tokens.
 func (r *report) writeChart(path string) error {
 	var names []string
 	values := make([][]float64, 2)
-	for _, sc := range slices.Backward(r.scenarios) { // the first is drawn at the bottom
+	for _, sc := range slices.Backward(r.scenarios) { // the chart starts at the bottom
 		if sc.tokens == 0 {
 			continue
 		}
 		names = append(names, sc.name)
 		for i, audit := range []bool{true, false} {
-			values[i] = append(values[i], r.of(sc.name, audit, tokens).median)
+			values[i] = append(values[i], r.spread(sc.name, audit, tokens).median)
 		}
 	}
 	o := charts.NewBarChartOptionWithData(values)

@@ -8,12 +8,15 @@ import (
 	"time"
 )
 
-func TestFigures(t *testing.T) {
+func TestFigure(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 45.67: "45.7", 99.94: "99.9", 123.4: "123", 1234: "1,230", 98765: "98,800", 1234567: "1,230,000"} {
 		if got := figure(v); got != want {
 			t.Errorf("figure(%v) is %s, want %s", v, got, want)
 		}
 	}
+}
+
+func TestSpreadOf(t *testing.T) {
 	for _, c := range []struct {
 		values []float64
 		want   spread
@@ -24,9 +27,7 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// A ratio is taken within each round: a round in which all was slow changes
-// nothing.
-func TestTheReportJudgesEachTarget(t *testing.T) {
+func testReport() *report {
 	at := func(rates ...float64) []sample {
 		var all []sample
 		for _, rate := range rates {
@@ -34,49 +35,61 @@ func TestTheReportJudgesEachTarget(t *testing.T) {
 		}
 		return all
 	}
-	r := &report{options: options{connections: 8, rounds: 5, duration: time.Second}, machine: "a machine", memory: 64 << 20, generator: 0.25,
-		scenarios: []*scenario{{name: echoLabel, tokens: 1}, {name: singleName, tokens: 1, plugin: engineName}, {name: batchName, tokens: 1000, plugin: engineName}},
+	return &report{options: options{connections: 8, rounds: 5, duration: time.Second}, machine: "a machine", memory: 64 << 20, generator: 0.25,
+		scenarios: []*scenario{{name: echoScenario, tokens: 1}, {name: singleScenario, tokens: 1, plugin: engineName}, {name: batchScenario, tokens: 1000, plugin: engineName}},
 		results: map[string]map[bool][]sample{
-			echoLabel:  {false: at(1000, 1000, 100, 1000, 1000), true: at(1000, 1000, 100, 1000, 1000)},
-			singleName: {false: at(960, 970, 98, 960, 990), true: at(900, 910, 92, 930, 940)},
-			batchName:  {false: at(30000, 30000, 3000, 30000, 30000), true: at(30000, 30000, 3000, 30000, 30000)},
+			echoScenario:   {false: at(1000, 1000, 100, 1000, 1000), true: at(1000, 1000, 100, 1000, 1000)},
+			singleScenario: {false: at(960, 970, 98, 960, 990), true: at(900, 910, 92, 930, 940)},
+			batchScenario:  {false: at(30000, 30000, 3000, 30000, 30000), true: at(30000, 30000, 3000, 30000, 30000)},
 		},
 	}
-	text := r.markdown()
+}
+
+// Ratios compare figures of the same round, so the third round, in which everything
+// was slow, does not change them.
+func TestReport_Markdown(t *testing.T) {
+	text := testReport().markdown()
 	for _, want := range []string{
-		"a machine. 8 connections, 5 rounds of 1s for each line. The load generator ran on the same cores, and took 25 % of the processor time.",
+		"a machine. 8 connections, 5 rounds of 1s per scenario. The load generator ran on the same cores and used 25% of the CPU time.",
 		"| single | 960 (98.0–990) | 0.97 (0.96–0.99) | 960 |  | 1.0 ms | 2.0 ms | 0 µs | 0 µs |",
-		"without audit: 0.97 (0.96–0.99). The target, 0.95, holds.",
-		"with audit: 0.92 (0.90–0.94). The target, 0.95, **does not hold**.",
-		"of single reads', with audit: 32.61 (31.91–33.33). The target, 22.00, holds.",
-		"had at most 64 MB resident.",
+		"without audit: 0.97 (0.96–0.99). Target of at least 0.95: met.",
+		"with audit: 0.92 (0.90–0.94). Target of at least 0.95: **not met**.",
+		"relative to single reads, with audit: 32.61 (31.91–33.33). Target of at least 22.00: met.",
+		"used at most 64 MiB of resident memory.",
 	} {
 		if !strings.Contains(text, want) {
-			t.Errorf("the report has no %q:\n%s", want, text)
+			t.Errorf("the report does not contain %q:\n%s", want, text)
 		}
 	}
+}
+
+func TestReport_WriteInto(t *testing.T) {
+	r := testReport()
 	page := filepath.Join(t.TempDir(), "performance.md")
-	if err := os.WriteFile(page, []byte("before\n"+begin+"FORMER\n"+end+"after\n"), 0o600); err != nil {
+	if err := os.WriteFile(page, []byte("before\n"+begin+"OLD\n"+end+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.writeInto(page); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(page)
-	if got := string(b); err != nil || !strings.HasPrefix(got, "before\n"+begin) || !strings.HasSuffix(got, end+"after\n") || strings.Contains(got, "FORMER") || !strings.Contains(got, text) {
+	if got := string(b); err != nil || !strings.HasPrefix(got, "before\n"+begin) || !strings.HasSuffix(got, end+"after\n") || strings.Contains(got, "OLD") || !strings.Contains(got, r.markdown()) {
 		t.Errorf("the page is %v\n%s", err, got)
 	}
-	if err := os.WriteFile(page, []byte("no marks"), 0o600); err != nil {
+	if err := os.WriteFile(page, []byte("no markers"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.writeInto(page); err == nil {
-		t.Error("a page without marks was written")
+		t.Error("a page without markers was written")
 	}
+}
+
+func TestReport_WriteChart(t *testing.T) {
 	chart := filepath.Join(t.TempDir(), "chart.svg")
-	if err := r.writeChart(chart); err != nil {
+	if err := testReport().writeChart(chart); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(chart); err != nil || !strings.HasPrefix(string(b), "<svg") || !strings.Contains(string(b), batchName) {
+	if b, err := os.ReadFile(chart); err != nil || !strings.HasPrefix(string(b), "<svg") || !strings.Contains(string(b), batchScenario) {
 		t.Errorf("the chart is %v\n%.200s", err, b)
 	}
 }

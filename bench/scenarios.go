@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -18,71 +19,47 @@ type data = map[string]any
 
 // scenario is a kind of request.
 type scenario struct {
-	name   string
-	token  string
-	method string
-	path   func() string
-	body   data
-	tokens int    // in an answer
-	alone  bool   // over one connection
-	plugin string // whose process answers, if any
-	answer data   // one of them
+	name             string
+	token            string // Vault token
+	method           string
+	path             func() string
+	body             data
+	tokens           int // number of tokens in a response
+	singleConnection bool
+	plugin           string // plugin whose process handles the request, or ""
+	response         data   // data of one response
 }
 
-// sample is what a scenario did in a round.
+// sample is the result of a scenario in one round.
 type sample struct {
 	requests float64 // per second
 	tokens   float64 // per second
 	p50, p99 time.Duration
-	cpu      used // for each token, or each request where there is none
+	cpu      cpuTime // per token, or per request if there are no tokens
 }
 
 func fixed(path string) func() string { return func() string { return path } }
 
-// setUp mounts everything, writes the roles, and returns the scenarios.
+// randomRole returns a function that returns the creds path of a random role.
+func randomRole(mount string, n int) func() string {
+	return func() string { return fmt.Sprintf("%s/creds/r%06d", mount, rand.IntN(n)) }
+}
+
+// setUp writes everything that the scenarios need, and returns the scenarios.
 func (s *server) setUp(ctx context.Context, o options) ([]*scenario, error) {
-	w := &writer{ctx: ctx, c: s.Client}
 	for name, binary := range map[string]string{engineName: o.plugin, echoName: o.echo} {
 		if err := s.register(ctx, name, binary); err != nil {
 			return nil, err
 		}
 	}
-	role := data{
-		"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"},
-		"allowed_agent_ids": "sandbox:*", "subject": "sandbox:abc123",
-	}
-	with := func(more data) data {
-		d := data{}
-		for _, m := range []data{role, more} {
-			for k, v := range m {
-				d[k] = v
-			}
-		}
-		return d
-	}
-	few := o.roles / 100
-	for mount, algorithm := range map[string]string{"ati": "HS256", "ati-es256": "ES256", "ati-few": "HS256", "ati-many": "HS256"} {
-		w.write("sys/mounts/"+mount, data{"type": engineName})
-		w.write(mount+"/config", data{"proxy_url": "https://ati.example.com", "algorithm": algorithm})
-		w.write(mount+"/roles/one", with(data{"max_ttl": "24h"})) // the longest, so that no other raises the bound
-	}
-	w.write("ati/roles/leased", with(data{"generate_lease": true}))
-	w.write("ati/roles/identity", with(data{"subject": "sandbox:{{identity.entity.name}}"}))
-	w.writeRoles("ati-few", few, with(nil))
-	w.writeRoles("ati-many", o.roles, with(nil))
-	w.write("sys/mounts/echo", data{"type": echoName})
-	w.write("sys/mounts/kv", data{"type": "kv"})
-	w.write("kv/one", data{"token": "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"})
-	w.write("sys/auth/userpass", data{"type": "userpass"})
-	w.write("sys/policies/acl/bench", data{"policy": `path "*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`})
-	w.write("auth/userpass/users/alice", data{"password": "x", "token_policies": "bench"})
-	w.write("identity/oidc/key/bench", data{"algorithm": "ES256", "allowed_client_ids": "*"})
-	w.write("identity/oidc/role/bench", data{"key": "bench", "ttl": "1h"})
+	w := &writer{ctx: ctx, c: s.Client}
+	w.writeEngines(o)
+	w.writeOthers()
 	if w.err != nil {
 		return nil, w.err
 	}
-	// One caller with an entity for all: what an identity costs is only what a
-	// scenario makes of it.
+	// All scenarios use one caller with an entity, so that the cost of an identity
+	// template is only the cost of evaluating it.
 	login, err := s.Logical().WriteWithContext(ctx, "auth/userpass/login/alice", data{"password": "x"})
 	if err != nil {
 		return nil, err
@@ -91,52 +68,95 @@ func (s *server) setUp(ctx context.Context, o options) ([]*scenario, error) {
 	if w.err != nil {
 		return nil, w.err
 	}
-
-	batch := func(n int) data {
-		ids := make([]string, n)
-		for i := range ids {
-			ids[i] = fmt.Sprintf("sandbox:%06d", i)
-		}
-		return data{"agent_ids": ids}
-	}
-	anyOf := func(mount string, n int) func() string {
-		return func() string { return fmt.Sprintf("%s/creds/r%06d", mount, rand.IntN(n)) }
-	}
-	scenarios := []*scenario{
-		{name: echoLabel, path: fixed("echo/creds/one"), tokens: 1, plugin: echoName},
-		{name: singleName, path: fixed("ati/creds/one"), tokens: 1, plugin: engineName},
-		{name: "narrowed", method: http.MethodPut, path: fixed("ati/creds/one"), body: data{"agent_id": "sandbox:000001", "tools": []string{"github:search"}, "ttl": "10m", "rate": data{"tool:github:*": "5/hour"}}, tokens: 1, plugin: engineName},
-		{name: "with the entity's name", path: fixed("ati/creds/identity"), tokens: 1, plugin: engineName},
-		{name: "leased", path: fixed("ati/creds/leased"), tokens: 1, plugin: engineName},
-		{name: "ES256", path: fixed("ati-es256/creds/one"), tokens: 1, plugin: engineName},
-		{name: fmt.Sprintf("any of %s roles", thousands(few)), path: anyOf("ati-few", few), tokens: 1, plugin: engineName},
-		{name: fmt.Sprintf("any of %s roles", thousands(o.roles)), path: anyOf("ati-many", o.roles), tokens: 1, plugin: engineName},
-		{name: "one beside " + thousands(o.roles) + " roles", path: fixed("ati-many/creds/one"), tokens: 1, plugin: engineName},
-		{name: "batch of 10", method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(10), tokens: 10, plugin: engineName},
-		{name: "batch of 100", method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(100), tokens: 100, plugin: engineName},
-		{name: batchName, method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(1000), tokens: 1000, plugin: engineName},
-		{name: "batch of 1,000, over one connection", method: http.MethodPut, path: fixed("ati/batch/one"), body: batch(1000), tokens: 1000, plugin: engineName, alone: true},
-		{name: "kv read", path: fixed("kv/one")},
-		{name: "Vault's identity token (ES256)", path: fixed("identity/oidc/token/bench"), tokens: 1},
-	}
-	for _, sc := range scenarios {
+	all := scenarios(o)
+	for _, sc := range all {
 		sc.token = login.Auth.ClientToken
 		if sc.method == "" {
 			sc.method = http.MethodGet
 		}
-		if sc.answer, err = s.try(ctx, sc); err != nil {
+		if sc.response, err = s.request(ctx, sc); err != nil {
 			return nil, fmt.Errorf("%s: %w", sc.name, err)
 		}
 	}
-	echo, single := scenarios[0].answer, scenarios[1].answer
+	echo, single := all[0].response, all[1].response
 	if e, s := len(echo["token"].(string)), len(single["token"].(string)); e != s || len(echo) != len(single) {
-		return nil, fmt.Errorf("the echo plugin's answer has %d fields and a token of %d bytes, and the engine's %d and %d: change bench/echo", len(echo), e, len(single), s)
+		return nil, fmt.Errorf("the response of the echo plugin has %d fields and a token of %d bytes, that of the engine %d fields and %d bytes; update bench/echo", len(echo), e, len(single), s)
 	}
-	return scenarios, nil
+	return all, nil
 }
 
-// try makes one request, and checks that its answer has what is counted.
-func (s *server) try(ctx context.Context, sc *scenario) (data, error) {
+// fewRoles is the number of roles of the second largest mount.
+func (o options) fewRoles() int { return o.roles / 100 }
+
+// writeEngines mounts the engine and writes its roles.
+func (w *writer) writeEngines(o options) {
+	role := data{
+		"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"},
+		"allowed_agent_ids": "sandbox:*", "subject": "sandbox:abc123",
+	}
+	with := func(field string, value any) data {
+		d := maps.Clone(role)
+		d[field] = value
+		return d
+	}
+	for mount, algorithm := range map[string]string{"ati": "HS256", "ati-es256": "ES256", "ati-few": "HS256", "ati-many": "HS256"} {
+		w.write("sys/mounts/"+mount, data{"type": engineName})
+		w.write(mount+"/config", data{"proxy_url": "https://ati.example.com", "algorithm": algorithm})
+		// The first role has the longest TTL, so that no later one raises the
+		// maximum TTL that the engine stores.
+		w.write(mount+"/roles/one", with("max_ttl", "24h"))
+	}
+	w.write("ati/roles/leased", with("generate_lease", true))
+	w.write("ati/roles/identity", with("subject", "sandbox:{{identity.entity.name}}"))
+	w.writeRoles("ati-few", o.fewRoles(), role)
+	w.writeRoles("ati-many", o.roles, role)
+}
+
+// writeOthers writes what the engine is compared with, and a user.
+func (w *writer) writeOthers() {
+	w.write("sys/mounts/echo", data{"type": echoName})
+	w.write("sys/mounts/kv", data{"type": "kv"})
+	w.write("kv/one", data{"token": "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"})
+	w.write("sys/auth/userpass", data{"type": "userpass"})
+	w.write("sys/policies/acl/bench", data{"policy": `path "*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }`})
+	w.write("auth/userpass/users/alice", data{"password": "x", "token_policies": "bench"})
+	w.write("identity/oidc/key/bench", data{"algorithm": "ES256", "allowed_client_ids": "*"})
+	w.write("identity/oidc/role/bench", data{"key": "bench", "ttl": "1h"})
+}
+
+// scenarios returns the scenarios in the order of the report. The first two are
+// those of the echo plugin and of single reads.
+func scenarios(o options) []*scenario {
+	batch := func(name string, n int) *scenario {
+		ids := make([]string, n)
+		for i := range ids {
+			ids[i] = fmt.Sprintf("sandbox:%06d", i)
+		}
+		return &scenario{name: name, method: http.MethodPut, path: fixed("ati/batch/one"), body: data{"agent_ids": ids}, tokens: n, plugin: engineName}
+	}
+	oneConnection := batch(batchScenario+", one connection", 1000)
+	oneConnection.singleConnection = true
+	return []*scenario{
+		{name: echoScenario, path: fixed("echo/creds/one"), tokens: 1, plugin: echoName},
+		{name: singleScenario, path: fixed("ati/creds/one"), tokens: 1, plugin: engineName},
+		{name: "narrowed", method: http.MethodPut, path: fixed("ati/creds/one"), body: data{"agent_id": "sandbox:000001", "tools": []string{"github:search"}, "ttl": "10m", "rate": data{"tool:github:*": "5/hour"}}, tokens: 1, plugin: engineName},
+		{name: "identity template", path: fixed("ati/creds/identity"), tokens: 1, plugin: engineName},
+		{name: "with lease", path: fixed("ati/creds/leased"), tokens: 1, plugin: engineName},
+		{name: "ES256", path: fixed("ati-es256/creds/one"), tokens: 1, plugin: engineName},
+		{name: "random role of " + thousands(o.fewRoles()), path: randomRole("ati-few", o.fewRoles()), tokens: 1, plugin: engineName},
+		{name: "random role of " + thousands(o.roles), path: randomRole("ati-many", o.roles), tokens: 1, plugin: engineName},
+		{name: "same role of " + thousands(o.roles), path: fixed("ati-many/creds/one"), tokens: 1, plugin: engineName},
+		batch("batch of 10", 10),
+		batch("batch of 100", 100),
+		batch(batchScenario, 1000),
+		oneConnection,
+		{name: "kv read", path: fixed("kv/one")},
+		{name: "Vault identity token (ES256)", path: fixed("identity/oidc/token/bench"), tokens: 1},
+	}
+}
+
+// request sends one request and checks the number of tokens in the response.
+func (s *server) request(ctx context.Context, sc *scenario) (data, error) {
 	c, err := s.Clone()
 	if err != nil {
 		return nil, err
@@ -152,7 +172,7 @@ func (s *server) try(ctx context.Context, sc *scenario) (data, error) {
 	case err != nil:
 		return nil, err
 	case secret == nil:
-		return nil, errors.New("there is no answer")
+		return nil, errors.New("empty response")
 	}
 	got := 0
 	if _, ok := secret.Data["token"].(string); ok && sc.tokens > 0 {
@@ -162,13 +182,13 @@ func (s *server) try(ctx context.Context, sc *scenario) (data, error) {
 		got = len(tokens)
 	}
 	if got != sc.tokens {
-		return nil, fmt.Errorf("the answer has %d tokens, and not %d", got, sc.tokens)
+		return nil, fmt.Errorf("the response has %d tokens, want %d", got, sc.tokens)
 	}
 	return secret.Data, nil
 }
 
-// measure sends requests over all connections, one at a time on each, and
-// counts the answers.
+// measure sends requests over all connections, one at a time on each, and returns
+// the rates, the latencies, and the CPU time.
 func (s *server) measure(ctx context.Context, sc *scenario, duration time.Duration) (sample, error) {
 	var body []byte
 	if sc.body != nil {
@@ -179,10 +199,10 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 	}
 	header := http.Header{"X-Vault-Token": {sc.token}, "X-Vault-Request": {"true"}}
 	workers := uint64(s.http.Transport.(*http.Transport).MaxConnsPerHost)
-	if sc.alone {
+	if sc.singleConnection {
 		workers = 1
 	}
-	attacker := vegeta.NewAttacker(vegeta.Client(s.http), vegeta.Workers(workers), vegeta.MaxWorkers(workers), vegeta.MaxBody(1024)) // for an error's text
+	attacker := vegeta.NewAttacker(vegeta.Client(s.http), vegeta.Workers(workers), vegeta.MaxWorkers(workers), vegeta.MaxBody(1024)) // enough for the text of an error
 	targeter := func(t *vegeta.Target) error {
 		t.Method, t.URL, t.Body, t.Header = sc.method, s.Address()+"/v1/"+sc.path(), body, header
 		return nil
@@ -211,15 +231,15 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 	if err != nil {
 		return sample{}, err
 	}
-	// Throughput goes by the time until the last answer, which a batch takes a
-	// while for.
+	// Throughput includes the time until the last response, which matters for
+	// batches.
 	got := sample{requests: m.Throughput, tokens: m.Throughput * float64(sc.tokens), p50: m.Latencies.P50, p99: m.Latencies.P99}
 	n := time.Duration(m.Requests) * time.Duration(max(sc.tokens, 1))
-	got.cpu = used{(after.plugin - before.plugin) / n, (after.vault - before.vault) / n}
+	got.cpu = cpuTime{(after.plugin - before.plugin) / n, (after.vault - before.vault) / n}
 	return got, nil
 }
 
-// writer makes writes until one fails.
+// writer writes to Vault. After an error it does nothing.
 type writer struct {
 	ctx context.Context
 	c   *api.Client
@@ -235,7 +255,7 @@ func (w *writer) write(path string, d data) {
 	}
 }
 
-// writeRoles writes n roles, several at once.
+// writeRoles writes n roles in parallel.
 func (w *writer) writeRoles(mount string, n int, role data) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex

@@ -24,7 +24,7 @@ const (
 	echoName   = "echo"
 )
 
-// server is a Vault of this program's own, on a raft store, unsealed.
+// server is a temporary Vault server with raft storage.
 type server struct {
 	*api.Client
 	dir     string
@@ -38,42 +38,18 @@ func startServer(ctx context.Context, o options) (s *server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if dir, err = filepath.EvalSymlinks(dir); err != nil { // Vault wants no symbolic link in plugin_directory
+	if dir, err = filepath.EvalSymlinks(dir); err != nil { // Vault rejects a symbolic link in plugin_directory
 		return nil, err
 	}
-	// One client for all measurements, with as many connections as each may have.
+	// All measurements share one client with the maximum number of connections.
 	s = &server{dir: dir, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxConnsPerHost: o.connections, MaxIdleConnsPerHost: o.connections}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.stop())
 		}
 	}()
-	for _, sub := range []string{"raft", "plugins"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
-			return nil, err
-		}
-	}
-	port, err := freePort()
+	address, err := s.writeConfig()
 	if err != nil {
-		return nil, err
-	}
-	address := "127.0.0.1:" + strconv.Itoa(port)
-	config := fmt.Sprintf(`
-storage "raft" {
-  path    = %q
-  node_id = "bench"
-}
-listener "tcp" {
-  address     = %q
-  tls_disable = true
-}
-api_addr         = "http://%s"
-cluster_addr     = "http://127.0.0.1:%d"
-plugin_directory = %q
-disable_mlock    = true
-log_level        = "warn"
-`, filepath.Join(dir, "raft"), address, address, port+1, filepath.Join(dir, "plugins"))
-	if err := os.WriteFile(filepath.Join(dir, "vault.hcl"), []byte(config), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(s.log())
@@ -81,8 +57,8 @@ log_level        = "warn"
 		return nil, err
 	}
 	defer log.Close()
-	s.cmd = exec.Command(o.vault, "server", "-config="+filepath.Join(dir, "vault.hcl"))
-	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir} // nothing that the shell has set for another Vault
+	s.cmd = exec.Command(o.vault, "server", "-config="+s.config())
+	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir} // no VAULT_ variables of the shell
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
@@ -97,8 +73,38 @@ log_level        = "warn"
 	return s, s.initialize(ctx)
 }
 
-// freePort is the first of two that were free a moment ago: Vault takes the next
-// one for its cluster.
+// writeConfig writes the configuration of the server and returns its address.
+func (s *server) writeConfig() (address string, err error) {
+	for _, sub := range []string{"raft", "plugins"} {
+		if err := os.Mkdir(filepath.Join(s.dir, sub), 0o700); err != nil {
+			return "", err
+		}
+	}
+	port, err := freePort()
+	if err != nil {
+		return "", err
+	}
+	address = "127.0.0.1:" + strconv.Itoa(port)
+	text := fmt.Sprintf(`
+storage "raft" {
+  path    = %q
+  node_id = "bench"
+}
+listener "tcp" {
+  address     = %q
+  tls_disable = true
+}
+api_addr         = "http://%s"
+cluster_addr     = "http://127.0.0.1:%d"
+plugin_directory = %q
+disable_mlock    = true
+log_level        = "warn"
+`, filepath.Join(s.dir, "raft"), address, address, port+1, filepath.Join(s.dir, "plugins"))
+	return address, os.WriteFile(s.config(), []byte(text), 0o600)
+}
+
+// freePort returns a free port whose successor, which Vault uses for its cluster, is
+// also free.
 func freePort() (int, error) {
 	for range 100 {
 		first, err := net.Listen("tcp", "127.0.0.1:0")
@@ -113,8 +119,10 @@ func freePort() (int, error) {
 			return port, nil
 		}
 	}
-	return 0, errors.New("no port is free")
+	return 0, errors.New("no free port found")
 }
+
+func (s *server) config() string { return filepath.Join(s.dir, "vault.hcl") }
 
 func (s *server) log() string { return filepath.Join(s.dir, "vault.log") }
 
@@ -129,7 +137,7 @@ func (s *server) initialize(ctx context.Context) error {
 			return ctx.Err()
 		}
 		text, _ := os.ReadFile(s.log())
-		return fmt.Errorf("the server did not start: %w\n%s", err, text)
+		return fmt.Errorf("Vault did not start: %w\n%s", err, text)
 	}
 	s.SetToken(keys.RootToken)
 	if _, err := s.Sys().UnsealWithContext(ctx, keys.Keys[0]); err != nil {
@@ -138,13 +146,13 @@ func (s *server) initialize(ctx context.Context) error {
 	return poll(ctx, func() error {
 		health, err := s.Sys().HealthWithContext(ctx)
 		if err == nil && health.Standby {
-			err = errors.New("the server is not active")
+			err = errors.New("Vault is not active")
 		}
 		return err
 	})
 }
 
-// poll tries for up to 30 seconds.
+// poll calls try until it succeeds, for up to 30 seconds.
 func poll(ctx context.Context, try func() error) (err error) {
 	for range 300 {
 		if err = try(); err == nil || ctx.Err() != nil {
@@ -165,7 +173,7 @@ func (s *server) stop() error {
 	return os.RemoveAll(s.dir)
 }
 
-// register copies a plugin into the plugin directory and tells Vault its sum.
+// register copies a plugin to the plugin directory and registers it.
 func (s *server) register(ctx context.Context, name, binary string) error {
 	b, err := os.ReadFile(binary)
 	if err != nil {
@@ -178,7 +186,7 @@ func (s *server) register(ctx context.Context, name, binary string) error {
 	return s.Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{Name: name, Type: api.PluginTypeSecrets, Command: name, SHA256: hex.EncodeToString(sum[:])})
 }
 
-// audit switches a file audit device on or off.
+// audit enables or disables a file audit device.
 func (s *server) audit(ctx context.Context, on bool) error {
 	if on == s.audited {
 		return nil
@@ -190,7 +198,7 @@ func (s *server) audit(ctx context.Context, on bool) error {
 	return s.Sys().EnableAuditWithOptionsWithContext(ctx, "file", &api.EnableAuditOptions{Type: "file", Options: map[string]string{"file_path": filepath.Join(s.dir, "audit.log")}})
 }
 
-// pluginProcess is the id of the process that serves all mounts of a plugin.
+// pluginProcess returns the ID of the process that serves all mounts of a plugin.
 func (s *server) pluginProcess(name string) (int, error) {
 	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -202,14 +210,15 @@ func (s *server) pluginProcess(name string) (int, error) {
 			return strconv.Atoi(filepath.Base(filepath.Dir(command)))
 		}
 	}
-	return 0, errors.New("the plugin's process isn't in /proc")
+	return 0, fmt.Errorf("no process of plugin %s in /proc", name)
 }
 
-// used is processor time that processes have used.
-type used struct{ plugin, vault time.Duration }
+// cpuTime is the CPU time of two processes.
+type cpuTime struct{ plugin, vault time.Duration }
 
-// cpu is what a plugin's process, if one is named, and Vault's have used.
-func (s *server) cpu(plugin string) (u used, err error) {
+// cpu returns the CPU time that Vault and, unless its name is empty, a plugin have
+// used.
+func (s *server) cpu(plugin string) (u cpuTime, err error) {
 	if u.vault, err = cpuOf(s.cmd.Process.Pid); err != nil || plugin == "" {
 		return u, err
 	}
@@ -226,7 +235,7 @@ func cpuOf(pid int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	// The fields behind the command's name, which is in parentheses: proc(5).
+	// Skip the name of the command, which is in parentheses (proc(5)).
 	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 	var ticks int64
 	for _, field := range fields[11:13] { // utime, stime
@@ -239,7 +248,7 @@ func cpuOf(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * 10 * time.Millisecond, nil // USER_HZ is 100
 }
 
-// peakMemory is the most that was resident of the engine's process, in bytes.
+// peakMemory returns the peak resident memory of the engine process, in bytes.
 func (s *server) peakMemory() (int64, error) {
 	pid, err := s.pluginProcess(engineName)
 	if err != nil {
@@ -256,5 +265,5 @@ func (s *server) peakMemory() (int64, error) {
 			return kb << 10, err
 		}
 	}
-	return 0, errors.New("no VmHWM in the plugin's status")
+	return 0, errors.New("no VmHWM in the status of the plugin process")
 }

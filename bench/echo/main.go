@@ -1,5 +1,5 @@
-// Command echo is a Vault plugin that does nothing but answer: its requests cost
-// what Vault's plugin protocol costs.
+// Command echo is a Vault plugin that returns a constant response. Its requests
+// cost only what the plugin protocol of Vault costs.
 package main
 
 import (
@@ -56,6 +56,6 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 
 const scope = "tool:web_search tool:github:* skill:summarize help"
 
-// token has the length of the one that the engine mints for a single read: the
-// benchmark compares the two before it begins.
+// token has the length of the token that the engine issues for a single read. The
+// benchmark checks this before it starts.
 var token = strings.Repeat("e", 423)
