@@ -212,7 +212,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the output does not contain the rates:\n%s", out)
 			}
 		},
-		"agent.md": func(t *testing.T, s *server, out string, _ data) {
+		"vault-agent.md": func(t *testing.T, s *server, out string, _ data) {
 			if !regexp.MustCompile(`sub +sandbox:abc123\n`).MatchString(out) {
 				t.Errorf("Agent's token is not the sandbox's:\n%s", out)
 			}
