@@ -217,7 +217,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("Agent's token is not the sandbox's:\n%s", out)
 			}
 		},
-		"proxy-host.md": func(t *testing.T, _ *server, out string, status data) {
+		"proxy.md": func(t *testing.T, _ *server, out string, status data) {
 			// vault read and openssl print the same one.
 			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 2 {
 				t.Errorf("the fingerprint was printed %d times, want 2", got)
