@@ -258,7 +258,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the versions are %+v", got)
 			}
 		},
-		"move-secret.md": func(t *testing.T, _ *server, out string, status data) {
+		"migrate-from-ati-client.md": func(t *testing.T, _ *server, out string, status data) {
 			// vault read and openssl print the same one.
 			if got := strings.Count(out, "be930db828cd35cc"); got != 2 || status["current_fingerprint"] == "be930db828cd35cc" {
 				t.Errorf("the old fingerprint was printed %d times, want 2, and the new one is %v", got, status["current_fingerprint"])
