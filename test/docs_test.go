@@ -207,7 +207,7 @@ func TestDocs(t *testing.T) {
 			}
 		},
 		"policies.md": func(t *testing.T, s *server, _ string, _ data) { s.checkPolicies(t) },
-		"rates.md": func(t *testing.T, s *server, out string, _ data) {
+		"rate-limits.md": func(t *testing.T, s *server, out string, _ data) {
 			if !strings.Contains(out, "map[*:500/day tool:web_search:30/hour]") {
 				t.Errorf("the output does not contain the rates:\n%s", out)
 			}
