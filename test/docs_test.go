@@ -253,7 +253,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the versions are %+v", got)
 			}
 		},
-		"revoke.md": func(t *testing.T, _ *server, _ string, status data) {
+		"runbook-key-compromise.md": func(t *testing.T, _ *server, _ string, status data) {
 			if got := versionsOf(t, status); got != (versions{Current: 2}) {
 				t.Errorf("the versions are %+v", got)
 			}
