@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const troubleshooting = "../docs/troubleshooting.md"
+const troubleshooting = "../docs/errors.md"
 
 // notOnThePage are texts of the source that no user of the engine looks up.
 var notOnThePage = func() map[string]string {
@@ -59,7 +59,7 @@ var notOnThePage = func() map[string]string {
 	return texts
 }()
 
-// docs/troubleshooting.md has a row for each text that the engine can give its
+// docs/errors.md has a row for each text that the engine can give its
 // user, and no row for another.
 func TestEachMessageIsOnTheTroubleshootingPage(t *testing.T) {
 	t.Parallel()
