@@ -41,7 +41,7 @@ What a request can mend is a ` + "`400`" + ` that says how, and changes nothing.
 parameter, one that is null, and a list that is given empty to ` + "`creds`" + ` or ` + "`batch`" + ` are
 such mistakes. Vault's own are ` + "`403`" + ` where no policy allows the request, and ` + "`404`" + ` where
 a config or role that is read is not there. A ` + "`500`" + ` is trouble with storage.
-[Troubleshooting](errors.md) has all texts.
+[Errors](errors.md) has all texts.
 
 In the samples, tokens and keys are cut short. Of an answer they show ` + "`data`" + `,
 ` + "`warnings`" + ` and ` + "`errors`" + `, and what belongs to a lease where there is one.

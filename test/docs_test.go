@@ -270,7 +270,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("a batch of %d, and a token whose size isn't about 3,400:\n%s", got, out)
 			}
 		},
-		"errors.md": func(t *testing.T, _ *server, out string, _ data) {
+		"troubleshooting.md": func(t *testing.T, _ *server, out string, _ data) {
 			// config twice, config/rotate and openssl print the same fingerprint.
 			if got := strings.Count(out, "be930db828cd35cc"); got != 4 {
 				t.Errorf("the fingerprint was printed %d times, want 4", got)

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const troubleshooting = "../docs/errors.md"
+const errorsPage = "../docs/errors.md"
 
 // notOnThePage are texts of the source that no user of the engine looks up.
 var notOnThePage = func() map[string]string {
@@ -61,7 +61,7 @@ var notOnThePage = func() map[string]string {
 
 // docs/errors.md has a row for each text that the engine can give its
 // user, and no row for another.
-func TestEachMessageIsOnTheTroubleshootingPage(t *testing.T) {
+func TestErrorsPage_ListsEveryMessage(t *testing.T) {
 	t.Parallel()
 	page, source := messagesOfPage(t), messagesOfSource(t)
 	for _, text := range slices.Sorted(maps.Keys(source)) {
@@ -70,14 +70,14 @@ func TestEachMessageIsOnTheTroubleshootingPage(t *testing.T) {
 		case left && page[text] != 0:
 			t.Errorf("%s: left out by this test (%s), but in line %d of the page: %s", at, reason, page[text], text)
 		case !left && page[text] == 0:
-			t.Errorf("%s: no row of %s has the message: %s", at, troubleshooting, text)
+			t.Errorf("%s: no row of %s has the message: %s", at, errorsPage, text)
 		case strings.ContainsAny(text, "|`\n"):
 			t.Errorf("%s: can't stand in a table: %s", at, text)
 		}
 	}
 	for _, text := range slices.Sorted(maps.Keys(page)) {
 		if source[text] == "" {
-			t.Errorf("%s:%d: the source has no such message: %s", troubleshooting, page[text], text)
+			t.Errorf("%s:%d: the source has no such message: %s", errorsPage, page[text], text)
 		}
 	}
 	for text := range notOnThePage {
@@ -89,7 +89,7 @@ func TestEachMessageIsOnTheTroubleshootingPage(t *testing.T) {
 
 // What the test above sees of a source: whatever may be a message, and what it
 // passes over.
-func TestMessagesAreFoundInEachForm(t *testing.T) {
+func TestErrorsPage_FindsEachFormOfMessage(t *testing.T) {
 	t.Parallel()
 	const source = `package p
 
@@ -167,7 +167,7 @@ func canonical(text string) string {
 // messages, each with its line.
 func messagesOfPage(t *testing.T) map[string]int {
 	t.Helper()
-	b, err := os.ReadFile(troubleshooting)
+	b, err := os.ReadFile(errorsPage)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,13 +182,13 @@ func messagesOfPage(t *testing.T) map[string]int {
 		cells := strings.Split(line, " | ")
 		spans := strings.Split(cells[0], "`")
 		if len(cells) != 3 || len(spans) < 3 || len(spans)%2 == 0 {
-			t.Errorf("%s:%d: a row has a message in backticks, what it means, and what to do: %s", troubleshooting, i+1, line)
+			t.Errorf("%s:%d: a row has a message in backticks, what it means, and what to do: %s", errorsPage, i+1, line)
 			continue
 		}
 		for j := 1; j < len(spans); j += 2 {
 			text := canonical(spans[j])
 			if messages[text] != 0 {
-				t.Errorf("%s:%d: stands in line %d already: %s", troubleshooting, i+1, messages[text], text)
+				t.Errorf("%s:%d: stands in line %d already: %s", errorsPage, i+1, messages[text], text)
 			}
 			messages[text] = i + 1
 		}
