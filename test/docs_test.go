@@ -197,7 +197,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("after the deletion the versions are %v", status)
 			}
 		},
-		"roles.md": func(t *testing.T, s *server, _ string, _ data) {
+		"roles.md": func(t *testing.T, s *server, out string, _ data) {
 			// The ten, researcher of the fixture, and nothing else.
 			if got := len(s.list("ati/roles")); got != 11 {
 				t.Errorf("the mount has %d roles", got)
@@ -205,13 +205,11 @@ func TestDocs(t *testing.T) {
 			if got := s.read(s.root, "ati/roles/reader").Data; len(got["skills"].([]any)) != 0 || got["ttl"] != json.Number("1800") {
 				t.Errorf("the reader is %v", got)
 			}
-		},
-		"policies.md": func(t *testing.T, s *server, _ string, _ data) { s.checkPolicies(t) },
-		"rate-limits.md": func(t *testing.T, s *server, out string, _ data) {
 			if !strings.Contains(out, "map[*:500/day tool:web_search:30/hour]") {
 				t.Errorf("the output does not contain the rates:\n%s", out)
 			}
 		},
+		"policies.md": func(t *testing.T, s *server, _ string, _ data) { s.checkPolicies(t) },
 		"vault-agent.md": func(t *testing.T, s *server, out string, _ data) {
 			if !regexp.MustCompile(`sub +sandbox:abc123\n`).MatchString(out) {
 				t.Errorf("Agent's token is not the sandbox's:\n%s", out)
