@@ -12,10 +12,12 @@ import (
 	"testing"
 )
 
-// docs/install.md as it stands: from an archive to a Vault with TLS, raft, an audit
-// log and policies, and from there to the next version, back and away.
+// The commands of docs/install-production.md, install.md and backup.md: from an archive to a
+// Vault with TLS, raft, an audit log and policies, to the next version and back, a snapshot,
+// and the removal.
 func TestDocsInstall(t *testing.T) {
 	t.Parallel()
+	const uninstall = "vault secrets disable ati\n"
 	work := t.TempDir()
 	for _, version := range []string{"v0.2.0", "v0.1.0"} {
 		for name, text := range filesIn(t, released(t, version)) {
@@ -29,11 +31,16 @@ func TestDocsInstall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The snapshot is taken before the engine is gone.
+	install, removal, found := strings.Cut(commands(t, "../docs/install.md"), uninstall)
+	if !found {
+		t.Fatalf("docs/install.md has no %q", uninstall)
+	}
 	script := strings.NewReplacer(
 		"/etc/vault", filepath.Join(work, "etc"), "/opt/vault", filepath.Join(work, "opt"), "/var/log/vault", filepath.Join(work, "log"),
 		"127.0.0.1:8200", "127.0.0.1:"+port, "127.0.0.1:8201", fmt.Sprintf("127.0.0.1:%d", next+1),
 		"linux_amd64", runtime.GOOS+"_"+runtime.GOARCH,
-	).Replace(commands(t, "../docs/install.md"))
+	).Replace(commands(t, "../docs/install-production.md") + install + commands(t, "../docs/backup.md") + uninstall + removal)
 	// The page has its own server, and its own token for it.
 	s := &server{t: t, dir: work}
 	out := s.runCommands(work, "trap 'kill $(jobs -p); wait' EXIT\n"+script)
