@@ -92,10 +92,10 @@ func TestTheLicencesAreListed(t *testing.T) {
 	}
 }
 
-// docs/security.md names a test for each promise, and each is there.
+// docs/assurance.md names a test for each promise, and each exists.
 func TestAssurance_NamesExistingTests(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../docs/security.md")
+	page, err := os.ReadFile("../docs/assurance.md")
 	if err != nil {
 		t.Fatal(err)
 	}
