@@ -35,7 +35,7 @@ var notOnThePage = func() map[string]string {
 		"it names an operation of package ati before the message, and the engine cuts it off where a caller could meet it": {
 			"parse key", "issue token", "validate token", "inspect token",
 		},
-		"it stands in the log only": {"current …", ", pending …", ", previous …"},
+		"it is only in the log": {"current …", ", pending …", ", previous …"},
 		"it can't happen: Vault gives a configuration, and the sizes and the types are fixed": {
 			"configuration passed into backend is nil", "make the role cache: …", "encode the JWK Set: …", "encode the public key of version …: …",
 		},
@@ -188,7 +188,7 @@ func messagesOfPage(t *testing.T) map[string]int {
 		for j := 1; j < len(spans); j += 2 {
 			text := canonical(spans[j])
 			if messages[text] != 0 {
-				t.Errorf("%s:%d: stands in line %d already: %s", errorsPage, i+1, messages[text], text)
+				t.Errorf("%s:%d: is already in line %d: %s", errorsPage, i+1, messages[text], text)
 			}
 			messages[text] = i + 1
 		}
