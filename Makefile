@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo picture dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licences release fmt clean
+.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licences release fmt clean
 
 ROTATION_CALLS ?= 10000
 SOAK_KILLS ?= 10
@@ -15,9 +15,6 @@ build: ## Build the plugin into bin/
 
 demo: ## Demonstrate the engine on a temporary Vault dev server
 	@scripts/demo.sh
-
-picture: ## Write docs/demo.svg, the picture of what make demo shows
-	@scripts/picture.sh
 
 dev: ## Start a Vault dev server with the plugin (run again to rebuild and reload)
 	@scripts/dev.sh

@@ -88,22 +88,6 @@ func TestDemo(t *testing.T) {
 	if t.Failed() {
 		t.Log(out)
 	}
-
-	draw := exec.Command("go", "run", "../tools/picture")
-	draw.Stdin = strings.NewReader(out)
-	var stderr bytes.Buffer
-	draw.Stderr = &stderr
-	picture, err := draw.Output()
-	if err != nil {
-		t.Fatalf("make picture can't draw what make demo prints: %s", stderr.String())
-	}
-	drawn, err := os.ReadFile("../docs/demo.svg")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(strings.Split(string(drawn), "\n"), strings.Split(string(picture), "\n")); diff != "" {
-		t.Errorf("docs/demo.svg doesn't show what make demo prints; make picture writes it anew (-drawn +printed):\n%s", diff)
-	}
 }
 
 // make dev starts a server, or rebuilds and reloads the plugin if it is running. make
