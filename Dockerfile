@@ -24,7 +24,7 @@ ARG TARGETARCH
 ARG RUN_AS=65534
 # OpenBao expects the binary in the root directory.
 COPY --from=archive /vault-plugin-secrets-ati_${VERSION}_linux_${TARGETARCH}/vault-plugin-secrets-ati /
-COPY --from=archive /vault-plugin-secrets-ati_${VERSION}_linux_${TARGETARCH}/licences /licences
+COPY --from=archive /vault-plugin-secrets-ati_${VERSION}_linux_${TARGETARCH}/licenses /licenses
 # No group: it defaults to 0, and Vault adds its own group.
 USER ${RUN_AS}
 ENTRYPOINT ["/vault-plugin-secrets-ati"]

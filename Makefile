@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licences release fmt clean
+.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licenses release fmt clean
 
 ROTATION_CALLS ?= 10000
 SOAK_KILLS ?= 10
@@ -56,13 +56,13 @@ bench: ## Run the benchmarks, including those on a real Vault server, and write 
 check: lint ## Run lint, unit tests, and documentation checks (before each commit; under a minute)
 	@go test -count=1 . ./ati ./internal/... ./tools/...
 	@cd tools/release && go test -count=1 ./...
-	@go test -count=1 -tags docs -run '^Test(Assurance|Examples_NameTheirTest|TheLicences|EachMessage|DocsLinks|Imports)' ./test
+	@go test -count=1 -tags docs -run '^Test(Assurance|Examples_NameTheirTest|ThirdPartyLicenses|EachMessage|DocsLinks|Imports)' ./test
 
 lint: ## Run gofmt, go vet, staticcheck and govulncheck
 	@scripts/lint.sh
 
-licences: ## Write docs/licences.md, of what the plugin is linked from
-	@scripts/licences.sh >docs/licences.new && mv docs/licences.new docs/licences.md || { rm -f docs/licences.new; exit 1; }
+licenses: ## Write THIRD_PARTY_LICENSES.md, the licenses of the modules that the plugin is linked from
+	@text=$$(go -C tools/release run -buildvcs=false . licenses -root ../..) && printf '%s\n' "$$text" >THIRD_PARTY_LICENSES.md
 
 release: ## Build what is released into dist/: VERSION=v1.2.3, PLATFORMS="linux/amd64 …" or host, RELEASE_SIGN=command
 	@scripts/release.sh

@@ -210,7 +210,7 @@ func TestRelease_Reproducible(t *testing.T) {
 	}
 }
 
-// dependency is a module as a binary, an SBOM or a page of licences has it.
+// dependency is a module as a binary, an SBOM or a page of licenses has it.
 type dependency struct{ Path, Version string }
 
 // The archive of v0.1.0, and what its binary says it is linked from.
@@ -221,10 +221,10 @@ func releasedArchive(t testing.TB) (headers map[string]*tar.Header, texts map[st
 	if err != nil {
 		t.Fatal(err)
 	}
-	linked = []dependency{{"std", info.GoVersion}}
 	for _, d := range info.Deps {
 		linked = append(linked, dependency{d.Path, d.Version})
 	}
+	linked = append(linked, dependency{"std", info.GoVersion})
 	if len(linked) < 20 {
 		t.Fatalf("the binary is linked from %v", linked)
 	}
@@ -244,13 +244,13 @@ func TestRelease_ArchiveContents(t *testing.T) {
 		if !found {
 			t.Errorf("%s is not in the one directory at the top", name)
 		}
-		if !strings.HasPrefix(within, "licences/") {
+		if !strings.HasPrefix(within, "licenses/") {
 			modes[within] = fs.FileMode(h.Mode)
 		} else if h.Mode != 0o644 {
 			t.Errorf("%s has the mode %o", name, h.Mode)
 		}
 	}
-	wanted := map[string]fs.FileMode{pluginName: 0o755, "register.sh": 0o755, "docs/licences.md": 0o644}
+	wanted := map[string]fs.FileMode{pluginName: 0o755, "register.sh": 0o755, "THIRD_PARTY_LICENSES.md": 0o644}
 	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples")
 	list.Dir, list.Env = "..", cleanEnv()
 	names, err := list.Output()
@@ -261,9 +261,6 @@ func TestRelease_ArchiveContents(t *testing.T) {
 		want, err := os.ReadFile(filepath.Join("..", name))
 		if err != nil {
 			t.Fatal(err)
-		}
-		if name == "docs/licences.md" {
-			continue // of this platform
 		}
 		if wanted[name] = 0o644; bytes.HasPrefix(want, []byte("#!")) {
 			wanted[name] = 0o755
@@ -276,11 +273,11 @@ func TestRelease_ArchiveContents(t *testing.T) {
 		t.Errorf("files and modes (-want +got):\n%s", diff)
 	}
 
-	// The licences are those of the modules, as they are in the modules.
+	// The licenses are those of the modules, as they are in the modules.
 	dirs := moduleDirs(t, linked)
-	of := map[string]map[string][]byte{} // directory in licences/ → file → text
+	of := map[string]map[string][]byte{} // directory in licenses/ → file → text
 	for name, text := range texts {
-		within, found := strings.CutPrefix(name, archiveTop("v0.1.0")+"/licences/")
+		within, found := strings.CutPrefix(name, archiveTop("v0.1.0")+"/licenses/")
 		if !found {
 			continue
 		}
@@ -302,7 +299,7 @@ func TestRelease_ArchiveContents(t *testing.T) {
 	}
 	for dir, source := range dirs {
 		if len(of[dir]) == 0 {
-			t.Errorf("there is no licence of %s", dir)
+			t.Errorf("there is no license of %s", dir)
 		}
 		for name, text := range of[dir] {
 			want, err := os.ReadFile(filepath.Join(source, name))
@@ -310,7 +307,7 @@ func TestRelease_ArchiveContents(t *testing.T) {
 				t.Errorf("the text of %s of %s is another (%v)", name, dir, err)
 			}
 		}
-		// Each licence and notice at the module's top is there.
+		// Each license and notice at the module's top is there.
 		entries, err := os.ReadDir(source)
 		if err != nil {
 			t.Fatal(err)
@@ -323,7 +320,7 @@ func TestRelease_ArchiveContents(t *testing.T) {
 			}
 		}
 	}
-	// Of packages with a licence of their own.
+	// Of packages with a license of their own.
 	for dir, name := range map[string]string{"github.com/go-jose/go-jose/v4@": "json/LICENSE", "github.com/hashicorp/golang-lru/v2@": "simplelru/LICENSE_list"} {
 		found := false
 		for d, texts := range of {
@@ -335,7 +332,7 @@ func TestRelease_ArchiveContents(t *testing.T) {
 	}
 }
 
-// moduleDirs are the directories of modules, by their names in licences/.
+// moduleDirs are the directories of modules, by their names in licenses/.
 func moduleDirs(t testing.TB, modules []dependency) map[string]string {
 	t.Helper()
 	dirs := map[string]string{}
@@ -404,6 +401,7 @@ func TestRelease_SBOM(t *testing.T) {
 	_, texts, linked := releasedArchive(t)
 	type component struct {
 		Name, Version, PURL string
+		Ref                 string `json:"bom-ref"`
 		Hashes              []struct{ Alg, Content string }
 		Evidence            struct {
 			Licenses []struct{ License struct{ ID string } }
@@ -432,11 +430,11 @@ func TestRelease_SBOM(t *testing.T) {
 		t.Errorf("it is of %+v", self)
 	}
 	var listed []dependency
-	var purls []string
-	licences := map[string]string{}
+	var refs []string
+	licenses := map[string]string{}
 	for _, c := range bom.Components {
 		listed = append(listed, dependency{c.Name, c.Version})
-		purls = append(purls, c.PURL)
+		refs = append(refs, c.Ref)
 		if want := "pkg:golang/" + c.Name + "@" + strings.ReplaceAll(c.Version, "+", "%2B"); c.PURL != want {
 			t.Errorf("%s has the purl %s, want %s", c.Name, c.PURL, want)
 		}
@@ -444,32 +442,32 @@ func TestRelease_SBOM(t *testing.T) {
 		for _, l := range c.Evidence.Licenses {
 			ids = append(ids, l.License.ID)
 		}
-		licences[c.Name] = strings.Join(ids, ", ")
+		licenses[c.Name] = strings.Join(ids, ", ")
 	}
 	if diff := cmp.Diff(linked, listed); diff != "" {
 		t.Errorf("modules (-binary +SBOM):\n%s", diff)
 	}
-	if len(bom.Dependencies) != 1 || !slices.Equal(bom.Dependencies[0].DependsOn, purls) {
+	if len(bom.Dependencies) != 1 || !slices.Equal(bom.Dependencies[0].DependsOn, refs) {
 		t.Errorf("dependencies: %v", bom.Dependencies)
 	}
 
-	// So does the page of licences, and it names the same.
+	// So does the page of licenses, and it names the same.
 	listed = nil
-	for _, m := range regexp.MustCompile(`(?m)^\| (\S+|Go's standard library) \| (.*) \| (.*) \|$`).FindAllStringSubmatch(string(texts[archiveTop("v0.1.0")+"/docs/licences.md"]), -1)[1:] {
+	for _, m := range regexp.MustCompile(`(?m)^\| (\S+|Go standard library) \| (.*) \| (.*) \|$`).FindAllStringSubmatch(string(texts[archiveTop("v0.1.0")+"/THIRD_PARTY_LICENSES.md"]), -1)[1:] {
 		d := dependency{m[1], m[2]}
 		switch d.Path {
 		case "---":
 			continue
-		case "Go's standard library":
-			d = linked[0]
+		case "Go standard library":
+			d = linked[len(linked)-1]
 		}
 		listed = append(listed, d)
-		if m[3] != licences[d.Path] || m[3] == "" {
-			t.Errorf("%s is under %q by the page, and under %q by the SBOM", d.Path, m[3], licences[d.Path])
+		if m[3] != licenses[d.Path] || m[3] == "" {
+			t.Errorf("%s is under %q by the page, and under %q by the SBOM", d.Path, m[3], licenses[d.Path])
 		}
 	}
 	if diff := cmp.Diff(linked, listed); diff != "" {
-		t.Errorf("modules (-binary +docs/licences.md):\n%s", diff)
+		t.Errorf("modules (-binary +THIRD_PARTY_LICENSES.md):\n%s", diff)
 	}
 }
 
@@ -666,7 +664,7 @@ func TestDockerfile_MatchesArchive(t *testing.T) {
 			t.Errorf("the archive does not contain %s", m[1])
 		}
 	}
-	if diff := cmp.Diff(map[string]string{"/": archiveTop("v0.1.0") + "/" + pluginName, "/licences": archiveTop("v0.1.0") + "/licences"}, to); diff != "" {
+	if diff := cmp.Diff(map[string]string{"/": archiveTop("v0.1.0") + "/" + pluginName, "/licenses": archiveTop("v0.1.0") + "/licenses"}, to); diff != "" {
 		t.Errorf("what it copies, and where to (-want +got):\n%s", diff)
 	}
 	if !strings.Contains(file, "\nENTRYPOINT [\"/"+pluginName+"\"]\n") {

@@ -1,7 +1,6 @@
-// Command release makes of the plugin's binaries what is released: for each an
-// archive, with the licences of all that it is linked from, and an SBOM; and the
-// sums of these. It is run by scripts/release.sh and scripts/licences.sh, and is
-// itself in no release.
+// Command release packs the plugin's binaries for release: an archive and an SBOM
+// for each binary, with the licenses of the modules that it is linked from, and the
+// checksums. scripts/release.sh and make licenses run it; no release contains it.
 package main
 
 import (
@@ -23,7 +22,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: release licences -root DIR, or release pack -root DIR -version V -epoch SECONDS -out DIR BINARY [BINARY …]")
+		return errors.New("usage: release licenses -root DIR, or release pack -root DIR -version V -epoch SECONDS -out DIR BINARY [BINARY …]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	root := flags.String("root", "", "the project's directory")
@@ -34,7 +33,7 @@ func run(args []string) error {
 		return err
 	}
 	switch args[0] {
-	case "licences":
+	case "licenses":
 		// For one platform, so that the page is the same everywhere. The plugin is
 		// linked from the most modules there.
 		modules, err := linked(*root, "linux", "amd64")

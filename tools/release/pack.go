@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-const licencesPage = "docs/licences.md"
+const licensesPage = "THIRD_PARTY_LICENSES.md"
 
 // pack writes an archive and an SBOM of each binary; BINARY_SHA256SUMS over the
 // binaries, by their names in the archives; and SHA256SUMS over all these.
@@ -56,9 +56,9 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 		if goos == "windows" {
 			program, archive, write = name+".exe", top+".zip", zipped
 		}
-		files := slices.Concat(shared, licenceFiles(modules), []file{
+		files := slices.Concat(shared, licenseFiles(modules), []file{
 			{program, 0o755, binary},
-			{licencesPage, 0o644, []byte(page(modules))},
+			{licensesPage, 0o644, []byte(page(modules))},
 		})
 		for i := range files {
 			files[i].name = top + "/" + files[i].name
@@ -66,11 +66,11 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 		if written[archive], err = write(files, date); err != nil {
 			return err
 		}
-		sum := sha256.Sum256(binary)
-		if written[top+".cdx.json"], err = sbom(info, modules, version, date, sum); err != nil {
+		sum := fmt.Sprintf("%x", sha256.Sum256(binary))
+		if written[top+".cdx.json"], err = sbom(path, sum, version, date, modules); err != nil {
 			return err
 		}
-		sums = append(sums, fmt.Sprintf("%x  %s/%s\n", sum, top, program))
+		sums = append(sums, fmt.Sprintf("%s  %s/%s\n", sum, top, program))
 		fmt.Printf("%s: %.1f MB, the binary %.1f MB, %d modules\n", archive, float64(len(written[archive]))/1e6, float64(len(binary))/1e6, len(modules))
 	}
 	// By the names, which all begin at the same column.
@@ -109,8 +109,8 @@ func sharedFiles(root, version string) (files []file, err error) {
 				return err
 			}
 			name = filepath.ToSlash(name)
-			if name == licencesPage || strings.HasPrefix(entry.Name(), ".") {
-				return nil // the former is the platform's own
+			if strings.HasPrefix(entry.Name(), ".") {
+				return nil
 			}
 			text, err := os.ReadFile(path)
 			mode := fs.FileMode(0o644)
@@ -135,10 +135,10 @@ func sharedFiles(root, version string) (files []file, err error) {
 	return append(files, file{"register.sh", 0o755, []byte(before + "\nversion=" + version + "\n" + after)}), nil
 }
 
-func licenceFiles(modules []module) (files []file) {
+func licenseFiles(modules []module) (files []file) {
 	for _, m := range modules {
 		for _, f := range m.texts {
-			files = append(files, file{"licences/" + m.path + "@" + m.version + "/" + f.name, 0o644, f.text})
+			files = append(files, file{"licenses/" + m.path + "@" + m.version + "/" + f.name, 0o644, f.text})
 		}
 	}
 	return files
@@ -153,21 +153,18 @@ func setting(info *debug.BuildInfo, key string) string {
 	return ""
 }
 
-// sameModules makes sure that what the licences were collected of is what the
-// binary says it is linked from.
+// sameModules checks that the modules whose licenses were collected are those that
+// the binary lists, in the same order.
 func sameModules(info *debug.BuildInfo, modules []module) error {
-	in := []string{std + " " + info.GoVersion}
-	for _, d := range info.Deps {
+	var in, have []string
+	for _, d := range append(info.Deps, &debug.Module{Path: std, Version: info.GoVersion}) {
 		in = append(in, d.Path+" "+d.Version)
 	}
-	var have []string
 	for _, m := range modules {
 		have = append(have, m.path+" "+m.version)
 	}
-	slices.Sort(in)
-	slices.Sort(have)
 	if !slices.Equal(in, have) {
-		return fmt.Errorf("the binary is linked from %q, and there are licences of %q", in, have)
+		return fmt.Errorf("the binary is linked from %q, but licenses were collected from %q", in, have)
 	}
 	return nil
 }

@@ -106,40 +106,55 @@ func TestArchives(t *testing.T) {
 	}
 }
 
+// Texts of the licenses 0BSD (grant and disclaimer) and ISC (with the condition).
+const (
+	grant      = "Permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is hereby granted"
+	condition  = ", provided that the above copyright notice and this permission notice appear in all copies"
+	disclaimer = `.
+
+THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES WITH REGARD TO THIS SOFTWARE INCLUDING ALL
+IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR ANY SPECIAL, DIRECT,
+INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF OR IN CONNECTION WITH THE USE OR PERFORMANCE OF
+THIS SOFTWARE.
+`
+	bsd = grant + disclaimer
+	isc = grant + condition + disclaimer
+)
+
 func TestClassify(t *testing.T) {
-	for want, text := range map[string]string{
-		"MIT":                     "Permission is hereby granted,\n  free of charge, to any person",
-		"MPL-2.0":                 "Mozilla Public License, version 2.0",
-		"Apache-2.0":              "Apache License\n\tVersion 2.0, January 2004",
-		"ISC":                     "Permission to use, copy, modify, and/or distribute this software",
-		"BSD-2-Clause":            "Redistribution and use in source and binary forms, with or without",
-		"BSD-3-Clause":            "Redistribution and use in source and binary forms … The names of its contributors may not be used to endorse or promote\nproducts",
-		"Apache-2.0 BSD-3-Clause": "Apache License Version 2.0 … Redistribution and use in source and binary forms … to endorse or promote products",
-		"":                        "All rights reserved.",
+	for text, want := range map[string]string{
+		bsd:                           "0BSD",
+		"Copyright 2026 A.\n\n" + isc: "ISC",
+		isc + bsd:                     "ISC 0BSD",
+		"All rights reserved.":        "",
+		grant:                         "",
+		isc + strings.Repeat("The words of another document. ", 20): "",
+		"See https://opensource.org/license/isc":                    "",
 	} {
 		if got := strings.Join(classify([]byte(text)), " "); got != want {
-			t.Errorf("%q is taken for %q, want %q", text, got, want)
+			t.Errorf("%q is classified as %q, want %q", text, got, want)
 		}
 	}
 }
 
 func TestRead(t *testing.T) {
-	const mit, bsd = "Permission is hereby granted, free of charge", "Redistribution and use in source and binary forms"
+	british := "licen" + "ce.md" // in two parts for TestWords
 	for name, test := range map[string]struct {
 		files    map[string]string
-		licences []string
+		licenses []string
 		texts    []string
 		err      string
 	}{
-		"a licence, a notice, and a package of its own": {
-			files:    map[string]string{"LICENSE": mit, "NOTICE.txt": "Thanks.", "README": bsd, "licences.go": bsd, "p/LICENSE-lib": bsd, "q/LICENSE": "of a package that is not linked"},
-			licences: []string{"BSD-2-Clause", "MIT"},
+		"a license, a notice, and a package of its own": {
+			files:    map[string]string{"LICENSE": isc, "NOTICE.txt": "Thanks.", "README": bsd, "licenses.go": bsd, "p/LICENSE-lib": bsd, "q/LICENSE": "of a package that is not linked"},
+			licenses: []string{"0BSD", "ISC"},
 			texts:    []string{"LICENSE", "NOTICE.txt", "p/LICENSE-lib"},
 		},
-		"the same licence twice":  {files: map[string]string{"licence.md": mit, "COPYING": mit, "p/x": ""}, licences: []string{"MIT"}, texts: []string{"COPYING", "licence.md"}},
-		"one of two is not known": {files: map[string]string{"LICENSE": mit, "p/LICENSE": "All rights reserved."}, err: "example.com/m v1.0.0: the licence in p/LICENSE is not known"},
-		"none":                    {files: map[string]string{"README": mit, "NOTICE": mit, "p/x": ""}, err: "example.com/m v1.0.0: no licence was found"},
-		"one of documents":        {files: map[string]string{"LICENSE.docs": mit, "p/x": ""}, err: "example.com/m v1.0.0: no licence was found"},
+		"the same license twice":  {files: map[string]string{british: isc, "COPYING": isc, "p/x": ""}, licenses: []string{"ISC"}, texts: []string{"COPYING", british}},
+		"one of two is not known": {files: map[string]string{"LICENSE": isc, "p/LICENSE": "All rights reserved."}, err: "example.com/m v1.0.0: unknown license in p/LICENSE"},
+		"none":                    {files: map[string]string{"README": isc, "NOTICE": isc, "p/x": ""}, err: "example.com/m v1.0.0: no license found"},
+		"one of documents":        {files: map[string]string{"LICENSE.docs": isc, "p/x": ""}, err: "example.com/m v1.0.0: no license found"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
@@ -166,8 +181,8 @@ func TestRead(t *testing.T) {
 					t.Errorf("the text of %s is %q", f.name, f.text)
 				}
 			}
-			if !slices.Equal(m.licences, test.licences) || !slices.Equal(texts, test.texts) {
-				t.Errorf("licences %q in %q, want %q in %q", m.licences, texts, test.licences, test.texts)
+			if !slices.Equal(m.licenses, test.licenses) || !slices.Equal(texts, test.texts) {
+				t.Errorf("licenses %q in %q, want %q in %q", m.licenses, texts, test.licenses, test.texts)
 			}
 		})
 	}
@@ -175,16 +190,18 @@ func TestRead(t *testing.T) {
 
 func TestSameModules(t *testing.T) {
 	info := &debug.BuildInfo{GoVersion: "go1.26.8", Deps: []*debug.Module{{Path: "example.com/a", Version: "v1.0.0"}}}
-	all := []module{{path: std, version: "go1.26.8"}, {path: "example.com/a", version: "v1.0.0"}}
+	all := []module{{path: "example.com/a", version: "v1.0.0"}, {path: std, version: "go1.26.8"}}
 	if err := sameModules(info, all); err != nil {
 		t.Error(err)
 	}
 	for name, modules := range map[string][]module{
-		"one less":            all[:1],
+		"one less":            all[1:],
 		"one more":            append(slices.Clone(all), module{path: "example.com/b", version: "v1.0.0"}),
-		"another version":     {all[0], {path: "example.com/a", version: "v1.0.1"}},
-		"another toolchain":   {{path: std, version: "go1.26.9"}, all[1]},
-		"no standard library": all[1:],
+		"another order":       {all[1], all[0]},
+		"another version":     {{path: "example.com/a", version: "v1.0.1"}, all[1]},
+		"another toolchain":   {all[0], {path: std, version: "go1.26.9"}},
+		"a replaced module":   {{path: "example.com/a", version: "v1.0.0 => ../a"}, all[1]},
+		"no standard library": all[:1],
 	} {
 		if sameModules(info, modules) == nil {
 			t.Errorf("with %s, the modules are taken for the binary's", name)
