@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs gofmt, go vet, staticcheck and govulncheck. Where the vulnerability
-# database can't be reached, it says so and goes on.
+# Runs gofmt, go vet, staticcheck, revive and govulncheck. If the
+# vulnerability database is out of reach, it reports that and goes on.
 set -euo pipefail
 unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+tools=$PWD/tools/lint/go.mod
 
 unformatted=$(gofmt -l $(git ls-files '*.go'))
 if [ -n "$unformatted" ]; then
@@ -12,10 +13,10 @@ if [ -n "$unformatted" ]; then
   exit 1
 fi
 go vet -tags docs,interop ./...
-go tool -modfile=tools/lint/go.mod staticcheck -tags docs,interop ./...
+go tool -modfile="$tools" staticcheck -tags docs,interop ./...
+go tool -modfile="$tools" revive -config tools/lint/revive.toml -set_exit_status -formatter unix . ./internal/... ./ati ./cmd/...
 go mod verify >/dev/null
 go mod tidy -diff
-tools=$PWD/tools/lint/go.mod
 for module in bench tools/release; do
   (
     cd "$module"
@@ -25,12 +26,12 @@ for module in bench tools/release; do
   )
 done
 
-if out=$(go tool -modfile=tools/lint/go.mod govulncheck ./... 2>&1); then
-  echo "govulncheck: no known vulnerabilities in what is called"
+if out=$(go tool -modfile="$tools" govulncheck ./... 2>&1); then
+  echo "govulncheck: no known vulnerabilities in the code that is called"
 elif [[ $out == *"fetching vulnerabilities: "* ]]; then
-  echo "govulncheck: LEFT OUT, its database can't be reached from here"
+  echo "govulncheck: SKIPPED, the vulnerability database cannot be reached"
 else
   printf '%s\n' "$out" >&2
   exit 1
 fi
-echo "gofmt, go vet, staticcheck, go mod: clean"
+echo "gofmt, go vet, staticcheck, revive, go mod: clean"
