@@ -1,5 +1,5 @@
 // Command vault is HashiCorp Vault, built from the Go module proxy for this
-// project's tests and demo. It is never part of a release: Vault's licence is
+// project's tests and demo. It is never part of a release: Vault's license is
 // the BUSL.
 package main
 
