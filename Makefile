@@ -58,7 +58,7 @@ check: lint ## Run lint, unit tests, and documentation checks (before each commi
 	@cd tools/release && go test -count=1 ./...
 	@go test -count=1 -tags docs -run '^Test(Assurance|Examples_NameTheirTest|ThirdPartyLicenses|EachMessage|DocsLinks|Imports)' ./test
 
-lint: ## Run gofmt, go vet, staticcheck, revive and govulncheck
+lint: ## Run gofmt, go vet, staticcheck, revive, the word list and govulncheck
 	@scripts/lint.sh
 
 licenses: ## Write THIRD_PARTY_LICENSES.md, the licenses of the modules that the plugin is linked from

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs gofmt, go vet, staticcheck, revive and govulncheck. If the
+# Runs gofmt, go vet, staticcheck, revive, the word list and govulncheck. If the
 # vulnerability database is out of reach, it reports that and goes on.
 set -euo pipefail
 unset CDPATH
@@ -15,6 +15,7 @@ fi
 go vet -tags docs,interop ./...
 go tool -modfile="$tools" staticcheck -tags docs,interop ./...
 go tool -modfile="$tools" revive -config tools/lint/revive.toml -set_exit_status -formatter unix . ./internal/... ./ati ./cmd/...
+go test -count=1 ./tools/words >&2
 go mod verify >/dev/null
 go mod tidy -diff
 for module in bench tools/release; do
@@ -34,4 +35,4 @@ else
   printf '%s\n' "$out" >&2
   exit 1
 fi
-echo "gofmt, go vet, staticcheck, revive, go mod: clean"
+echo "gofmt, go vet, staticcheck, revive, words, go mod: clean"
