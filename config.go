@@ -2,47 +2,41 @@ package atisecrets
 
 import (
 	"time"
-	"vault-plugin-secrets-ati/ati"
+
 	"vault-plugin-secrets-ati/internal/keyring"
 	"vault-plugin-secrets-ati/internal/role"
 )
 
-// configEntry is all that a mount stores beside its roles, in one entry, so
-// that a change of key and proxy is one atomic write.
+// configEntry is all that a mount stores apart from its roles. It is one storage
+// entry, so that a change of key and proxy is one atomic write. Current is nil after
+// the config was deleted.
 type configEntry struct {
 	StorageVersion int `json:"storage_version"`
 	role.Limits
 	keyring.Ring
 }
 
-// newConfigEntry has the given key, and defaults for the rest. What it keeps is
-// what a deleted config left behind.
-func newConfigEntry(remains configEntry, p keyring.Request, now time.Time) (configEntry, error) {
-	version := remains.LastKeyVersion + 1
-	key, err := keyring.NewEntry(p, keyring.Entry{Algorithm: ati.HS256}, version, now)
-	if err != nil {
-		return configEntry{}, err
-	}
-	key.ActivatedAt = key.CreatedAt
-	return configEntry{
-		Limits: role.Limits{Audience: ati.DefaultAudience, Issuer: ati.DefaultIssuer},
-		Ring:   keyring.Ring{Current: key, LastKeyVersion: version, LongestTTL: remains.LongestTTL},
-	}, nil
-}
-
-// config is a configEntry with its parsed keys. It is never changed. Where there
-// is no config, current is nil.
+// config is a configEntry with its parsed keys. It is never changed.
 type config struct {
 	role.Limits
 	keyring.Keys
 }
 
-func (c *config) entry() configEntry { return configEntry{Limits: c.Limits, Ring: c.Stored} }
-
+// parse returns the config, or nil if there is none.
 func (e configEntry) parse() (*config, error) {
-	parsed, err := e.Ring.Parse()
+	if e.Current == nil {
+		return nil, nil
+	}
+	keys, err := e.Ring.Parse()
 	if err != nil {
 		return nil, err
 	}
-	return &config{Limits: e.Limits, Keys: *parsed}, nil
+	return &config{Limits: e.Limits, Keys: *keys}, nil
+}
+
+func (c *config) entry() configEntry { return configEntry{Limits: c.Limits, Ring: c.Stored} }
+
+// bounds returns what limits a token in addition to its role.
+func (c *config) bounds(mountTTL time.Duration) role.Bounds {
+	return role.Bounds{Limits: &c.Limits, MountTTL: mountTTL, LongestTTL: c.Stored.LongestTTL}
 }

@@ -21,40 +21,42 @@ func NewWithClock(ctx context.Context, conf *logical.BackendConfig, now func() t
 	return b, b.Setup(ctx, conf)
 }
 
-// WithKeys is one of each struct that holds key material, with this secret or
+// WithKeys returns one of each struct that holds key material, with this secret or
 // private key in it.
 func WithKeys(secret, private string) (map[string]any, error) {
 	holders := map[string]any{}
 	for algorithm, entry := range map[string]*keyring.Entry{
-		ati.HS256: {Version: 1, Algorithm: ati.HS256, Secret: keyring.Hide(secret)},
-		ati.ES256: {Version: 1, Algorithm: ati.ES256, PrivateKey: keyring.Hide(private)},
+		ati.HS256: {Version: 1, Algorithm: ati.HS256, Secret: keyring.NewSecret(secret)},
+		ati.ES256: {Version: 1, Algorithm: ati.ES256, PrivateKey: keyring.NewSecret(private)},
 	} {
-		key, err := entry.Parse()
+		ring := keyring.Ring{Current: entry, Pending: entry, Previous: entry}
+		keys, err := ring.Parse()
 		if err != nil {
 			return nil, err
 		}
-		stored := configEntry{Ring: keyring.Ring{Current: entry, Pending: entry, Previous: entry}}
-		cfg := &config{Keys: keyring.Keys{Stored: stored.Ring, Current: key, Pending: key, Previous: key}}
+		cfg := &config{Keys: *keys}
+		request := keyring.Request{Algorithm: algorithm, Secret: entry.Secret, PrivateKey: entry.PrivateKey}
+		st := new(store)
+		st.config.Store(&cachedConfig{cfg})
 		for name, holder := range map[string]any{
-			"hiddenText":   []keyring.HiddenText{entry.Secret, entry.PrivateKey},
-			"keyEntry":     *entry,
-			"signingKey":   *key,
-			"configEntry":  stored,
-			"config":       *cfg,
-			"keyParams":    keyring.Request{Algorithm: algorithm, Secret: entry.Secret, PrivateKey: entry.PrivateKey},
-			"minting":      minting{cfg: cfg, key: key},
-			"Key":          key.Key,
-			"Orchestrator": ati.Orchestrator{Key: key.Key},
-			"backend":      backendWith(cfg),
+			"keyring.Secret":  []keyring.Secret{entry.Secret, entry.PrivateKey},
+			"keyring.Entry":   *entry,
+			"keyring.Key":     *keys.Current,
+			"keyring.Ring":    ring,
+			"keyring.Keys":    *keys,
+			"keyring.Request": request,
+			"keyring.Step":    keyring.Step{Request: request},
+			"configEntry":     configEntry{Ring: ring},
+			"config":          *cfg,
+			"cachedConfig":    cachedConfig{cfg},
+			"mint":            mint{cfg: cfg, key: keys.Current},
+			"minted":          minted{key: keys.Current},
+			"ati.Key":         keys.Current.Key,
+			"Orchestrator":    ati.Orchestrator{Key: keys.Current.Key},
+			"backend":         &backend{store: st},
 		} {
 			holders[algorithm+" in "+name] = holder
 		}
 	}
 	return holders, nil
-}
-
-func backendWith(cfg *config) *backend {
-	b := new(backend)
-	b.config.Store(cfg)
-	return b
 }

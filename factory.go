@@ -3,22 +3,21 @@ package atisecrets
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
-	"vault-plugin-secrets-ati/internal/role"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/internal/role"
 )
 
-// Factory returns the factory of a backend that reports this version, a
-// semantic version with a leading v, to Vault.
+// Factory returns the factory of a backend that reports this version to Vault: a
+// semantic version with a leading v.
 func Factory(version string) logical.Factory {
 	return func(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
 		if conf == nil {
-			return nil, errors.New("configuration passed into backend is nil")
+			return nil, errors.New("backend configuration is nil")
 		}
 		b, err := newBackend(version, time.Now)
 		if err != nil {
@@ -32,18 +31,21 @@ func Factory(version string) logical.Factory {
 }
 
 func newBackend(version string, now func() time.Time) (*backend, error) {
-	roles, err := lru.New[string, *role.Role](roleCacheSize)
+	st, err := newStore()
 	if err != nil {
-		return nil, fmt.Errorf("make the role cache: %w", err)
+		return nil, err
 	}
-	b := &backend{now: now, store: store{roles: roles}}
+	b := &backend{
+		now: now, store: st,
+		hexFields: merged(role.Params.HexFields(), role.CredsParams.HexFields(), role.BatchParams.HexFields()),
+	}
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
 		RunningVersion: version,
 		PathsSpecial: &logical.Paths{
-			// A policy needs sudo for these: an "ati/*" rule written in haste
-			// must neither plant a key nor hand one out.
+			// A policy needs sudo for these, so that a broad rule for "ati/*" neither
+			// imports a key nor reads one.
 			Root:            []string{"config", "config/*", "proxy-env", "proxy-env/*"},
 			Unauthenticated: []string{"jwks"},
 			SealWrapStorage: []string{configStoragePath, rolePrefix},
@@ -61,20 +63,20 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 		),
 		Secrets:    []*framework.Secret{secretToken(b)},
 		Invalidate: b.invalidate,
-		// Vault calls it about every minute, on the active node.
-		PeriodicFunc: b.forgetGoneKeys,
+		// Vault calls it about once a minute.
+		PeriodicFunc: b.purgeExpiredKey,
 	}
 	return b, nil
 }
 
 const backendHelp = `
-The ATI secrets engine mints session tokens for AI agents that call tools
-through an ATI proxy.
+The ATI secrets engine mints session tokens for AI agents that call tools through
+an ATI proxy.
 
-A security team writes the signing key and the proxy's address to config, and
-what a token may grant to roles/<name>. An orchestrator reads creds/<name> and
-gets a token, or writes batch/<name> and gets many. The proxy's host reads the key
-from proxy-env. config/rotate changes the key, at once or without downtime; jwks
-has the public keys. check/<name> says what a role opens; validate and inspect read
-a token.
+A security team writes the signing key and the proxy's URL to config, and what a
+token may grant to roles/<name>. An orchestrator reads creds/<name> for a token,
+or writes batch/<name> for many. The proxy's host reads the key from proxy-env.
+config/rotate replaces the key immediately, config/rotate/stage without downtime;
+jwks has the public keys. check/<name> shows whether a role allows a tool, and
+validate and inspect show what is in a token.
 `

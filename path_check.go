@@ -16,41 +16,58 @@ import (
 )
 
 func pathCheck(b *backend) []*framework.Path {
-	response := framework.Response{Description: "What the role opens", Fields: map[string]*framework.FieldSchema{
-		"allowed":        {Type: framework.TypeBool, Required: true, Description: "Whether a token with all that the role grants opens it."},
-		"matched_scopes": {Type: framework.TypeStringSlice, Required: true, Description: "The role's scope patterns that open it."},
-		"matched_rates":  {Type: framework.TypeKVPairs, Required: true, Description: "The role's rates that limit a call of this spelling at /call."},
+	response := framework.Response{Description: "What the role allows", Fields: map[string]*framework.FieldSchema{
+		"allowed":        {Type: framework.TypeBool, Required: true, Description: "Whether a token with all that the role grants allows it."},
+		"matched_scopes": {Type: framework.TypeStringSlice, Required: true, Description: "Scope patterns of the role that allow it."},
+		"matched_rates":  {Type: framework.TypeKVPairs, Required: true, Description: "Rates of the role that limit calls of this spelling to /call."},
 	}}
 	return []*framework.Path{{
 		Pattern:      "check/" + namePattern,
-		Fields:       merged(map[string]*framework.FieldSchema{nameField: roleName("Name of the role.")}, questionParams.Fields()),
+		Fields:       merged(roleName("Name of the role."), checkParams.Fields()),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   operation(b.pathCheckRead, "Tell whether a role opens a tool, a skill or a scope.", "check", "role", response),
-			logical.UpdateOperation: operation(b.pathCheckRead, "Tell whether a role opens a tool, a skill or a scope.", "check", "role-with-parameters", response),
+			logical.ReadOperation:   operation(b.pathCheckRead, "Check whether a role allows a tool, a skill, or a scope.", "check", "role", response),
+			logical.UpdateOperation: operation(b.pathCheckRead, "Check whether a role allows a tool, a skill, or a scope.", "check", "role-with-parameters", response),
 		},
 		HelpSynopsis:    pathCheckHelpSyn,
 		HelpDescription: pathCheckHelpDesc,
 	}}
 }
 
+// checkRequest is what a role is checked for. One of the fields is set.
+type checkRequest struct{ scope, tool, skill string }
+
+var checkParams = param.Set[checkRequest]{
+	param.Text("scope", param.Display("Scope", "Question"), "Scope in a tool's manifest, which the proxy requires for the tool. One of scope, tool, and skill is required.",
+		func(r *checkRequest) *string { return &r.scope }),
+	param.Text("tool", param.Display("Tool", "Question"), "Name of a tool whose manifest has the scope tool:<name>.",
+		func(r *checkRequest) *string { return &r.tool }),
+	param.Text("skill", param.Display("Skill", "Question"), "Name of a skill.",
+		func(r *checkRequest) *string { return &r.skill }),
+}.Filled()
+
 func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	cfg, r, err := b.configAndRole(ctx, req, d)
+	cfg, r, err := b.requireRole(ctx, req, d)
 	if err != nil {
 		return nil, err
 	}
-	var q question
-	if err := questionParams.Apply(d.Raw, &q); err != nil {
+	var request checkRequest
+	if err := checkParams.Apply(d.Raw, &request); err != nil {
 		return nil, refuse.Error(err)
 	}
-	required, err := q.requiredScope()
+	required, err := request.requiredScope()
 	if err != nil {
 		return nil, refuse.Error(err)
 	}
+	bounds, err := b.recentBounds(cfg)
+	if err != nil {
+		return nil, err
+	}
+	isSkill := strings.HasPrefix(required, "skill:")
 	matched := ati.Matches(r.Granted, required)
 	rates := map[string]string{}
 	for key, rate := range r.Rate {
-		if !strings.HasPrefix(required, "skill:") && ati.MatchesWildcard(required, key) {
+		if !isSkill && ati.MatchesWildcard(required, key) {
 			rates[key] = rate
 		}
 	}
@@ -59,45 +76,34 @@ func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *fr
 		"matched_scopes": append([]string{}, matched...),
 		"matched_rates":  rates,
 	}}
-	if q.tool != "" {
-		resp.AddWarning(fmt.Sprintf("this assumes that the tool's manifest has the scope %q; where it has another one, ask with scope=", required))
+	if request.tool != "" {
+		resp.AddWarning(fmt.Sprintf("Assumes that the tool's manifest uses the default scope %q. If it sets its own scope, check it with scope=.", required))
 	}
-	if strings.HasPrefix(required, "skill:") && len(matched) == 0 {
-		resp.AddWarning("not allowed by its name; but a tool that the role opens may bring the skill along")
+	if isSkill && len(matched) == 0 {
+		resp.AddWarning("The role does not grant this skill by name, but the proxy may still allow it through a tool that the role grants.")
 	}
-	for _, err := range []error{r.CheckEnabled(), cfg.CheckCeiling(r.Granted), r.CheckAudience(&cfg.Limits)} {
-		if err != nil {
-			resp.AddWarning(fmt.Sprintf("no token can be minted for the whole role now: %v", err))
-		}
+	for _, reason := range r.Obstacles(bounds) {
+		resp.AddWarning(fmt.Sprintf("No token with all that the role grants can be minted now: %v", reason))
 	}
 	return resp, nil
 }
 
-// question is what a role may open: one of these is given.
-type question struct{ scope, tool, skill string }
-
-var questionParams = param.Set[question]{
-	param.Text("scope", param.Display("Scope", "Question"), "The scope in a tool's manifest, by which the proxy decides. One of scope, tool and skill is required.",
-		func(q *question) *string { return &q.scope }),
-	param.Text("tool", param.Display("Tool", "Question"), "Name of a tool whose manifest has the scope tool:<name>.",
-		func(q *question) *string { return &q.tool }),
-	param.Text("skill", param.Display("Skill", "Question"), "Name of a skill.",
-		func(q *question) *string { return &q.skill }),
-}.Filled()
-
-// requiredScope is what it asks for, as a scope.
-func (q *question) requiredScope() (string, error) {
-	required := ""
-	for _, f := range []struct{ name, value, prefix, other string }{{"scope", q.scope, "", ""}, {"tool", q.tool, "tool:", "skill:"}, {"skill", q.skill, "skill:", "tool:"}} {
+// requiredScope returns the scope that a token needs.
+func (r *checkRequest) requiredScope() (required string, err error) {
+	for _, f := range []struct{ name, value, prefix, foreign string }{
+		{"scope", r.scope, "", ""},
+		{"tool", r.tool, "tool:", "skill:"},
+		{"skill", r.skill, "skill:", "tool:"},
+	} {
 		switch {
 		case f.value == "":
 			continue
 		case required != "":
-			return "", errors.New("give one of scope, tool and skill, not more")
-		case f.other != "" && strings.HasPrefix(f.value, f.other):
-			return "", fmt.Errorf("%s %q: ask for it with %s=", f.name, f.value, strings.TrimSuffix(f.other, ":"))
+			return "", errors.New("scope, tool, and skill are mutually exclusive; set one of them")
+		case f.foreign != "" && strings.HasPrefix(f.value, f.foreign):
+			return "", fmt.Errorf("%s %q: use %s= instead", f.name, f.value, strings.TrimSuffix(f.foreign, ":"))
 		case strings.HasSuffix(f.value, "*"):
-			return "", fmt.Errorf("%s %q: names one thing, without *", f.name, f.value)
+			return "", fmt.Errorf("%s %q: must name a single %s; wildcards are not supported here", f.name, f.value, f.name)
 		}
 		required = f.prefix + strings.TrimPrefix(f.value, f.prefix)
 		if err := role.CheckPattern(f.name, required); err != nil {
@@ -105,21 +111,21 @@ func (q *question) requiredScope() (string, error) {
 		}
 	}
 	if required == "" {
-		return "", errors.New("one of scope, tool and skill is required")
+		return "", errors.New("one of scope, tool, or skill is required")
 	}
 	return required, nil
 }
 
-const pathCheckHelpSyn = `Tell whether a role opens a tool, a skill or a scope.`
+const pathCheckHelpSyn = `Check whether a role allows a tool, a skill, or a scope.`
 
 const pathCheckHelpDesc = `
-The proxy decides by the scope in a tool's manifest. That is tool:<name> unless
-the manifest says otherwise: tool=<name> assumes so, scope=<scope> does not.
+The proxy requires the scope in a tool's manifest, which is tool:<name> by default.
+tool=<name> assumes the default; scope=<scope> checks any scope.
 
-For a skill, allowed=true is certain; allowed=false means that the role doesn't
-open it by its name, but a tool may bring it along.
+For a skill, allowed=true is certain. allowed=false means that the role does not grant
+the skill by name, but a tool that it grants may include the skill.
 
-Rates are matched against the tool as it is spelt here, and hold for /call only.
+Rates are matched against the spelling that you pass, and apply only to /call.
 
     $ vault read ati/check/researcher tool=web_search
 `

@@ -14,21 +14,21 @@ import (
 	"vault-plugin-secrets-ati/internal/role"
 )
 
-// keyFacts are what an answer says of the current version of the key.
+// keyFacts are the fields of a response that describe the current version of the key.
 var keyFacts = param.Set[keyring.Keys]{
-	param.Fact("proxy_url", framework.TypeString, "Address of the ATI proxy that holds the current key.", func(c *keyring.Keys) any { return c.Current.ProxyURL }),
-	param.Fact("algorithm", framework.TypeString, "Signing algorithm.", func(c *keyring.Keys) any { return c.Current.Algorithm }),
-	param.Fact("key_version", framework.TypeInt, "Version of the key that signs: the current one.", func(c *keyring.Keys) any { return c.Current.Version }),
-	param.Fact("key_created_at", framework.TypeTime, "When the key came into this mount.", func(c *keyring.Keys) any { return c.Current.CreatedAt.Format(time.RFC3339) }),
-	param.Fact("key_fingerprint", framework.TypeString, keyring.FingerprintDescription, func(c *keyring.Keys) any { return c.Current.Fingerprint }),
+	param.Fact("proxy_url", framework.TypeString, "URL of the ATI proxy that holds the current key.", func(ks *keyring.Keys) any { return ks.Current.ProxyURL }),
+	param.Fact("algorithm", framework.TypeString, "Signing algorithm.", func(ks *keyring.Keys) any { return ks.Current.Algorithm }),
+	param.Fact("key_version", framework.TypeInt, "Current version of the key.", func(ks *keyring.Keys) any { return ks.Current.Version }),
+	param.Fact("key_created_at", framework.TypeTime, "Time at which the key was generated or imported.", func(ks *keyring.Keys) any { return ks.Current.CreatedAt.Format(time.RFC3339) }),
+	param.Fact("key_fingerprint", framework.TypeString, keyring.FingerprintDescription, func(ks *keyring.Keys) any { return ks.Current.Fingerprint }),
 }
 
 func pathConfig(b *backend) []*framework.Path {
 	fields := merged(keyring.RequestParams.Fields(), role.LimitParams.Fields())
-	fields["proxy_url"].Description += " Required when the config is created."
+	fields["proxy_url"].Description += " Required for a new config."
 	fields["algorithm"].Default = ati.HS256
 	write := onActiveNode(operation(b.pathConfigWrite,
-		"Configure the proxy, the signing key and the ceiling over all roles.", "configure", "", framework.Response{Description: "Stored"}))
+		"Configure the proxy, the signing key, and the limits for all roles.", "configure", "", framework.Response{Description: "Stored"}))
 	return []*framework.Path{{
 		Pattern:        "config",
 		Fields:         fields,
@@ -38,9 +38,9 @@ func pathConfig(b *backend) []*framework.Path {
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
 			logical.ReadOperation: operation(b.pathConfigRead,
-				"Read the configuration, without the key.", "read", "configuration", framework.Response{Description: "The configuration", Fields: merged(role.LimitParams.Response(), keyFacts.Response())}),
+				"Read the configuration, without the key.", "read", "configuration", framework.Response{Description: "Configuration", Fields: merged(role.LimitParams.Response(), keyFacts.Response())}),
 			logical.DeleteOperation: onActiveNode(operation(b.pathConfigDelete,
-				"Delete the configuration and forget the key.", "delete", "configuration", framework.Response{Description: "Deleted"})),
+				"Delete the configuration and all keys.", "delete", "configuration", framework.Response{Description: "Deleted"})),
 		},
 		HelpSynopsis:    pathConfigHelpSyn,
 		HelpDescription: pathConfigHelpDesc,
@@ -68,18 +68,16 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, err
 	}
-	var p keyring.Request
-	if err := keyring.RequestParams.Apply(d.Raw, &p); err != nil {
+	request, err := keyring.ParseRequest(d.Raw)
+	if err != nil {
 		return nil, refuse.Error(err)
 	}
 	created := entry.Current == nil
 	var warnings []string
 	if created {
-		entry, err = newConfigEntry(entry, p, b.now())
-		err = refuse.Error(err)
+		entry, err = b.newConfig(entry, request)
 	} else {
-		entry.ForgetGone(b.now())
-		warnings, err = entry.ApplyKey(p)
+		warnings, err = b.updateKeys(&entry, request)
 	}
 	if err != nil {
 		return nil, err
@@ -87,20 +85,37 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	if err := role.LimitParams.Apply(d.Raw, &entry.Limits); err != nil {
 		return nil, refuse.Error(err)
 	}
-	generated, err := entry.Current.Generate(b.GetRandomReader())
-	if err != nil {
-		return nil, err
-	}
-	if generated {
-		warnings = append(warnings, "Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says")
-	}
-	warnings = append(warnings, param.ClearTextWarning(entry.Current.ProxyURL)...)
-	warnings = append(warnings, entry.CeilingWarnings()...)
 	if err := b.putConfig(ctx, req.Storage, entry); err != nil {
 		return nil, err
 	}
+	if created && entry.Current.Generated {
+		warnings = append(warnings, "Vault generated a new signing key. Configure the proxy with the values from "+req.MountPoint+"proxy-env and restart it; until then it rejects tokens from this mount.")
+	}
+	warnings = append(warnings, param.PlaintextWarning(entry.Current.ProxyURL)...)
+	warnings = append(warnings, entry.Limits.Warnings()...)
 	b.Logger().Info("config written", "created", created, "parameters", parameterList(req), "key_version", entry.Current.Version)
-	return orNoContent(warnings), nil
+	return noContent(warnings), nil
+}
+
+// newConfig returns a new config with the first version of its key. Of a config that
+// was deleted, it continues the numbers of the versions.
+func (b *backend) newConfig(deleted configEntry, request keyring.Request) (configEntry, error) {
+	request, err := request.WithKey(ati.HS256, b.GetRandomReader())
+	if err != nil {
+		return configEntry{}, err
+	}
+	ring, err := keyring.New(request, deleted.Ring, b.now())
+	return configEntry{Limits: role.NewLimits(), Ring: ring}, refuse.Error(err)
+}
+
+func (b *backend) updateKeys(entry *configEntry, request keyring.Request) (warnings []string, err error) {
+	entry.DropExpired(b.now())
+	keys, err := entry.Ring.Parse()
+	if err != nil {
+		return nil, err
+	}
+	entry.Ring, warnings, err = keys.Update(request)
+	return warnings, refuse.Error(err)
 }
 
 func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
@@ -111,28 +126,28 @@ func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ 
 	if err != nil || entry.Current == nil {
 		return nil, err
 	}
-	remains := configEntry{Ring: keyring.Ring{LastKeyVersion: entry.LastKeyVersion, LongestTTL: entry.LongestTTL}}
-	if err := b.putConfig(ctx, req.Storage, remains); err != nil {
+	if err := b.putConfig(ctx, req.Storage, configEntry{Ring: entry.Remains()}); err != nil {
 		return nil, err
 	}
-	b.Logger().Warn("config deleted and keys forgotten", "key_version", entry.Current.Version)
-	return orNoContent([]string{"the key is forgotten here, but tokens signed with it pass the proxy until they expire or the proxy gets another key"}), nil
+	b.Logger().Warn("deleted config and keys", "key_version", entry.Current.Version)
+	return noContent([]string{"The key was deleted from Vault, but proxies that hold it still accept its tokens until they expire. To invalidate them now, restart the proxies with a different key."}), nil
 }
 
-const needsSudo = `This path needs the sudo capability beside the operation's.`
+const needsSudo = `This path requires the sudo capability in addition to the capability for the
+operation.`
 
-const pathConfigHelpSyn = `The proxy, the signing key, and the ceiling over all roles.`
+const pathConfigHelpSyn = `Configure the proxy, the signing key, and the limits for all roles.`
 
 const pathConfigHelpDesc = `
-Write proxy_url, and either bring the key that the proxy holds or let Vault
-generate one. The key is never returned: key_fingerprint tells whether two
-places hold the same one. It is, for HS256, the first 16 hex digits of
-HMAC-SHA256(secret, "ati key fingerprint"), and for ES256 those of the SHA-256
-of the public key in DER. To change the key, write config/rotate.
+A new config requires proxy_url. Import the key that the proxy already holds, or omit
+it to have Vault generate one. The key is never returned: compare key_fingerprint to
+find out whether two places hold the same key. For HS256 it is the first 16
+hexadecimal digits of HMAC-SHA256(secret, "ati key fingerprint"), for ES256 those of
+the SHA-256 of the DER-encoded public key. To replace the key, use config/rotate.
 
-audience, accepted_audiences and issuer go into the tokens, and must be what
-the proxy is set to accept. allowed_scopes and max_ttl are a ceiling over all
-roles, for teams that let others write roles.
+audience, accepted_audiences, and issuer are for the claims of the tokens, and must
+match the settings of the proxy. allowed_scopes and max_ttl limit what all roles may
+grant, so that you can let other teams write roles.
 
 ` + needsSudo + `
 

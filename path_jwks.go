@@ -11,9 +11,10 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
+	"vault-plugin-secrets-ati/internal/keyring"
 )
 
-// jwk is the public half of an ES256 key (RFC 7517, and RFC 7518, section 6.2).
+// jwk is the public key of an ES256 key (RFC 7517, and RFC 7518, section 6.2).
 type jwk struct {
 	KeyType   string `json:"kty"`
 	Use       string `json:"use"`
@@ -30,8 +31,8 @@ func pathJWKS(b *backend) []*framework.Path {
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: operation(b.pathJWKSRead, "Read the public keys as a JWK Set.", "read", "jwks",
-				framework.Response{Description: "A JWK Set (RFC 7517), as it stands", MediaType: "application/json", Fields: map[string]*framework.FieldSchema{
-					"keys": {Type: framework.TypeSlice, Required: true, Description: "The public keys, as JWKs."},
+				framework.Response{Description: "JWK Set (RFC 7517), without Vault's response envelope", MediaType: "application/json", Fields: map[string]*framework.FieldSchema{
+					"keys": {Type: framework.TypeSlice, Required: true, Description: "Public keys, as JWKs."},
 				}}),
 		},
 		HelpSynopsis:    pathJWKSHelpSyn,
@@ -46,25 +47,20 @@ func (b *backend) pathJWKSRead(ctx context.Context, req *logical.Request, _ *fra
 	}
 	keys := []jwk{}
 	if cfg != nil {
-		for _, k := range cfg.Known(b.now()) {
+		for _, k := range cfg.Live(b.now()) {
 			if k.Algorithm != ati.ES256 {
 				continue
 			}
-			point, err := k.Key.Public().Bytes() // 4, X and Y (SEC 1, section 2.3.3)
+			key, err := publicJWK(k)
 			if err != nil {
-				return nil, fmt.Errorf("encode the public key of version %d: %w", k.Version, err)
+				return nil, err
 			}
-			half := len(point) / 2
-			keys = append(keys, jwk{
-				KeyType: "EC", Use: "sig", Algorithm: ati.ES256, ID: k.Fingerprint, Curve: "P-256",
-				X: base64.RawURLEncoding.EncodeToString(point[1 : 1+half]),
-				Y: base64.RawURLEncoding.EncodeToString(point[1+half:]),
-			})
+			keys = append(keys, key)
 		}
 	}
 	body, err := json.Marshal(map[string][]jwk{"keys": keys})
 	if err != nil {
-		return nil, fmt.Errorf("encode the JWK Set: %w", err)
+		return nil, fmt.Errorf("encode JWK Set: %w", err)
 	}
 	return &logical.Response{Data: map[string]any{
 		logical.HTTPContentType: "application/json",
@@ -73,13 +69,26 @@ func (b *backend) pathJWKSRead(ctx context.Context, req *logical.Request, _ *fra
 	}}, nil
 }
 
-const pathJWKSHelpSyn = `The public keys, as a JWK Set.`
+func publicJWK(k *keyring.Key) (jwk, error) {
+	point, err := k.Key.Public().Bytes() // 4, X, and Y (SEC 1, section 2.3.3)
+	if err != nil {
+		return jwk{}, fmt.Errorf("encode public key of version %d: %w", k.Version, err)
+	}
+	half := len(point) / 2
+	return jwk{
+		KeyType: "EC", Use: "sig", Algorithm: ati.ES256, ID: k.Fingerprint, Curve: "P-256",
+		X: base64.RawURLEncoding.EncodeToString(point[1 : 1+half]),
+		Y: base64.RawURLEncoding.EncodeToString(point[1+half:]),
+	}, nil
+}
+
+const pathJWKSHelpSyn = `Read the public keys as a JWK Set.`
 
 const pathJWKSHelpDesc = `
-For MCP servers to which the proxy forwards tokens, so that they can verify
-them. It has the current, the pending and the previous version of the key where
-these are for ES256; the kid is that of the tokens, and the key's fingerprint.
-It is empty with HS256. It needs no Vault token.
+For MCP servers that receive tokens from the proxy and verify them. The set has the
+current, the pending, and the previous version of the key, if they are for ES256.
+The kid is the key's fingerprint, and is in the header of the tokens. With HS256
+the set is empty. No Vault token is required.
 
     $ curl -sS "$VAULT_ADDR/v1/ati/jwks"
 `

@@ -3,12 +3,13 @@ package atisecrets
 import (
 	"context"
 	"fmt"
-	"vault-plugin-secrets-ati/internal/param"
-	"vault-plugin-secrets-ati/internal/refuse"
-	"vault-plugin-secrets-ati/internal/role"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/internal/param"
+	"vault-plugin-secrets-ati/internal/refuse"
+	"vault-plugin-secrets-ati/internal/role"
 )
 
 func pathRoles(b *backend) []*framework.Path {
@@ -19,23 +20,23 @@ func pathRoles(b *backend) []*framework.Path {
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ListOperation: operation(b.pathRolesList,
-					"List the roles.", "list", "roles", framework.Response{Description: "The names of the roles", Fields: map[string]*framework.FieldSchema{
+					"List the roles.", "list", "roles", framework.Response{Description: "Names of the roles", Fields: map[string]*framework.FieldSchema{
 						"keys": {Type: framework.TypeStringSlice, Description: "Names of the roles."},
 					}}),
 			},
-			HelpSynopsis:    "The names of the roles.",
-			HelpDescription: "Lists the names of the roles, without what they grant.\n\n    $ vault list ati/roles",
+			HelpSynopsis:    "List the roles.",
+			HelpDescription: "Lists the names of the roles.\n\n    $ vault list ati/roles",
 		},
 		{
 			Pattern:        "roles/" + namePattern,
-			Fields:         merged(map[string]*framework.FieldSchema{nameField: roleName("Name of the role. Case-sensitive.")}, role.Params.Fields()),
+			Fields:         merged(roleName("Name of the role. Case-sensitive."), role.Params.Fields()),
 			ExistenceCheck: b.roleExists,
 			DisplayAttrs:   &framework.DisplayAttributes{OperationPrefix: operationPrefix, ItemType: "Role"},
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.CreateOperation: write,
 				logical.UpdateOperation: write,
 				logical.ReadOperation: operation(b.pathRolesRead,
-					"Read a role.", "read", "role", framework.Response{Description: "The role", Fields: role.Params.Response()}),
+					"Read a role.", "read", "role", framework.Response{Description: "Role", Fields: role.Params.Response()}),
 				logical.DeleteOperation: onActiveNode(operation(b.pathRolesDelete,
 					"Delete a role.", "delete", "role", framework.Response{Description: "Deleted"})),
 			},
@@ -53,7 +54,7 @@ func (b *backend) roleExists(ctx context.Context, req *logical.Request, d *frame
 func (b *backend) pathRolesList(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	names, err := req.Storage.List(ctx, rolePrefix)
 	if err != nil {
-		return nil, fmt.Errorf("list the roles: %w", err)
+		return nil, fmt.Errorf("list roles: %w", err)
 	}
 	return logical.ListResponse(names), nil
 }
@@ -78,7 +79,7 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if cfg == nil {
 		return nil, noConfig(req)
 	}
-	mountMax, err := b.mountMaxTTL()
+	maxTTL, err := b.maxMountTTL()
 	if err != nil {
 		return nil, err
 	}
@@ -91,16 +92,32 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 		if err := role.CheckName(name); err != nil {
 			return nil, refuse.Error(err)
 		}
-		entry = role.NewEntry(&cfg.Limits, mountMax)
+		entry = role.NewEntry(cfg.bounds(maxTTL))
 	}
 	r, err := entry.Update(name, d.Raw, created)
 	if err != nil {
 		return nil, refuse.Error(err)
 	}
-	// A disabled role mints nothing: it can be kept, and disabled, even where a
-	// ceiling was lowered under it.
+	warnings, err := checkRole(cfg, r, cfg.bounds(maxTTL))
+	if err != nil {
+		return nil, err
+	}
+	if err := b.raiseLongestTTL(ctx, req.Storage, cfg, r); err != nil {
+		return nil, err
+	}
+	if err := b.putRole(ctx, req.Storage, r); err != nil {
+		return nil, err
+	}
+	b.Logger().Info("role written", "role", redactedName(name), "created", created, "parameters", parameterList(req))
+	return noContent(warnings), nil
+}
+
+// checkRole reports why a role cannot be stored, or returns warnings about it. A
+// disabled role may exceed limits that were lowered after it was written, so that it
+// can be disabled and kept.
+func checkRole(cfg *config, r *role.Role, bounds role.Bounds) (warnings []string, err error) {
 	if !r.Disabled {
-		if err := r.Fits(&cfg.Limits, mountMax); err != nil {
+		if err := r.CheckLimits(bounds); err != nil {
 			return nil, refuse.Error(err)
 		}
 	}
@@ -109,50 +126,42 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 		return nil, err
 	}
 	if size > role.MaxTokenBytes {
-		return nil, refuse.Errorf("a token of this role has %d bytes; at most %d are allowed: grant less, or use patterns", size, role.MaxTokenBytes)
+		return nil, refuse.Errorf("a token of this role would have %d bytes; at most %d are allowed: grant less, or use patterns", size, role.MaxTokenBytes)
 	}
-	if err := b.raiseLongestTTL(ctx, req.Storage, cfg, r); err != nil {
-		return nil, err
-	}
-	if err := b.putRole(ctx, req.Storage, r); err != nil {
-		return nil, err
-	}
-	b.Logger().Info("role written", "role", shown(name), "created", created, "parameters", parameterList(req))
-	return orNoContent(r.Warnings(size)), nil
+	return r.Warnings(size), nil
 }
 
 func (b *backend) pathRolesDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get(nameField).(string)
 	b.lock.Lock()
 	defer b.lock.Unlock()
-	b.roles.Remove(name)
-	if err := remove(ctx, req.Storage, rolePrefix+name); err != nil {
-		return nil, fmt.Errorf("delete role %q: %w", name, err)
+	if err := b.deleteRole(ctx, req.Storage, name); err != nil {
+		return nil, err
 	}
-	b.Logger().Info("role deleted", "role", shown(name))
+	b.Logger().Info("role deleted", "role", redactedName(name))
 	return nil, nil
 }
 
-// shown is a role's name for the log, where it is no key.
-func shown(name string) string {
-	if param.HoldsKey(name, true) {
+// redactedName returns a role's name for the log, unless it looks like a key.
+func redactedName(name string) string {
+	if param.HoldsKey(name, false) {
 		return "(hidden)"
 	}
-	return param.Cut(name, role.MaxNameBytes)
+	return param.Truncate(name, role.MaxNameBytes)
 }
 
-const pathRolesHelpSyn = `What a token of this role grants, to whom, and for how long.`
+const pathRolesHelpSyn = `Manage a role, which defines what its tokens may access, for whom, and for how long.`
 
 const pathRolesHelpDesc = `
-A role lists what its tokens open at the proxy: tools, skills and scopes, each
-an exact name or a pattern that ends in "*". Rates are pattern=count/unit; the
-proxy counts calls of the tool as the caller spells it, so rates are good
-manners rather than a wall.
+A role lists what its tokens may access at the proxy: tools, skills, and scopes, each an
+exact name or a pattern that ends in "*". Rate limits, as pattern=count/unit, are best
+effort and not a security boundary: the proxy matches them against the tool's name as
+the caller spells it.
 
-The subject is the caller's identity unless the role sets one or allows the
-caller to choose an agent_id.
+The subject is the caller's identity, unless the role sets one or allows the caller to
+choose an agent_id.
 
-An update changes only the given fields. A list or map given empty is cleared.
+An update changes only the fields that you set. An empty list or map clears the field.
 
     $ vault write ati/roles/researcher tools=web_search,'github:*' \
         rate='tool:github:*=10/hour' allowed_agent_ids='sandbox:*' ttl=1h

@@ -26,8 +26,8 @@ func pathValidate(b *backend) []*framework.Path {
 			Fields:       validateParams.Fields(),
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: operation(b.pathValidateWrite, "Tell whether the proxy and its clients accept a token.", "validate", "token",
-					framework.Response{Description: "The verdict, and the claims of a valid token", Fields: validateResponse()}),
+				logical.UpdateOperation: operation(b.pathValidateWrite, "Validate a token against this mount's keys and settings.", "validate", "token",
+					framework.Response{Description: "Result, and the claims of a valid token", Fields: validateResponse()}),
 			},
 			HelpSynopsis:    pathValidateHelpSyn,
 			HelpDescription: pathValidateHelpDesc,
@@ -38,7 +38,7 @@ func pathValidate(b *backend) []*framework.Path {
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.UpdateOperation: operation(b.pathInspectWrite, "Decode a token without verifying it.", "inspect", "token",
-					framework.Response{Description: "The claims as they stand", Fields: inspectResponse()}),
+					framework.Response{Description: "Claims of the token", Fields: inspectResponse()}),
 			},
 			HelpSynopsis:    pathInspectHelpSyn,
 			HelpDescription: pathInspectHelpDesc,
@@ -46,135 +46,129 @@ func pathValidate(b *backend) []*framework.Path {
 	}
 }
 
-// claimFields are the claims of a valid token, beside each other so that the
-// CLI's table reads well.
+// claimFields returns the fields for the claims of a valid token.
 func claimFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		"sub":         {Type: framework.TypeString, Description: "Subject."},
 		"aud":         {Type: framework.TypeString, Description: "Audience."},
-		"iat":         {Type: framework.TypeInt64, Description: "Issued at, in seconds since 1970."},
-		"exp":         {Type: framework.TypeInt64, Description: "Expires at, in seconds since 1970."},
-		"scope":       {Type: framework.TypeString, Description: "What the token opens."},
+		"iat":         {Type: framework.TypeInt64, Description: "Time of issue, in seconds since the Unix epoch."},
+		"exp":         {Type: framework.TypeInt64, Description: "Expiry, in seconds since the Unix epoch."},
+		"scope":       {Type: framework.TypeString, Description: "Scope."},
 		"iss":         {Type: framework.TypeString, Description: "Issuer."},
-		"jti":         {Type: framework.TypeString, Description: "Id of the token."},
-		"job_id":      {Type: framework.TypeString, Description: "Job."},
-		"sandbox_id":  {Type: framework.TypeString, Description: "Sandbox."},
-		"ati_version": {Type: framework.TypeInt, Description: "Claim ati.v."},
-		"rate":        {Type: framework.TypeKVPairs, Description: "Claim ati.rate."},
+		"jti":         {Type: framework.TypeString, Description: "ID of the token."},
+		"job_id":      {Type: framework.TypeString, Description: "Job ID."},
+		"sandbox_id":  {Type: framework.TypeString, Description: "Sandbox ID."},
+		"ati_version": {Type: framework.TypeInt, Description: "Claim `ati.v`."},
+		"rate":        {Type: framework.TypeKVPairs, Description: "Claim `ati.rate`."},
 	}
 }
 
 func validateResponse() map[string]*framework.FieldSchema {
 	fields := claimFields()
-	fields["valid"] = &framework.FieldSchema{Type: framework.TypeBool, Required: true, Description: "Whether both the proxy and its clients accept the token."}
-	fields["error"] = &framework.FieldSchema{Type: framework.TypeString, Description: "Why the token is not valid."}
-	fields["key_version"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Version of the key that signed; left out where none of this mount's did."}
-	fields["allowed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the token opens the scope now."}
+	fields["valid"] = &framework.FieldSchema{Type: framework.TypeBool, Required: true, Description: "Whether the token is valid for this mount's keys and settings. A proxy that has not restarted since a rotation may decide differently."}
+	fields["error"] = &framework.FieldSchema{Type: framework.TypeString, Description: "Reason why the token is not valid."}
+	fields["key_version"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Version of the key that signed the token. Omitted if none of this mount did."}
+	fields["allowed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the token is valid and allows the scope now. Only with scope."}
 	return fields
 }
 
-// inspectResponse has the claims that ati-client reads, with the types that
-// they have in a well-formed token: in others they may have any.
+// inspectResponse returns the claims that ati-client reads, with the types that they
+// have in a well-formed token.
 func inspectResponse() map[string]*framework.FieldSchema {
 	fields := map[string]*framework.FieldSchema{
 		"decoded": {Type: framework.TypeBool, Required: true, Description: "Whether the token could be decoded."},
-		"error":   {Type: framework.TypeString, Description: "Why the token could not be decoded."},
-		"ati":     {Type: framework.TypeMap, Description: "Claim ati."},
+		"error":   {Type: framework.TypeString, Description: "Reason why the token could not be decoded."},
+		"ati":     {Type: framework.TypeMap, Description: "Claim `ati`."},
 	}
-	known := claimFields()
+	claims := claimFields()
 	for _, name := range []string{"sub", "aud", "iat", "exp", "scope", "iss", "jti"} {
-		fields[name] = known[name]
+		fields[name] = claims[name]
 	}
 	return fields
 }
 
-func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	cfg, err := b.getConfig(ctx, req.Storage)
-	if err != nil {
-		return nil, err
-	}
-	if cfg == nil {
-		return nil, noConfig(req)
-	}
-	ask := asked{leeway: ati.MaxLeeway}
-	if err := validateParams.Apply(d.Raw, &ask); err != nil {
-		return nil, refuse.Error(err)
-	}
-	claims, key, err := validateWith(cfg.Known(b.now()), ask.token, ask.options(cfg, b.now))
-	data := map[string]any{"valid": err == nil}
-	if key != nil {
-		data["key_version"] = key.Version
-	}
-	switch {
-	case err == nil:
-		addClaims(data, claims)
-	case key == nil && errors.Is(err, ati.ErrSignature) && !cfg.Stored.LastRotatedAt.IsZero():
-		data["error"] = signedByNone + "; last rotated at " + cfg.Stored.LastRotatedAt.Format(time.RFC3339)
-	default:
-		data["error"] = reasonOf(err)
-	}
-	if ask.scope != "" {
-		// The proxy's check of scopes has no leeway.
-		data["allowed"] = err == nil && b.now().Unix() <= claims.ExpiresAt && ati.Allows(claims.Scopes(), ask.scope)
-	}
-	return &logical.Response{Data: data}, nil
-}
-
-// asked is what a token is to be held against. What was not given is empty.
-type asked struct {
+// validateRequest is a token and what it is checked against. A field that the request
+// does not have is empty.
+type validateRequest struct {
 	token, audience, issuer, scope string
 	leeway                         time.Duration
 }
 
-var tokenParam = param.Set[asked]{
-	param.Parsed("token", param.SecretDisplay("Token", "Check", "textarea"), "The session token. White space around it is cut.",
-		func(a *asked) *string { return &a.token }, trimToken).Required(", in the request's body"),
+var tokenParam = param.Set[validateRequest]{
+	param.Parsed("token", param.SecretDisplay("Token", "Check", "textarea"), "Session token. White space at its ends is trimmed.",
+		func(r *validateRequest) *string { return &r.token }, trimToken).Required(" in the request body"),
 }
 
-var validateParams = slices.Concat(tokenParam, param.Set[asked]{
-	param.Text("audience", param.Display("Audience", "Check"), "Required audience. Default: one of config's audience and accepted_audiences.",
-		func(a *asked) *string { return &a.audience }),
-	param.Text("issuer", param.Display("Issuer", "Check"), "Required issuer. Default: config's issuer.",
-		func(a *asked) *string { return &a.issuer }),
-	param.Duration("leeway", param.Display("Leeway", "Check"), "Tolerated clock skew, up to 60s, which is the proxy's. Default: 60s.",
-		func(a *asked) *time.Duration { return &a.leeway }).
-		Checked(func(a *asked) error {
-			if a.leeway > ati.MaxLeeway {
-				return fmt.Errorf("leeway %v: must be at most %v, which is the proxy's", a.leeway, ati.MaxLeeway)
+var validateParams = slices.Concat(tokenParam, param.Set[validateRequest]{
+	param.Text("audience", param.Display("Audience", "Check"), "Required audience. Defaults to any of audience and accepted_audiences of the config.",
+		func(r *validateRequest) *string { return &r.audience }),
+	param.Text("issuer", param.Display("Issuer", "Check"), "Required issuer. Defaults to the issuer of the config.",
+		func(r *validateRequest) *string { return &r.issuer }),
+	param.Duration("leeway", param.Display("Leeway", "Check"), "Tolerated clock skew, at most 60s. Defaults to 60s, which is that of the proxy.",
+		func(r *validateRequest) *time.Duration { return &r.leeway }).
+		Checked(func(r *validateRequest) error {
+			if r.leeway > ati.MaxLeeway {
+				return fmt.Errorf("leeway %v: must be at most %v, which is that of the proxy", r.leeway, ati.MaxLeeway)
 			}
 			return nil
 		}),
-	param.Text("scope", param.Display("Scope", "Check"), "A scope, such as tool:web_search, of which the answer says whether the token opens it now.",
-		func(a *asked) *string { return &a.scope }),
+	param.Text("scope", param.Display("Scope", "Check"), "Scope, such as tool:web_search. The response says whether the token allows it now.",
+		func(r *validateRequest) *string { return &r.scope }),
 }.Filled())
 
 func trimToken(text string) (string, error) {
 	if text = strings.TrimSpace(text); text == "" {
-		return "", errors.New("token is required, in the request's body")
+		return "", errors.New("token is empty; check that the variable or file is set")
 	}
 	return text, nil
 }
 
-func (a *asked) options(cfg *config, now func() time.Time) []ati.ValidateOption {
-	options := []ati.ValidateOption{ati.WithTime(now), ati.WithLeeway(a.leeway), ati.WithAudience(cfg.Audiences()...)}
-	if a.audience != "" {
-		options = append(options, ati.WithAudience(a.audience))
+func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	cfg, err := b.requireConfig(ctx, req)
+	if err != nil {
+		return nil, err
 	}
-	if issuer := cmp.Or(a.issuer, cfg.Issuer); issuer != "" {
+	request := validateRequest{leeway: ati.MaxLeeway}
+	if err := validateParams.Apply(d.Raw, &request); err != nil {
+		return nil, refuse.Error(err)
+	}
+	claims, key, err := validateToken(cfg.Live(b.now()), request.token, request.options(cfg, b.now))
+	data := map[string]any{"valid": err == nil}
+	if key != nil {
+		data["key_version"] = key.Version
+	}
+	if err == nil {
+		addClaims(data, claims)
+	} else {
+		data["error"] = reason(err, cfg.Stored.LastRotatedAt)
+	}
+	if request.scope != "" {
+		// The proxy checks scopes without leeway.
+		data["allowed"] = err == nil && b.now().Unix() <= claims.ExpiresAt && ati.Allows(claims.Scopes(), request.scope)
+	}
+	return &logical.Response{Data: data}, nil
+}
+
+func (r *validateRequest) options(cfg *config, now func() time.Time) []ati.ValidateOption {
+	options := []ati.ValidateOption{ati.WithTime(now), ati.WithLeeway(r.leeway), ati.WithAudience(cfg.Audiences()...)}
+	if r.audience != "" {
+		options = append(options, ati.WithAudience(r.audience))
+	}
+	if issuer := cmp.Or(r.issuer, cfg.Issuer); issuer != "" {
 		options = append(options, ati.WithIssuer(issuer))
 	}
 	return options
 }
 
-// validateWith tries the keys, and returns the verdict of the one that signed
-// the token, or the last one's and no key.
-func validateWith(keys []*keyring.Key, token string, options []ati.ValidateOption) (claims *ati.Claims, key *keyring.Key, err error) {
+// validateToken returns the result for the key that signed the token, or no key and
+// the error for the last one.
+func validateToken(keys []*keyring.Key, token string, options []ati.ValidateOption) (claims *ati.Claims, key *keyring.Key, err error) {
 	for _, k := range keys {
 		if claims, err = ati.ValidateToken(token, k.Key, options...); err == nil {
 			return claims, k, nil
 		}
-		for _, reason := range []error{ati.ErrExpired, ati.ErrNotYetValid, ati.ErrAudience, ati.ErrIssuer} {
-			if errors.Is(err, reason) { // these are found behind the signature
+		for _, afterSignature := range []error{ati.ErrExpired, ati.ErrNotYetValid, ati.ErrAudience, ati.ErrIssuer} {
+			if errors.Is(err, afterSignature) {
 				return nil, k, err
 			}
 		}
@@ -182,13 +176,15 @@ func validateWith(keys []*keyring.Key, token string, options []ati.ValidateOptio
 	return nil, nil, err
 }
 
-const signedByNone = "signed by no key of this mount"
-
-// reasonOf says why a token is refused, as somebody would ask who has this
-// mount before them.
-func reasonOf(err error) string {
+// reason returns why a token is not valid, or could not be decoded. rotatedAt is the
+// time of the last immediate rotation, or zero.
+func reason(err error, rotatedAt time.Time) string {
 	if errors.Is(err, ati.ErrSignature) {
-		return signedByNone
+		const signedByNone = "not signed by any key of this mount"
+		if rotatedAt.IsZero() {
+			return signedByNone
+		}
+		return fmt.Sprintf("%s (key last rotated at %s; a proxy that has not restarted since may still accept it)", signedByNone, rotatedAt.Format(time.RFC3339))
 	}
 	var tokenErr *ati.TokenError
 	if errors.As(err, &tokenErr) {
@@ -213,29 +209,29 @@ func addClaims(data map[string]any, c *ati.Claims) {
 }
 
 func (b *backend) pathInspectWrite(_ context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	var ask asked
-	if err := tokenParam.Apply(d.Raw, &ask); err != nil {
+	var request validateRequest
+	if err := tokenParam.Apply(d.Raw, &request); err != nil {
 		return nil, refuse.Error(err)
 	}
-	claims, err := ati.InspectToken(ask.token)
+	claims, err := ati.InspectToken(request.token)
 	resp := &logical.Response{Data: map[string]any{"decoded": err == nil}}
 	if err != nil {
-		resp.Data["error"] = reasonOf(err)
+		resp.Data["error"] = reason(err, time.Time{})
 		return resp, nil
 	}
 	for name, value := range claims {
 		if name != "ati" {
-			value = flat(value)
+			value = flattenClaim(value)
 		}
-		resp.Data[name] = exact(value)
+		resp.Data[name] = exactNumbers(value)
 	}
-	resp.AddWarning("nothing was verified: anybody may have written this token; use validate to know")
+	resp.AddWarning("The token was decoded but not verified. Use validate to verify it.")
 	return resp, nil
 }
 
-// flat is an unverified claim as it can stand beside the others: what should be no
-// list or object as its JSON text.
-func flat(value any) any {
+// flattenClaim returns an unverified claim that should not be a list or an object as
+// its JSON text.
+func flattenClaim(value any) any {
 	switch value.(type) {
 	case []any, map[string]any:
 		if b, err := json.Marshal(value); err == nil {
@@ -245,9 +241,9 @@ func flat(value any) any {
 	return value
 }
 
-// exact has the text of a number in its place where Vault, which makes a float64 of
-// each, would hand on another one, or fail at 1e400.
-func exact(value any) any {
+// exactNumbers replaces each number that Vault, which converts numbers to float64,
+// would change or reject, such as 1e400, with its text.
+func exactNumbers(value any) any {
 	switch v := value.(type) {
 	case json.Number:
 		f, err := v.Float64()
@@ -260,23 +256,26 @@ func exact(value any) any {
 		return f
 	case []any:
 		for i := range v {
-			v[i] = exact(v[i])
+			v[i] = exactNumbers(v[i])
 		}
 	case map[string]any:
 		for name := range v {
-			v[name] = exact(v[name])
+			v[name] = exactNumbers(v[name])
 		}
 	}
 	return value
 }
 
-const pathValidateHelpSyn = `Tell whether the proxy and its clients accept a token.`
+const pathValidateHelpSyn = `Validate a token against this mount's keys and settings.`
 
 const pathValidateHelpDesc = `
-A token that is not valid is an answer, valid=false with the reason, and no
-failed request. The current, the pending and the previous version of the key are
-tried, and key_version is the one that signed. With scope=, allowed says whether
-the token opens it now.
+A token that is not valid is a response with valid=false and the reason, not an error.
+The current, the pending, and the previous version of the key are tried; key_version is
+the one that signed the token. With scope, allowed says whether the token allows the
+scope now.
+
+The result is for this mount. A proxy that has not restarted since a rotation holds an
+older key, and may decide differently.
 
     $ vault write ati/validate token=@token.txt scope=tool:web_search
 `
@@ -284,9 +283,8 @@ the token opens it now.
 const pathInspectHelpSyn = `Decode a token without verifying it.`
 
 const pathInspectHelpDesc = `
-Shows the claims as they stand in the token, whoever wrote it; a number that
-would come out of JSON as another one is told as its text. To know whether a token
-is good, use validate.
+Shows the claims of a token, whether or not it is signed by a known key. A number that JSON cannot represent
+exactly is shown as text. To find out whether a token is valid, use validate.
 
     $ vault write ati/inspect token=@token.txt
 `

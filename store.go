@@ -7,55 +7,61 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"vault-plugin-secrets-ati/internal/role"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/internal/role"
 )
 
 const (
-	// storageVersion is written into each storage entry. An entry with a higher
-	// one is refused, not misread.
+	// storageVersion is written to each storage entry. An entry with a higher version is
+	// an error: this build could misread it.
 	storageVersion = 1
 
 	configStoragePath = "config"
 	rolePrefix        = "role/"
 
-	// roleCacheSize bounds the parsed roles kept in memory. A usual role takes
-	// some 2 KB there.
+	// roleCacheSize limits the parsed roles in memory. A usual role takes about 2 KB.
 	roleCacheSize = 10_000
+
+	// writeTimeout is longer than the 90 s that Vault allows for a request.
+	writeTimeout = 2 * time.Minute
 )
 
-// store reads and writes a mount's entries, and keeps them parsed.
+// store reads and writes the entries of a mount, and caches them in parsed form.
 type store struct {
-	// lock makes a storage write and the caches' change one step. Filling a
-	// cache from storage takes it for reading, so that what a writer has
-	// replaced can't come back.
+	// lock is held for a storage write and the change of the cache that belongs to it,
+	// and for reading while a cache is filled from storage: so no cache is filled with
+	// what a write has replaced.
 	lock   sync.RWMutex
-	config atomic.Pointer[config]
+	config atomic.Pointer[cachedConfig]
 	roles  *lru.Cache[string, *role.Role]
 }
 
-// getConfig returns the config, or nil where there is none.
+// cachedConfig holds nil if there is no config. That is cached too, since anyone can
+// read jwks.
+type cachedConfig struct{ *config }
+
+func newStore() (*store, error) {
+	roles, err := lru.New[string, *role.Role](roleCacheSize)
+	if err != nil {
+		return nil, fmt.Errorf("create role cache: %w", err)
+	}
+	return &store{roles: roles}, nil
+}
+
+// getConfig returns the config, or nil if there is none.
 func (st *store) getConfig(ctx context.Context, s logical.Storage) (*config, error) {
-	if cfg := st.config.Load(); cfg != nil {
-		return cfg.orNil(), nil
+	if cached := st.config.Load(); cached != nil {
+		return cached.config, nil
 	}
 	st.lock.RLock()
 	defer st.lock.RUnlock()
 	return st.loadConfig(ctx, s)
 }
 
-// orNil is nil for what the cache holds where there is no config: jwks, which
-// anybody may ask, must not go to storage each time.
-func (c *config) orNil() *config {
-	if c.Current == nil {
-		return nil
-	}
-	return c
-}
-
-// loadConfig fills the cache from storage. The caller holds the lock.
+// loadConfig reads the config from storage into the cache. The caller holds the lock.
 func (st *store) loadConfig(ctx context.Context, s logical.Storage) (*config, error) {
 	entry, err := readConfigEntry(ctx, s)
 	if err != nil {
@@ -65,8 +71,8 @@ func (st *store) loadConfig(ctx context.Context, s logical.Storage) (*config, er
 	if err != nil {
 		return nil, err
 	}
-	st.config.Store(cfg)
-	return cfg.orNil(), nil
+	st.config.Store(&cachedConfig{cfg})
+	return cfg, nil
 }
 
 // readConfigEntry returns the stored entry, or an empty one.
@@ -78,7 +84,7 @@ func readConfigEntry(ctx context.Context, s logical.Storage) (configEntry, error
 	return entry, nil
 }
 
-// putConfig stores the entry and renews the cache. The caller holds the lock.
+// putConfig stores the entry and updates the cache. The caller holds the lock.
 func (st *store) putConfig(ctx context.Context, s logical.Storage, entry configEntry) error {
 	entry.StorageVersion = storageVersion
 	cfg, err := entry.parse()
@@ -89,16 +95,16 @@ func (st *store) putConfig(ctx context.Context, s logical.Storage, entry configE
 	if err != nil {
 		return fmt.Errorf("write config: %w", err)
 	}
-	// Whether a failed write was carried out is not known: read it anew.
+	// A write that failed may have been carried out: the next request reads storage.
 	st.config.Store(nil)
 	if err := put(ctx, s, stored); err != nil {
 		return fmt.Errorf("write config: %w", err)
 	}
-	st.config.Store(cfg)
+	st.config.Store(&cachedConfig{cfg})
 	return nil
 }
 
-// getRole returns a role, or nil where there is none of that name.
+// getRole returns a role, or nil if it does not exist.
 func (st *store) getRole(ctx context.Context, s logical.Storage, name string) (*role.Role, error) {
 	if r, ok := st.roles.Get(name); ok {
 		return r, nil
@@ -117,6 +123,7 @@ func (st *store) getRole(ctx context.Context, s logical.Storage, name string) (*
 	return r, nil
 }
 
+// readRoleEntry returns the stored role, or nil if it does not exist.
 func readRoleEntry(ctx context.Context, s logical.Storage, name string) (*role.Entry, error) {
 	entry := new(role.Entry)
 	if err := readEntry(ctx, s, rolePrefix+name, entry, func() int { return entry.StorageVersion }); err != nil {
@@ -128,10 +135,10 @@ func readRoleEntry(ctx context.Context, s logical.Storage, name string) (*role.E
 	return entry, nil
 }
 
-// raiseLongestTTL sees to it that config's bound on the life of tokens holds for
-// a role that is about to be stored: a crash between the two leaves a bound that is
-// too long, never too short. A disabled role needs none: enabling it is a write, too.
-// The caller holds the lock.
+// raiseLongestTTL stores the longest TTL of a role that is about to be stored, if it
+// is longer than that of all others: a crash between the two writes leaves a bound
+// that is too long, never too short. A disabled role needs none, because enabling it
+// is a write too. The caller holds the lock.
 func (st *store) raiseLongestTTL(ctx context.Context, s logical.Storage, cfg *config, r *role.Role) error {
 	if r.Disabled || r.LongestTTL() <= cfg.Stored.LongestTTL {
 		return nil
@@ -141,14 +148,14 @@ func (st *store) raiseLongestTTL(ctx context.Context, s logical.Storage, cfg *co
 	return st.putConfig(ctx, s, raised)
 }
 
-// putRole stores a role and renews the cache. The caller holds the lock.
+// putRole stores a role and updates the cache. The caller holds the lock.
 func (st *store) putRole(ctx context.Context, s logical.Storage, r *role.Role) error {
 	r.StorageVersion = storageVersion
 	entry, err := logical.StorageEntryJSON(rolePrefix+r.Name, r.Entry)
 	if err != nil {
 		return fmt.Errorf("write role %q: %w", r.Name, err)
 	}
-	// Whether a failed write was carried out is not known: read it anew.
+	// A write that failed may have been carried out: the next request reads storage.
 	st.roles.Remove(r.Name)
 	if err := put(ctx, s, entry); err != nil {
 		return fmt.Errorf("write role %q: %w", r.Name, err)
@@ -157,7 +164,18 @@ func (st *store) putRole(ctx context.Context, s logical.Storage, r *role.Role) e
 	return nil
 }
 
-// invalidate drops what another node of the cluster has changed in storage.
+// deleteRole deletes a role. The caller holds the lock.
+func (st *store) deleteRole(ctx context.Context, s logical.Storage, name string) error {
+	st.roles.Remove(name)
+	ctx, cancel := writeContext(ctx)
+	defer cancel()
+	if err := s.Delete(ctx, rolePrefix+name); err != nil {
+		return fmt.Errorf("delete role %q: %w", name, err)
+	}
+	return nil
+}
+
+// invalidate drops from the caches what another node of the cluster has changed.
 func (st *store) invalidate(_ context.Context, key string) {
 	st.lock.Lock()
 	defer st.lock.Unlock()
@@ -168,38 +186,30 @@ func (st *store) invalidate(_ context.Context, key string) {
 	}
 }
 
-// readEntry decodes a storage entry, if there is one, and refuses one that a
-// newer version of the plugin wrote.
+// readEntry decodes a storage entry, if there is one.
 func readEntry(ctx context.Context, s logical.Storage, path string, out any, version func() int) error {
 	entry, err := s.Get(ctx, path)
 	if err != nil || entry == nil {
 		return err
 	}
 	if err := entry.DecodeJSON(out); err != nil {
-		return fmt.Errorf("decode the storage entry: %w", err)
+		return fmt.Errorf("decode storage entry: %w", err)
 	}
 	if v := version(); v > storageVersion {
-		return fmt.Errorf("the storage entry has version %d, and this plugin knows up to %d: a newer version of the plugin wrote it", v, storageVersion)
+		return fmt.Errorf("storage entry has version %d, but this plugin supports versions up to %d; use the plugin version that wrote it, or a newer one", v, storageVersion)
 	}
 	return nil
 }
 
-// forWrite is the context of a write to storage. That is waited for once it has begun,
-// also when its request is given up meanwhile: it may be carried out all the same, and
-// a cache that is filled in between would keep what was there before. It is bounded,
-// beyond the 90 s that Vault gives a request.
-func forWrite(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
-}
-
 func put(ctx context.Context, s logical.Storage, entry *logical.StorageEntry) error {
-	ctx, cancel := forWrite(ctx)
+	ctx, cancel := writeContext(ctx)
 	defer cancel()
 	return s.Put(ctx, entry)
 }
 
-func remove(ctx context.Context, s logical.Storage, path string) error {
-	ctx, cancel := forWrite(ctx)
-	defer cancel()
-	return s.Delete(ctx, path)
+// writeContext returns a context for a storage write that is not canceled with the
+// request: a write that has started may be carried out in any case, and a cache that
+// is filled before it completes would keep the old value.
+func writeContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 }

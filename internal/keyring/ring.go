@@ -1,55 +1,76 @@
+// Package keyring holds the versions of a mount's signing key and the steps of their
+// life, as values: no storage, no clock.
 package keyring
 
 import (
 	"fmt"
 	"slices"
-	"strconv"
+	"strings"
 	"time"
-	"vault-plugin-secrets-ati/internal/refuse"
+
+	"vault-plugin-secrets-ati/ati"
 )
 
-// ring is the versions of the key, as they are stored.
+// Ring is the versions of the key as they are stored.
 type Ring struct {
-	// Current is the key that signs, with the proxy that holds it. Nil after
-	// the config was deleted: what stays then is below.
+	// Current is the key that signs. It is nil after the config was deleted, when only
+	// LastKeyVersion and LongestTTL remain.
 	Current *Entry `json:"current,omitempty"`
 
-	// Pending is staged to become the current version. Previous was it: tokens
-	// for its proxy are minted until it is retired, and pass there until they
-	// have expired.
+	// Pending is to become the current version. Previous was the current version:
+	// tokens for its proxy are minted until it is retired, and are valid there until
+	// they have expired.
 	Pending  *Entry `json:"pending,omitempty"`
 	Previous *Entry `json:"previous,omitempty"`
 
-	// RolledBack tells that the previous version was the current one, and is to
-	// become it again by activate.
+	// RolledBack is set while the previous version is one that was rolled back, and
+	// that activate makes current again.
 	RolledBack bool `json:"rolled_back,omitempty"`
 
-	// LastRotatedAt is when a key was last replaced at once, and forgotten.
+	// LastRotatedAt is the time of the last immediate rotation.
 	LastRotatedAt time.Time `json:"last_rotated_at,omitzero"`
 
-	// LastKeyVersion is never used again, even after the config was deleted: a
-	// version names one key.
+	// LastKeyVersion is never used again, even after the config was deleted: a version
+	// number names one key.
 	LastKeyVersion int `json:"last_key_version"`
 
 	// LongestTTL is the longest TTL that any enabled role of this mount ever allowed. It
-	// is raised before the role is stored, so that "no token lives longer than
-	// this from now" is true at any time.
+	// is raised before the role is stored, so no token that is minted from now on lives
+	// longer.
 	LongestTTL time.Duration `json:"longest_ttl"`
 }
 
-// keys is a ring with its parsed keys. It is never changed. Where there is no
-// config, current is nil.
+// Keys is a Ring with its parsed keys. It is never changed. Without a config, Current
+// is nil.
 type Keys struct {
 	Stored                     Ring
 	Current, Pending, Previous *Key
 }
 
-func (e Ring) Parse() (*Keys, error) {
-	ks := &Keys{Stored: e}
+// New returns the ring of a new config, with the first version of its key. remains is
+// what a deleted config left.
+func New(r Request, remains Ring, now time.Time) (Ring, error) {
+	version := remains.LastKeyVersion + 1
+	key, err := r.newEntry(Entry{Algorithm: ati.HS256}, version, now)
+	if err != nil {
+		return Ring{}, err
+	}
+	key.ActivatedAt = key.CreatedAt
+	return Ring{Current: key, LastKeyVersion: version, LongestTTL: remains.LongestTTL}, nil
+}
+
+// Remains returns what is kept of a ring when its config is deleted.
+func (r *Ring) Remains() Ring {
+	return Ring{LastKeyVersion: r.LastKeyVersion, LongestTTL: r.LongestTTL}
+}
+
+// Parse returns the ring with its parsed keys.
+func (r Ring) Parse() (*Keys, error) {
+	ks := &Keys{Stored: r}
 	for _, v := range []struct {
 		entry *Entry
 		key   **Key
-	}{{e.Current, &ks.Current}, {e.Pending, &ks.Pending}, {e.Previous, &ks.Previous}} {
+	}{{r.Current, &ks.Current}, {r.Pending, &ks.Pending}, {r.Previous, &ks.Previous}} {
 		var err error
 		if *v.key, err = v.entry.Parse(); err != nil {
 			return nil, err
@@ -58,133 +79,147 @@ func (e Ring) Parse() (*Keys, error) {
 	return ks, nil
 }
 
-// known are the versions of the key that count: the current one, the pending
-// one, and the previous one until the last of its tokens has expired.
-func (c *Keys) Known(now time.Time) []*Key {
-	keys := []*Key{c.Current}
-	if c.Pending != nil {
-		keys = append(keys, c.Pending)
+// Live returns the current version, the pending one, and the previous one until its
+// last token has expired.
+func (ks *Keys) Live(now time.Time) []*Key {
+	keys := []*Key{ks.Current}
+	if ks.Pending != nil {
+		keys = append(keys, ks.Pending)
 	}
-	if c.Previous != nil && !c.Previous.Gone(now) {
-		keys = append(keys, c.Previous)
+	if ks.Previous != nil && !ks.Previous.Expired(now) {
+		keys = append(keys, ks.Previous)
 	}
 	return keys
 }
 
-// keyFor is the version that mints for the proxy at this address, or for the
-// current one where none is given.
-func (c *Keys) KeyFor(proxyURL string) (*Key, error) {
-	hint := ""
-	switch {
-	case proxyURL == "" || proxyURL == c.Current.ProxyURL:
-		return c.Current, nil
-	case c.Previous != nil && c.Previous.ProxyURL == proxyURL:
-		if c.Previous.RetiredAt.IsZero() {
-			return c.Previous, nil
-		}
-		hint = fmt.Sprintf(" (version %d, whose it was, is retired)", c.Previous.Version)
-	case c.Pending != nil && c.Pending.ProxyURL == proxyURL:
-		hint = fmt.Sprintf(" (version %d, whose it is, is not active yet)", c.Pending.Version)
+// WithoutExpired returns the keys without an expired previous version.
+func (ks *Keys) WithoutExpired(now time.Time) *Keys {
+	if ks.Previous == nil || !ks.Previous.Expired(now) {
+		return ks
 	}
-	return nil, fmt.Errorf("proxy_url %q: this mount has no key for it%s; the current proxy is at %q", proxyURL, hint, c.Current.ProxyURL)
-}
-
-// counting is the config without a previous version that counts no longer.
-func (c *Keys) Counting(now time.Time) *Keys {
-	if c.Previous == nil || !c.Previous.Gone(now) {
-		return c
-	}
-	without := *c
+	without := *ks
 	without.Previous = nil
 	return &without
 }
 
-// versions names them for the log.
-func (c *Keys) Versions() string {
-	text := fmt.Sprintf("current %d", c.Current.Version)
-	if c.Pending != nil {
-		text += fmt.Sprintf(", pending %d", c.Pending.Version)
+// ForProxy returns the version that mints tokens for the proxy at this URL, or the
+// current version if the URL is empty.
+func (ks *Keys) ForProxy(proxyURL string) (*Key, error) {
+	reason := ""
+	switch {
+	case proxyURL == "" || proxyURL == ks.Current.ProxyURL:
+		return ks.Current, nil
+	case ks.Previous != nil && ks.Previous.ProxyURL == proxyURL:
+		if ks.Previous.RetiredAt.IsZero() {
+			return ks.Previous, nil
+		}
+		reason = fmt.Sprintf(": key version %d is retired", ks.Previous.Version)
+	case ks.Pending != nil && ks.Pending.ProxyURL == proxyURL:
+		reason = fmt.Sprintf(": key version %d is not active yet", ks.Pending.Version)
 	}
-	if c.Previous != nil {
-		text += fmt.Sprintf(", previous %d", c.Previous.Version)
-	}
-	return text
+	return nil, fmt.Errorf("no active key for proxy_url %q%s; the current proxy_url is %q", proxyURL, reason, ks.Current.ProxyURL)
 }
 
-// version is a version of the key that counts.
-func (c *Keys) Version(version int, now time.Time) (*Key, error) {
-	var there []int
-	for _, k := range c.Known(now) {
+// Version returns a live version by its number.
+func (ks *Keys) Version(version int, now time.Time) (*Key, error) {
+	var versions []int
+	for _, k := range ks.Live(now) {
 		if k.Version == version {
 			return k, nil
 		}
-		there = append(there, k.Version)
+		versions = append(versions, k.Version)
 	}
-	slices.Sort(there)
-	names := strconv.Itoa(there[0])
-	for _, v := range there[1:] {
-		names += " and " + strconv.Itoa(v)
-	}
-	return nil, fmt.Errorf("this mount has no key of version %d, but of %s", version, names)
+	slices.Sort(versions)
+	return nil, fmt.Errorf("key version %d does not exist; available versions: %s", version, strings.ReplaceAll(strings.Trim(fmt.Sprint(versions), "[]"), " ", ", "))
 }
 
-// checkNew refuses a key that another version has.
-func (e Ring) CheckNew(key *Entry, now time.Time) error {
-	parsed, err := key.Parse()
-	if err != nil {
-		return err
+// LogFields returns the numbers of the versions as fields of a log line.
+func (ks *Keys) LogFields() []any {
+	fields := []any{"current_version", ks.Current.Version}
+	if ks.Pending != nil {
+		fields = append(fields, "pending_version", ks.Pending.Version)
 	}
-	ks, err := e.Parse()
-	if err != nil {
-		return err
+	if ks.Previous != nil {
+		fields = append(fields, "previous_version", ks.Previous.Version)
 	}
-	for _, k := range ks.Known(now) {
-		if k.Fingerprint == parsed.Fingerprint {
-			return refuse.Errorf("this is the key of version %d; a new version needs another one: leave it out, and Vault generates one", k.Version)
+	return fields
+}
+
+// Update applies a write of config to the ring: it may change the proxy's URL. It does
+// not change the key, which is what rotation is for, but accepts the current one,
+// since Terraform writes the same values repeatedly.
+func (ks *Keys) Update(r Request) (ring Ring, warnings []string, err error) {
+	const rotate = "cannot be changed here; use config/rotate to replace the key immediately, or config/rotate/stage to rotate without downtime"
+	ring, current := ks.Stored, ks.Current
+	if r.Algorithm != "" && r.Algorithm != current.Algorithm {
+		return ring, nil, fmt.Errorf("algorithm %q does not match the current key (%s) and %s", r.Algorithm, current.Algorithm, rotate)
+	}
+	if err := r.checkAlgorithm(current.Algorithm); err != nil {
+		return ring, nil, err
+	}
+	if name := r.imported(); name != "" {
+		imported, err := (&Entry{Algorithm: current.Algorithm, Secret: r.Secret, PrivateKey: r.PrivateKey}).Parse()
+		if err != nil {
+			return ring, nil, err
+		}
+		if imported.Fingerprint != current.Fingerprint {
+			return ring, nil, fmt.Errorf("%s does not match the current key and %s", name, rotate)
 		}
 	}
-	return nil
+	if r.proxyURL == "" || r.proxyURL == current.ProxyURL {
+		return ring, nil, nil
+	}
+	for _, other := range []*Entry{ring.Pending, ring.Previous} {
+		if other != nil && other.ProxyURL == r.proxyURL {
+			return ring, nil, fmt.Errorf("proxy_url %q belongs to key version %d, and its proxy holds that key; choose a different URL (current version: %d)", r.proxyURL, other.Version, current.Version)
+		}
+	}
+	warnings = []string{fmt.Sprintf("New tokens are for the proxy at %s, which must use key version %d. Requests with proxy_url=%s are now rejected.", r.proxyURL, current.Version, current.ProxyURL)}
+	return ring.moveProxy(current.ProxyURL, r.proxyURL), warnings, nil
 }
 
-// applyKey changes the proxy's address, and refuses to change the key, which is
-// config/rotate's. Terraform writes the same key again and again.
-func (e *Ring) ApplyKey(p Request) (warnings []string, err error) {
-	const rotate = "an update doesn't change the key; config/rotate replaces it at once, config/rotate/stage without downtime"
-	key := e.Current
-	if p.Algorithm != "" && p.Algorithm != key.Algorithm {
-		return nil, refuse.Errorf("algorithm %q is not the present one, %s, and %s", p.Algorithm, key.Algorithm, rotate)
+// moveProxy returns the ring with a new URL for all versions that have the old one:
+// they share a proxy, which has moved.
+func (r Ring) moveProxy(from, to string) Ring {
+	for _, entry := range []**Entry{&r.Current, &r.Pending, &r.Previous} {
+		if *entry != nil && (*entry).ProxyURL == from {
+			moved := **entry
+			moved.ProxyURL = to
+			*entry = &moved
+		}
 	}
-	if err := p.checkAlgorithm(key.Algorithm); err != nil {
-		return nil, refuse.Error(err)
-	}
-	present, err := key.Parse()
+	return r
+}
+
+// newVersion returns the next version of the key, and reserves its number. A caller
+// that imports the key of a live version gets an error.
+func (r *Ring) newVersion(request Request, now time.Time) (*Entry, error) {
+	entry, err := request.newEntry(*r.Current, r.LastKeyVersion+1, now)
 	if err != nil {
 		return nil, err
 	}
-	if name := p.keyName(); name != "" {
-		brought := Entry{Algorithm: key.Algorithm, Secret: p.Secret, PrivateKey: p.PrivateKey}
-		other, err := brought.Parse()
-		if err != nil {
-			return nil, err
-		}
-		if other.Fingerprint != present.Fingerprint {
-			return nil, refuse.Errorf("%s is not the present one, and %s", name, rotate)
-		}
+	key, err := entry.Parse()
+	if err != nil {
+		return nil, err
 	}
-	if p.proxyURL == "" || p.proxyURL == key.ProxyURL {
-		return nil, nil
+	keys, err := r.Parse()
+	if err != nil {
+		return nil, err
 	}
-	for _, other := range []*Entry{e.Pending, e.Previous} {
-		if other != nil && other.ProxyURL == p.proxyURL {
-			return nil, refuse.Errorf("proxy_url %q is that of version %d, whose key its proxy holds; the current version is %d", p.proxyURL, other.Version, key.Version)
+	for _, k := range keys.Live(now) {
+		if k.Fingerprint == key.Fingerprint {
+			return nil, fmt.Errorf("%s is already the key of version %d; use a different key, or omit it to have Vault generate one", request.imported(), k.Version)
 		}
 	}
-	warnings = []string{fmt.Sprintf("tokens go to %s from here on, whose proxy must hold version %d of the key; whoever asks with proxy_url=%s is refused", p.proxyURL, key.Version, key.ProxyURL)}
-	was := key.ProxyURL
-	for _, k := range []*Entry{e.Current, e.Pending, e.Previous} {
-		if k != nil && k.ProxyURL == was { // the same proxy, which has moved
-			k.ProxyURL = p.proxyURL
-		}
+	r.LastKeyVersion = entry.Version
+	return entry, nil
+}
+
+// DropExpired drops an expired previous version, and reports whether it did.
+func (r *Ring) DropExpired(now time.Time) bool {
+	if r.Previous == nil || !r.Previous.Expired(now) {
+		return false
 	}
-	return warnings, nil
+	r.Previous, r.RolledBack = nil, false
+	return true
 }

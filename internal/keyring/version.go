@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hmac"
@@ -20,61 +21,65 @@ import (
 )
 
 const (
-	minDifferentBytes    = 8
+	minDistinctBytes     = 8
 	fingerprintMessage   = "ati key fingerprint"
 	fingerprintHexDigits = 16
 
-	FingerprintDescription = "Names the key without telling it: first 16 hex digits, for HS256 of HMAC-SHA256(secret, \"ati key fingerprint\"), for ES256 of the SHA-256 of the public key in DER."
+	// FingerprintDescription describes Key.Fingerprint in the API.
+	FingerprintDescription = `Fingerprint that identifies the key without revealing it: 16 hexadecimal digits. HS256: HMAC-SHA256(secret, "ati key fingerprint"), truncated. ES256: SHA-256 of the DER-encoded public key, truncated.`
 )
 
-// keyEntry is one version of the signing key, with the proxy that holds it.
+// Entry is one version of the signing key as it is stored, with the proxy that
+// holds it.
 type Entry struct {
-	Version    int        `json:"version"`
-	Algorithm  string     `json:"algorithm"`
-	Secret     HiddenText `json:"secret,omitzero"`      // HS256: 64 hex characters in lower case
-	PrivateKey HiddenText `json:"private_key,omitzero"` // ES256: PEM
-	ProxyURL   string     `json:"proxy_url"`
-	CreatedAt  time.Time  `json:"created_at"`
-	Generated  bool       `json:"generated"` // by Vault; else there may be copies
+	Version    int       `json:"version"`
+	Algorithm  string    `json:"algorithm"`
+	Secret     Secret    `json:"secret,omitzero"`      // HS256: 64 hexadecimal characters in lower case
+	PrivateKey Secret    `json:"private_key,omitzero"` // ES256: PEM
+	ProxyURL   string    `json:"proxy_url"`
+	CreatedAt  time.Time `json:"created_at"`
+	Generated  bool      `json:"generated"` // by Vault; copies of an imported key may exist elsewhere
 
 	ActivatedAt time.Time `json:"activated_at,omitzero"` // when it last became the current version
 
-	// Of a previous version that is retired: the end of minting under it, and
-	// when the last of its tokens has expired everywhere.
+	// Set while a previous version is retired: when minting under it ended, and when
+	// the last of its tokens has expired at every proxy.
 	RetiredAt      time.Time `json:"retired_at,omitzero"`
 	TokensExpireBy time.Time `json:"tokens_expire_by,omitzero"`
 }
 
-// signingKey is a keyEntry with its parsed key. It is never changed.
+// Key is an Entry with its parsed key. It is never changed.
 type Key struct {
 	Entry
 	Key         ati.Key
 	Fingerprint string
-	publicKey   []byte // ES256: SubjectPublicKeyInfo, DER
+	publicKey   []byte // ES256: SubjectPublicKeyInfo in DER
 }
 
-// keyParams say how a version of the key is to be made. What was not given is
-// empty.
+// Request is what a caller specifies for a version of the key. A field that the
+// request does not have is empty.
 type Request struct {
 	Algorithm  string
-	Secret     HiddenText
-	PrivateKey HiddenText
+	Secret     Secret
+	PrivateKey Secret
 	proxyURL   string
+	generated  bool
 }
 
+// RequestParams are the parameters of a Request.
 var RequestParams = param.Set[Request]{
 	param.Parsed("proxy_url", param.Display("Proxy URL", "Key"),
-		"Address of the ATI proxy that holds this key, http or https. Tokens are handed out together with it.",
-		func(p *Request) *string { return &p.proxyURL }, param.ParseProxyURL),
+		"URL of the ATI proxy that holds this key, http or https. Responses with a token include it.",
+		func(r *Request) *string { return &r.proxyURL }, param.ParseProxyURL),
 	param.Parsed("algorithm", param.Display("Algorithm", "Key"),
-		"Signing algorithm. HS256: the proxy holds the same secret. ES256: it holds a public key only, so that nobody but Vault can mint.",
-		func(p *Request) *string { return &p.Algorithm }, parseAlgorithm).OneOf(ati.HS256, ati.ES256),
+		"Signing algorithm. With HS256 the proxy holds the same secret as Vault. With ES256 it holds only a public key, so only Vault can mint tokens.",
+		func(r *Request) *string { return &r.Algorithm }, parseAlgorithm).AllowedValues(ati.HS256, ati.ES256),
 	param.Parsed("secret", param.SecretDisplay("Secret", "Key", ""),
-		"HS256 secret, 64 hex characters. For a new key, Vault generates one where it is left out. Never returned, but by proxy-env.",
-		func(p *Request) *HiddenText { return &p.Secret }, parseSecret),
+		"HS256 secret, 64 hexadecimal characters. If omitted for a new key, Vault generates one. Returned only by proxy-env.",
+		func(r *Request) *Secret { return &r.Secret }, parseSecret),
 	param.Parsed("private_key", param.SecretDisplay("Private key", "Key", "textarea"),
-		"ES256 key: a P-256 private key in PEM, SEC1 or PKCS#8, not encrypted. For a new key, Vault generates one where it is left out. Never returned.",
-		func(p *Request) *HiddenText { return &p.PrivateKey }, parsePrivateKey),
+		"ES256 private key: P-256 in PEM, SEC 1 or PKCS #8, unencrypted. If omitted for a new key, Vault generates one. Never returned.",
+		func(r *Request) *Secret { return &r.PrivateKey }, parsePrivateKey),
 }
 
 func parseAlgorithm(name string) (string, error) {
@@ -84,157 +89,162 @@ func parseAlgorithm(name string) (string, error) {
 	return name, nil
 }
 
-// checkAlgorithm refuses a key of the other algorithm.
-func (p Request) checkAlgorithm(algorithm string) error {
+// ParseRequest reads the parameters of a request.
+func ParseRequest(raw map[string]any) (r Request, err error) {
+	err = RequestParams.Apply(raw, &r)
+	return r, err
+}
+
+// WithKey returns the request with a generated key, unless the caller imports one.
+// An error is one of the random source.
+func (r Request) WithKey(defaultAlgorithm string, random io.Reader) (Request, error) {
+	var err error
+	switch algorithm := cmp.Or(r.Algorithm, defaultAlgorithm); {
+	case algorithm == ati.HS256 && r.Secret.IsZero():
+		r.Secret, err = generateSecret(random)
+		r.generated = true
+	case algorithm == ati.ES256 && r.PrivateKey.IsZero():
+		r.PrivateKey, err = generatePrivateKey(random)
+		r.generated = true
+	}
+	return r, err
+}
+
+// checkAlgorithm reports a key that is for another algorithm.
+func (r Request) checkAlgorithm(algorithm string) error {
 	switch {
-	case algorithm == ati.ES256 && !p.Secret.IsZero():
-		return errors.New("secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
-	case algorithm == ati.HS256 && !p.PrivateKey.IsZero():
-		return errors.New("private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256")
+	case algorithm == ati.ES256 && !r.Secret.IsZero():
+		return errors.New("secret is for HS256, but the algorithm is ES256; set private_key instead, or algorithm=HS256")
+	case algorithm == ati.HS256 && !r.PrivateKey.IsZero():
+		return errors.New("private_key is for ES256, but the algorithm is HS256; set secret instead, or algorithm=ES256")
 	}
 	return nil
 }
 
-// keyName is the parameter that brings a key, if one was given.
-func (p Request) keyName() string {
+// imported returns the name of the parameter that imports a key, or "".
+func (r Request) imported() string {
 	switch {
-	case !p.Secret.IsZero():
+	case r.generated:
+		return ""
+	case !r.Secret.IsZero():
 		return "secret"
-	case !p.PrivateKey.IsZero():
+	case !r.PrivateKey.IsZero():
 		return "private_key"
 	}
 	return ""
 }
 
-// newKeyEntry is a new version of the key. What isn't given follows the model,
-// and a key is generated.
-func NewEntry(p Request, model Entry, version int, now time.Time) (*Entry, error) {
-	k := &Entry{Version: version, Algorithm: model.Algorithm, ProxyURL: model.ProxyURL, CreatedAt: toSecond(now)}
-	if p.Algorithm != "" {
-		k.Algorithm = p.Algorithm
+// newEntry returns a version with the request's key. What the request does not have
+// is taken from the model.
+func (r Request) newEntry(model Entry, version int, now time.Time) (*Entry, error) {
+	e := &Entry{
+		Version: version, Algorithm: cmp.Or(r.Algorithm, model.Algorithm), ProxyURL: cmp.Or(r.proxyURL, model.ProxyURL),
+		Secret: r.Secret, PrivateKey: r.PrivateKey, Generated: r.generated, CreatedAt: toSecond(now),
 	}
-	if p.proxyURL != "" {
-		k.ProxyURL = p.proxyURL
+	if e.ProxyURL == "" {
+		return nil, errors.New("proxy_url is required: the URL of the ATI proxy, such as https://ati.example.com")
 	}
-	if k.ProxyURL == "" {
-		return nil, errors.New("proxy_url is required: the address of the ATI proxy, such as https://ati.example.com")
-	}
-	if err := p.checkAlgorithm(k.Algorithm); err != nil {
-		return nil, err
-	}
-	k.Secret, k.PrivateKey = p.Secret, p.PrivateKey
-	return k, nil
+	return e, r.checkAlgorithm(e.Algorithm)
 }
 
-// generate makes the key, where none was given.
-func (k *Entry) Generate(random io.Reader) (generated bool, err error) {
-	switch {
-	case k.Algorithm == ati.HS256 && k.Secret.IsZero():
-		k.Secret, err = generateSecret(random)
-	case k.Algorithm == ati.ES256 && k.PrivateKey.IsZero():
-		k.PrivateKey, err = generatePrivateKey(random)
-	default:
-		return false, nil
-	}
-	k.Generated = true
-	return true, err
-}
-
-// parseSecret checks an HS256 secret. White space around it, such as the line
-// break of secret=@file, is cut: the proxy would open itself to everybody if
-// that were handed on.
-func parseSecret(raw string) (HiddenText, error) {
-	secret := strings.ToLower(strings.Trim(raw, param.AsciiBlanks))
+// parseSecret checks an HS256 secret. White space at its ends, such as the line break
+// of secret=@file, is trimmed: a proxy that is given it accepts unauthenticated
+// requests.
+func parseSecret(raw string) (Secret, error) {
+	secret := strings.ToLower(strings.Trim(raw, param.ASCIISpace))
 	b, err := hex.DecodeString(secret)
 	switch {
+	case secret == "":
+		return Secret{}, errors.New("secret is empty; check that the variable or file is set, or omit secret to have Vault generate one")
 	case len(secret) != 2*param.SecretBytes:
-		return HiddenText{}, fmt.Errorf("secret must be %d hex characters; it has %d characters. One is made by: openssl rand -hex %d", 2*param.SecretBytes, len(secret), param.SecretBytes)
+		return Secret{}, fmt.Errorf(`secret must be %d hexadecimal characters (%d bytes), got %d; for example, use "openssl rand -hex %d"`, 2*param.SecretBytes, param.SecretBytes, len(secret), param.SecretBytes)
 	case err != nil:
-		return HiddenText{}, fmt.Errorf("secret must be %d hex characters; it has others than 0-9 and a-f. One is made by: openssl rand -hex %d", 2*param.SecretBytes, param.SecretBytes)
+		return Secret{}, fmt.Errorf(`secret must be %d hexadecimal characters (%d bytes), for example the output of "openssl rand -hex %d"; found a character outside 0-9 and a-f`, 2*param.SecretBytes, param.SecretBytes, param.SecretBytes)
 	}
-	if different := len(slices.Compact(slices.Sorted(slices.Values(b)))); different < minDifferentBytes {
-		return HiddenText{}, fmt.Errorf("secret has %d different bytes; a random one has at least %d. One is made by: openssl rand -hex %d", different, minDifferentBytes, param.SecretBytes)
+	if distinct := len(slices.Compact(slices.Sorted(slices.Values(b)))); distinct < minDistinctBytes {
+		return Secret{}, fmt.Errorf(`secret is too repetitive (%d distinct bytes, at least %d required); use a random value, such as the output of "openssl rand -hex %d"`, distinct, minDistinctBytes, param.SecretBytes)
 	}
-	return Hide(secret), nil
+	return NewSecret(secret), nil
 }
 
-func generateSecret(random io.Reader) (HiddenText, error) {
+func generateSecret(random io.Reader) (Secret, error) {
 	b := make([]byte, param.SecretBytes)
 	if _, err := io.ReadFull(random, b); err != nil {
-		return HiddenText{}, fmt.Errorf("generate a signing secret: %w", err)
+		return Secret{}, fmt.Errorf("generate secret: %w", err)
 	}
 	return parseSecret(hex.EncodeToString(b))
 }
 
 // parsePrivateKey checks an ES256 key.
-func parsePrivateKey(raw string) (HiddenText, error) {
+func parsePrivateKey(raw string) (Secret, error) {
+	if param.IsBlank(raw) {
+		return Secret{}, errors.New("private_key is empty; check that the variable or file is set, or omit private_key to have Vault generate one")
+	}
 	_, err := ati.ParsePrivateKey(raw)
 	var keyErr *ati.TokenError
 	if errors.As(err, &keyErr) {
-		return HiddenText{}, fmt.Errorf("private_key %w. One is made by: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256", keyErr.Err)
+		return Secret{}, fmt.Errorf(`private_key %w; for example, use "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"`, keyErr.Err)
 	}
-	return Hide(raw), err
+	return NewSecret(raw), err
 }
 
-func generatePrivateKey(random io.Reader) (HiddenText, error) {
+func generatePrivateKey(random io.Reader) (Secret, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), random)
 	if err != nil {
-		return HiddenText{}, fmt.Errorf("generate a signing key: %w", err)
+		return Secret{}, fmt.Errorf("generate private key: %w", err)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
-		return HiddenText{}, fmt.Errorf("generate a signing key: %w", err)
+		return Secret{}, fmt.Errorf("generate private key: %w", err)
 	}
-	return Hide(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))), nil
+	return NewSecret(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))), nil
 }
 
-// parse makes the key usable.
-func (k *Entry) Parse() (*Key, error) {
-	if k == nil {
+// Parse returns the entry with its parsed key, or nil for a nil entry.
+func (e *Entry) Parse() (*Key, error) {
+	if e == nil {
 		return nil, nil
 	}
 	var key ati.Key
 	var err error
-	if k.Algorithm == ati.ES256 {
-		key, err = ati.ParsePrivateKey(k.PrivateKey.Reveal())
+	if e.Algorithm == ati.ES256 {
+		key, err = ati.ParsePrivateKey(e.PrivateKey.Plaintext())
 	} else {
-		key, err = ati.ParseSecret(k.Secret.Reveal())
+		key, err = ati.ParseSecret(e.Secret.Plaintext())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read version %d of the stored key: %w", k.Version, err)
+		return nil, fmt.Errorf("read version %d of the stored key: %w", e.Version, err)
 	}
-	s := &Key{Entry: *k, Key: key}
-	if k.Algorithm == ati.HS256 {
-		s.Fingerprint = secretFingerprint(k.Secret)
-		return s, nil
+	k := &Key{Entry: *e, Key: key}
+	if e.Algorithm == ati.HS256 {
+		k.Fingerprint = secretFingerprint(e.Secret)
+		return k, nil
 	}
-	if s.publicKey, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
-		return nil, fmt.Errorf("read version %d of the stored key: %w", k.Version, err)
+	if k.publicKey, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
+		return nil, fmt.Errorf("read version %d of the stored key: %w", e.Version, err)
 	}
-	sum := sha256.Sum256(s.publicKey)
-	s.Fingerprint = hex.EncodeToString(sum[:])[:fingerprintHexDigits]
-	// HS256 tokens have no kid: they are those of ati-client, byte for byte.
-	s.Key = key.WithID(s.Fingerprint)
-	return s, nil
+	sum := sha256.Sum256(k.publicKey)
+	k.Fingerprint = hex.EncodeToString(sum[:])[:fingerprintHexDigits]
+	// HS256 tokens have no kid: they are byte for byte those of ati-client.
+	k.Key = key.WithID(k.Fingerprint)
+	return k, nil
 }
 
-// secretFingerprint names a secret without telling it.
-func secretFingerprint(secret HiddenText) string {
-	key, _ := hex.DecodeString(secret.Reveal()) // ati.ParseSecret has read it
+func secretFingerprint(secret Secret) string {
+	key, _ := hex.DecodeString(secret.Plaintext()) // ati.ParseSecret has accepted it
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte(fingerprintMessage))
 	return hex.EncodeToString(mac.Sum(nil))[:fingerprintHexDigits]
 }
 
-// publicPEM is an ES256 key's public half.
+// PublicPEM returns the public key of an ES256 key in PEM.
 func (k *Key) PublicPEM() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.publicKey}))
 }
 
-// gone reports whether no token under this key passes any more. The key then
-// counts no longer.
-func (k *Entry) Gone(now time.Time) bool {
-	return !k.TokensExpireBy.IsZero() && !now.Before(k.TokensExpireBy)
+// Expired reports whether all tokens under this version have expired.
+func (e *Entry) Expired(now time.Time) bool {
+	return !e.TokensExpireBy.IsZero() && !now.Before(e.TokensExpireBy)
 }
 
 func toSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

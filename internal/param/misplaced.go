@@ -6,66 +6,63 @@ import (
 	"strings"
 )
 
-const SecretBytes = 32 // ati-client and the proxy call for 64 hex characters
+// SecretBytes is the length of an HS256 secret: ati-client and the proxy expect 64
+// hexadecimal characters.
+const SecretBytes = 32
 
-// tokenForm is what a token looks like: header and payload begin with {".
+// tokenForm matches the beginning of a JWT: header and payload begin with {".
 var tokenForm = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.`)
 
-// hexFields are those whose values may have 64 hex digits in them: the id of a
-// container does, and a text may have any sum.
-var HexFields = map[string]bool{
-	"agent_id": true, "agent_ids": true, "job_id": true, "sandbox_id": true, "subject": true,
-	"allowed_agent_ids": true, "allowed_job_ids": true, "allowed_sandbox_ids": true, "description": true,
-}
-
-// sizeOf is the length of a parameter's texts, and a byte for whatever else it has.
-func SizeOf(value any) int {
+// Size returns the bytes in all strings of a value, plus one for each of its items.
+func Size(value any) int {
 	n := 1
 	switch v := value.(type) {
 	case string:
 		n += len(v)
 	case []any:
 		for _, item := range v {
-			n += SizeOf(item)
+			n += Size(item)
 		}
 	case map[string]any:
 		for key, item := range v {
-			n += len(key) + SizeOf(item)
+			n += len(key) + Size(item)
 		}
 	}
 	return n
 }
 
-// holdsKey reports whether a parameter has a token, a private key in PEM or, where
-// that is asked for, a secret in it. Errors and warnings quote values, for the
-// user's eyes and, some of them, into the audit log: what doesn't belong into any
-// of them is refused before.
-func HoldsKey(value any, orSecret bool) bool {
+// HoldsKey reports whether a value contains a token, a private key in PEM or, unless
+// hex is allowed, an HS256 secret. Errors and warnings quote values, and Vault writes
+// some of them to its audit log: so such a value is rejected before anything quotes it.
+func HoldsKey(value any, allowHex bool) bool {
+	holdsKey := func(item any) bool { return HoldsKey(item, allowHex) }
 	switch v := value.(type) {
 	case string:
-		return strings.Contains(v, ".eyJ") && tokenForm.MatchString(v) || strings.Contains(v, "PRIVATE KEY-----") || orSecret && holdsSecret(v)
+		return strings.Contains(v, ".eyJ") && tokenForm.MatchString(v) ||
+			strings.Contains(v, "PRIVATE KEY-----") ||
+			!allowHex && holdsSecret(v)
 	case []any:
-		return slices.ContainsFunc(v, func(item any) bool { return HoldsKey(item, orSecret) })
+		return slices.ContainsFunc(v, holdsKey)
 	case map[string]any:
 		for key, item := range v {
-			if HoldsKey(key, orSecret) || HoldsKey(item, orSecret) {
+			if holdsKey(key) || holdsKey(item) {
 				return true
 			}
 		}
 	case []string:
-		return slices.ContainsFunc(v, func(item string) bool { return HoldsKey(item, orSecret) })
+		return slices.ContainsFunc(v, func(item string) bool { return holdsKey(item) })
 	}
 	return false
 }
 
-// holdsSecret reports whether a text has a word of hex digits in it that is about
-// as long as a secret, a digit more or less having been lost or added. A sum, with
-// its algorithm before it, is none.
+// holdsSecret reports whether a text contains a word of hexadecimal digits about as
+// long as a secret: a copy may have lost or gained a few. A checksum that begins
+// with "sha256:" is not one.
 func holdsSecret(text string) bool {
 	begin, hex := 0, true
 	for i := 0; i <= len(text); i++ {
 		if i < len(text) {
-			c := text[i] | 0x20 // in lower case, where it is a letter
+			c := text[i] | 0x20 // the lower case of a letter
 			if digit := c >= '0' && c <= '9'; digit || c >= 'a' && c <= 'z' {
 				hex = hex && (digit || c <= 'f')
 				continue
@@ -79,8 +76,9 @@ func holdsSecret(text string) bool {
 	return false
 }
 
-// cut bounds a text that quotes what a request has.
-func Cut(text string, bytes int) string {
+// Truncate returns at most that many bytes of a text, followed by "…" if there are
+// more.
+func Truncate(text string, bytes int) string {
 	if len(text) <= bytes {
 		return text
 	}

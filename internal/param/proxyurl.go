@@ -13,46 +13,46 @@ import (
 
 const maxProxyURLBytes = 2048
 
-// An address consists of characters that can stand unquoted in an environment
-// file or a template.
+// A URL consists of characters that need no quotes in an environment file or a
+// template.
 var (
 	hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\z`)
 	urlForm  = regexp.MustCompile(`^[A-Za-z0-9._~:/%+=,;!()\[\]-]*\z`)
 
-	// needlessEscape matches what RFC 3986, section 6.2.2, writes otherwise: an
-	// encoded letter, digit or ._~-, and hex digits in lower case.
+	// needlessEscape matches what RFC 3986, section 6.2.2, normalizes: an encoded
+	// letter, digit, or one of "._~-", and hexadecimal digits in lower case.
 	needlessEscape = regexp.MustCompile(`%(2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE])|%([0-9A-F][a-f]|[a-f][0-9A-Fa-f])`)
 )
 
-// parseProxyURL checks the proxy's address, and returns it with scheme and host
-// in lower case and without trailing slashes.
+// ParseProxyURL returns the proxy's URL with scheme and host in lower case and
+// without trailing slashes.
 func ParseProxyURL(raw string) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case strings.Contains(raw, "@"):
-		return "", errors.New("proxy_url must not have a user or password in it, and so no @")
-	case err != nil: // not quoted: there may be a badly encoded password in it
-		return "", errors.New("proxy_url must be an http or https URL such as https://ati.example.com")
+		return "", errors.New(`proxy_url must not contain credentials or "@"`)
+	case err != nil: // not quoted: it may contain a badly encoded password
+		return "", errors.New("proxy_url must be an http or https URL, such as https://ati.example.com")
 	case strings.ContainsAny(raw, "?#"):
 		return "", fmt.Errorf("proxy_url %q: must not have a query or fragment", raw)
 	case u.Scheme != "http" && u.Scheme != "https":
-		return "", fmt.Errorf("proxy_url %q: the scheme must be http or https", raw)
+		return "", fmt.Errorf("proxy_url %q: must begin with http:// or https://", raw)
 	case !validHost(u.Hostname()) || !validPort(u):
-		return "", fmt.Errorf("proxy_url %q: the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none", raw)
+		return "", fmt.Errorf("proxy_url %q: invalid host or port; the host must be a DNS name or an IP address, the port 1 to 65535", raw)
 	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
-		return "", fmt.Errorf(`proxy_url %q: must be at most %d letters, digits and ._~:/%%+=,;!()[]-`, raw, maxProxyURLBytes)
+		return "", fmt.Errorf(`proxy_url %q: must have at most %d characters, all of them letters, digits, or ._~:/%%+=,;!()[]-`, raw, maxProxyURLBytes)
 	}
-	// One address has one spelling, since tokens are asked for by it.
+	// One URL has one spelling: requests for tokens select a key version by it.
 	at := strings.TrimRight(u.Path, "/")
 	if at != "" && path.Clean(at) != at || needlessEscape.MatchString(raw) {
-		return "", fmt.Errorf(`proxy_url %q: the path must be without "//", ".", ".." and needless %%-encoding`, raw)
+		return "", fmt.Errorf(`proxy_url %q: path must be in normal form, without "//", ".", "..", or unnecessary percent-encoding`, raw)
 	}
-	return u.Scheme + "://" + hostOf(u) + strings.TrimRight(u.EscapedPath(), "/"), nil
+	return u.Scheme + "://" + normalHost(u) + strings.TrimRight(u.EscapedPath(), "/"), nil
 }
 
-// hostOf is host and port in lower case, without a port that goes without
-// saying.
-func hostOf(u *url.URL) string {
+// normalHost returns the host in lower case, with the port unless it is the
+// scheme's default.
+func normalHost(u *url.URL) string {
 	host := strings.ToLower(u.Hostname())
 	if ip := net.ParseIP(host); ip != nil {
 		host = ip.String()
@@ -79,20 +79,15 @@ func validPort(u *url.URL) bool {
 	return err == nil && port >= 1 && port <= 65535
 }
 
-// clearTextWarning warns where tokens sent to this address can be read on the way.
-func ClearTextWarning(proxyURL string) []string {
-	if !clearText(proxyURL) {
+// PlaintextWarning returns a warning if tokens are sent to this URL unencrypted,
+// unless they stay on the host.
+func PlaintextWarning(proxyURL string) []string {
+	u, err := url.Parse(proxyURL)
+	if err != nil || u.Scheme != "http" || u.Hostname() == "localhost" {
 		return nil
 	}
-	return []string{fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", proxyURL)}
-}
-
-// clearText reports whether tokens sent to this address can be read on the way.
-func clearText(proxyURL string) bool {
-	u, err := url.Parse(proxyURL)
-	if err != nil || u.Scheme != "http" {
-		return false
+	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsLoopback() {
+		return nil
 	}
-	ip := net.ParseIP(u.Hostname())
-	return u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback())
+	return []string{fmt.Sprintf("Tokens are sent to %q in plaintext. Use https.", proxyURL)}
 }

@@ -1,3 +1,4 @@
+// Package refuse marks errors that the caller of a request can correct.
 package refuse
 
 import (
@@ -6,8 +7,9 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/errutil"
 )
 
-// refuse marks an error as one that the caller can mend: Vault answers with it
-// and the status 400. Every other error is trouble of the engine's own, and a 500.
+// Error marks err as the caller's, so that Vault responds with its text and
+// status 400. An error that is not marked is the engine's, and a 500. Error(nil)
+// is nil.
 func Error(err error) error {
 	if err == nil {
 		return nil
@@ -15,6 +17,7 @@ func Error(err error) error {
 	return errutil.UserError{Err: err.Error()}
 }
 
+// Errorf returns an error that is marked as the caller's.
 func Errorf(format string, args ...any) error {
 	return errutil.UserError{Err: fmt.Sprintf(format, args...)}
 }

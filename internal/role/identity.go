@@ -2,84 +2,112 @@ package role
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/hashicorp/go-secure-stdlib/strutil"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// caller is who asked for a token.
+// The claims that identify whom or what a token is for.
+const (
+	subject = iota
+	jobID
+	sandboxID
+	idCount
+)
+
+// ids holds a value for each of the claims.
+type ids [idCount]string
+
+// Caller is who requests a token.
 type Caller struct {
 	EntityID    string
 	DisplayName string
-	Entity      *logical.Entity // nil where no template asks for it
+	Entity      *logical.Entity // nil unless a template refers to it
 	Groups      []*logical.Group
 }
 
-// subject names a caller that chose no subject, for a role that sets none.
-func (who Caller) subject() (string, error) {
-	if who.EntityID != "" {
-		return who.EntityID, checkID("entity id", who.EntityID)
+// subject returns the subject for a caller that may not choose one, of a role that
+// sets none.
+func (c Caller) subject() (string, error) {
+	if c.EntityID != "" {
+		return c.EntityID, checkID("entity ID", c.EntityID)
 	}
-	if err := checkID("display name", who.DisplayName); err != nil {
-		return "", fmt.Errorf("the caller has no identity entity, and its %w; set the role's subject or allowed_agent_ids", err)
+	if checkID("", c.DisplayName) != nil {
+		return "", fmt.Errorf("no subject for the token: the caller has no identity entity and its display name %q is not a valid ID; set subject on the role, or pass agent_id", c.DisplayName)
 	}
-	return who.DisplayName, nil
+	return c.DisplayName, nil
 }
 
-// identityNeed is what templates need of Vault's identity system: each is a
-// round trip.
+// IdentityNeed is what templates need from Vault's identity system. Each lookup is a
+// round trip to Vault.
 type IdentityNeed int
 
 const (
 	NeedsNothing IdentityNeed = iota
-	needsEntity
+	NeedsEntity
 	NeedsGroups // and the entity
 )
 
-// idClaim is a claim that names somebody: the role's template sets it, or the
-// caller chooses it where the role's globs allow that.
+// idClaim is one of the claims of a role: its template sets the claim, and a caller
+// may set it to a value that the globs match.
 type idClaim struct {
-	Param    string // by which a caller chooses it
+	param    string // that a caller sets
 	template *idTemplate
 	allowed  []string
 }
 
-func newIDClaim(param, field, text string, jtiAllowed bool, allowed []string) (c idClaim, err error) {
-	c = idClaim{Param: param, allowed: allowed}
-	if text != "" {
-		c.template, err = parseTemplate(field, text, jtiAllowed)
+// idClaims returns the parsed claims of a role.
+func (e *Entry) idClaims() (claims [idCount]idClaim, err error) {
+	for i, c := range [idCount]struct {
+		param, field, template string
+		allowed                []string
+	}{
+		subject:   {"agent_id", "subject", e.Subject, e.AllowedAgentIDs},
+		jobID:     {"job_id", "job_id", e.JobID, e.AllowedJobIDs},
+		sandboxID: {"sandbox_id", "sandbox_id", e.SandboxID, e.AllowedSandboxIDs},
+	} {
+		claims[i] = idClaim{param: c.param, allowed: c.allowed}
+		if c.template == "" {
+			continue
+		}
+		if claims[i].template, err = parseTemplate(c.field, c.template, i != subject); err != nil {
+			return claims, err
+		}
 	}
-	return c, err
+	return claims, nil
 }
 
 func (c idClaim) needs(chosen string) IdentityNeed {
 	switch {
-	case chosen != "" || !c.template.asks("identity."):
+	case chosen != "" || !c.template.references("identity."):
 		return NeedsNothing
-	case c.template.asks("identity.groups."):
+	case c.template.references("identity.groups."):
 		return NeedsGroups
 	}
-	return needsEntity
+	return NeedsEntity
 }
 
-// sample has about the length of the claim's values.
+// sample returns a value of about the usual length.
 func (c idClaim) sample() string {
 	switch {
 	case c.template == nil:
 		return ""
-	case c.template.asks(""):
+	case c.template.references(""):
 		return sampleUUID
 	}
 	return c.template.sample()
 }
 
-// value is the claim's, or empty where neither caller nor role say any.
+// value returns the claim of a token, or "" if neither the caller nor the role sets it.
 func (c idClaim) value(role, chosen string, who Caller, jti string) (string, error) {
 	switch {
 	case chosen != "" && strutil.StrListContainsGlob(c.allowed, chosen):
 		return chosen, nil
+	case chosen != "" && len(c.allowed) == 0:
+		return "", fmt.Errorf("%s %q is not allowed by role %q: allowed_%ss is empty", c.param, chosen, role, c.param)
 	case chosen != "":
-		return "", fmt.Errorf("%s %q is not one that role %q allows; its allowed_%ss say which", c.Param, chosen, role, c.Param)
+		return "", fmt.Errorf("%s %q is not allowed by role %q: allowed_%ss is [%s]", c.param, chosen, role, c.param, strings.Join(c.allowed, ", "))
 	case c.template != nil:
 		return c.template.render(jti, who.Entity, who.Groups)
 	}

@@ -2,67 +2,75 @@ package role
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
+
 	"vault-plugin-secrets-ati/ati"
 	"vault-plugin-secrets-ati/internal/param"
 )
 
-// limits are what config says of all tokens, whatever their roles grant.
+// Limits is the part of the config that applies to the tokens of all roles.
 type Limits struct {
 	Audience          string        `json:"audience"`
 	AcceptedAudiences []string      `json:"accepted_audiences"`
 	Issuer            string        `json:"issuer"`
 	AllowedScopes     []string      `json:"allowed_scopes"`
-	MaxTTL            time.Duration `json:"max_ttl"` // 0: no ceiling
+	MaxTTL            time.Duration `json:"max_ttl"` // 0: no limit
 }
 
+// LimitParams are the parameters of config that set Limits.
 var LimitParams = param.Set[Limits]{
 	param.Text("audience", param.Display("Audience", "Claims"),
-		"Audience of the tokens (claim aud), unless a role sets another one.",
-		func(l *Limits) *string { return &l.Audience }, checkAudience).ByDefault(ati.DefaultAudience),
+		"Audience of the tokens (claim `aud`), unless a role sets a different one.",
+		func(l *Limits) *string { return &l.Audience }, checkAudience).Default(ati.DefaultAudience),
 	param.List("accepted_audiences", param.Display("Accepted audiences", "Claims"),
-		"Further audiences that a role may set.",
+		"Additional audiences that a role may set.",
 		func(l *Limits) *[]string { return &l.AcceptedAudiences }, checkAudience),
 	param.Text("issuer", param.Display("Issuer", "Claims"),
-		"Issuer of the tokens (claim iss). Empty leaves the claim out.",
-		func(l *Limits) *string { return &l.Issuer }, param.OrEmpty(checkAudience)).ByDefault(ati.DefaultIssuer),
+		"Issuer of the tokens (claim `iss`). If empty, tokens have no issuer.",
+		func(l *Limits) *string { return &l.Issuer }, param.OrEmpty(checkAudience)).Default(ati.DefaultIssuer),
 	param.List("allowed_scopes", param.Display("Allowed scopes", "Ceiling"),
-		"Scope patterns beyond which no role may grant, such as tool:github:*. Empty sets no such ceiling.",
+		"Scope patterns, such as tool:github:*, that limit what roles may grant. If empty, there is no limit.",
 		func(l *Limits) *[]string { return &l.AllowedScopes }, CheckPattern),
 	param.Duration("max_ttl", param.Display("Maximum TTL", "Ceiling"),
-		"Longest TTL of a token, whatever its role says. 0 sets no such ceiling.",
+		"Maximum TTL of a token, whatever its role allows. 0 means no limit.",
 		func(l *Limits) *time.Duration { return &l.MaxTTL }),
 }
 
-// ceilingWarnings tell of patterns that look as if they let something pass.
-func (l *Limits) CeilingWarnings() (warnings []string) {
+// NewLimits returns the limits of a new config.
+func NewLimits() Limits { return Limits{Audience: ati.DefaultAudience, Issuer: ati.DefaultIssuer} }
+
+// Warnings returns warnings about patterns that allow less than they appear to.
+func (l *Limits) Warnings() (warnings []string) {
 	for _, pattern := range l.AllowedScopes {
 		if strings.HasPrefix(pattern, "skill:") && strings.HasSuffix(pattern, "*") {
-			warnings = append(warnings, fmt.Sprintf("allowed_scopes %q lets no skill pass: the proxy matches skills by their exact names", pattern))
+			warnings = append(warnings, fmt.Sprintf("allowed_scopes %q allows no skill: the proxy matches skills by exact name.", pattern))
 		}
 	}
 	return warnings
 }
 
-// checkCeiling refuses a scope that allowed_scopes doesn't cover.
-func (l *Limits) CheckCeiling(scopes []string) error {
+// checkScopes reports a scope that allowed_scopes does not cover.
+func (l *Limits) checkScopes(scopes []string) error {
 	if len(l.AllowedScopes) == 0 {
 		return nil
 	}
 	for _, scope := range scopes {
-		if !coveredBy(l.AllowedScopes, scope) {
-			return fmt.Errorf("scope %q is beyond config's allowed_scopes (%s)", scope, strings.Join(l.AllowedScopes, ", "))
+		if !covers(l.AllowedScopes, scope) {
+			return fmt.Errorf("scope %q is not covered by allowed_scopes in the config (%s)", scope, strings.Join(l.AllowedScopes, ", "))
 		}
 	}
 	return nil
 }
 
-func (l *Limits) knowsAudience(audience string) bool {
-	return audience == l.Audience || slices.Contains(l.AcceptedAudiences, audience)
-}
-
+// Audiences returns the audience and the accepted audiences, each once.
 func (l *Limits) Audiences() []string {
 	return param.Unique(append([]string{l.Audience}, l.AcceptedAudiences...))
+}
+
+// Bounds limits a token in addition to its role.
+type Bounds struct {
+	*Limits
+	MountTTL   time.Duration // the mount's maximum TTL
+	LongestTTL time.Duration // see keyring.Ring
 }

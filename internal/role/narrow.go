@@ -1,212 +1,204 @@
 package role
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
-	"vault-plugin-secrets-ati/ati"
-	"vault-plugin-secrets-ati/internal/param"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
-)
 
-// tokenSize is the size of a token as the role grants it, with ids of 36 bytes
-// where they are not known yet.
-func (r *Role) TokenSize(l *Limits, key ati.Key, now time.Time) (int, error) {
-	subject := r.subject.sample()
-	if subject == "" {
-		subject = sampleUUID
-	}
-	t := Draft{
-		scope: r.scope, rate: r.Rate, ttl: r.TTL, subject: subject, jobID: r.jobID.sample(), sandboxID: r.sandboxID.sample(), jti: sampleUUID,
-		now: now,
-	}
-	token, err := key.Sign(t.Claims(l, r))
-	return len(token), err
-}
+	"vault-plugin-secrets-ati/ati"
+	"vault-plugin-secrets-ati/internal/param"
+)
 
 const (
+	// FormatEnv is the format that returns a sandbox's environment variables.
 	FormatEnv = "env"
-	maxBatch  = 1000
+
+	maxBatch = 1000
 )
 
-// mintParams are what a request for tokens asks for. What was not given is empty.
+// Request is what a caller asks of a role. A field that the request does not have is
+// empty.
 type Request struct {
-	AgentID, jobID, sandboxID string
-	AgentIDs                  []string // of a batch, which has no agentID
-	ttl                       time.Duration
-	tools, skills, scopes     []string
-	rate                      map[string]string
-	ProxyURL                  string
-	Format                    string
+	AgentIDs []string // of a batch
+	ProxyURL string
+	Format   string
 
-	granted []string // of tools, skills and scopes; empty: all that the role grants
+	ids                   ids // chosen by the caller
+	ttl                   time.Duration
+	tools, skills, scopes []string
+	rate                  map[string]string
+
+	granted []string // scope patterns of tools, skills, and scopes
 	rates   map[string]ati.Rate
 }
 
-// narrowParams are those of creds and batch.
+// narrowParams are the parameters that creds and batch share.
 var narrowParams = param.Set[Request]{
 	param.Duration("ttl", param.Display("TTL", "Narrow"),
-		"TTL of the token. Longer than the role, config or mount allow is cut to that, with a warning.",
-		func(p *Request) *time.Duration { return &p.ttl }).
-		Checked(func(p *Request) error {
-			if p.ttl == 0 {
+		"TTL of the token. Capped at the maximum of the role, config, and mount, with a warning.",
+		func(r *Request) *time.Duration { return &r.ttl }).
+		Checked(func(r *Request) error {
+			if r.ttl == 0 {
 				return errors.New("ttl must be at least 1s")
 			}
 			return nil
 		}),
 	param.List("tools", param.Display("Tools", "Narrow"),
-		"Fewer tools than the role grants. With tools, skills or scopes given, the token has just what is given.",
-		func(p *Request) *[]string { return &p.tools }),
-	param.List("skills", param.Display("Skills", "Narrow"), "Fewer skills than the role grants.",
-		func(p *Request) *[]string { return &p.skills }),
-	param.List("scopes", param.Display("Scopes", "Narrow"), "Fewer scopes than the role grants.",
-		func(p *Request) *[]string { return &p.scopes }),
-	param.Rates("rate", param.Display("Rates", "Narrow"), "Lower counts for rates that the role has, over the same window.",
-		func(p *Request) *map[string]string { return &p.rate }),
+		"Tools that the token may call, of those that the role grants. If any of tools, skills, or scopes is set, the token contains only the values you list.",
+		func(r *Request) *[]string { return &r.tools }),
+	param.List("skills", param.Display("Skills", "Narrow"), "Skills that the token may use, of those that the role grants.",
+		func(r *Request) *[]string { return &r.skills }),
+	param.List("scopes", param.Display("Scopes", "Narrow"), "Scopes of the token, of those that the role grants.",
+		func(r *Request) *[]string { return &r.scopes }),
+	param.Rates("rate", param.Display("Rates", "Narrow"), "Lower counts for rates of the role, over the same window.",
+		func(r *Request) *map[string]string { return &r.rate }),
 	param.Text("proxy_url", param.Display("Proxy URL", "Proxy"),
-		"Mint for the proxy at this address, with the current or the previous version of the key, and fail if neither is for it.",
-		func(p *Request) *string { return &p.ProxyURL }).
-		Checked(func(p *Request) (err error) { p.ProxyURL, err = param.ParseProxyURL(p.ProxyURL); return err }),
+		"URL of the proxy that will receive the token. Selects the current or previous key version; fails if neither is configured for this URL.",
+		func(r *Request) *string { return &r.ProxyURL }).
+		Checked(func(r *Request) (err error) { r.ProxyURL, err = param.ParseProxyURL(r.ProxyURL); return err }),
 }.Filled()
 
+// CredsParams are the parameters of creds.
 var CredsParams = slices.Concat(narrowParams, param.Set[Request]{
-	param.Text("agent_id", param.Display("Agent id", "Identity"), "Subject of the token, where the role's allowed_agent_ids have it.",
-		func(p *Request) *string { return &p.AgentID }, checkID),
-	param.Text("job_id", param.Display("Job id", "Identity"), "Claim job_id, where the role's allowed_job_ids have it.",
-		func(p *Request) *string { return &p.jobID }, checkID),
-	param.Text("sandbox_id", param.Display("Sandbox id", "Identity"), "Claim sandbox_id, where the role's allowed_sandbox_ids have it.",
-		func(p *Request) *string { return &p.sandboxID }, checkID),
-	param.Text("format", param.Display("Format", "Answer"), "env answers with ATI_PROXY_URL and ATI_SESSION_TOKEN only.",
-		func(p *Request) *string { return &p.Format }, checkFormat).OneOf(FormatEnv),
+	param.Text("agent_id", param.Display("Agent ID", "Identity"), "Subject (claim `sub`) of the token. Must match one of the role's allowed_agent_ids.",
+		func(r *Request) *string { return &r.ids[subject] }, checkID).MayHoldHex(),
+	param.Text("job_id", param.Display("Job ID", "Identity"), "Claim `job_id`. Must match one of the role's allowed_job_ids.",
+		func(r *Request) *string { return &r.ids[jobID] }, checkID).MayHoldHex(),
+	param.Text("sandbox_id", param.Display("Sandbox ID", "Identity"), "Claim `sandbox_id`. Must match one of the role's allowed_sandbox_ids.",
+		func(r *Request) *string { return &r.ids[sandboxID] }, checkID).MayHoldHex(),
+	param.Text("format", param.Display("Format", "Response"), "Set to env to return only ATI_PROXY_URL and ATI_SESSION_TOKEN.",
+		func(r *Request) *string { return &r.Format }, checkFormat).AllowedValues(FormatEnv),
 }.Filled())
 
+// BatchParams are the parameters of batch.
 var BatchParams = slices.Concat(narrowParams, param.Set[Request]{
-	param.Ids("agent_ids", param.Display("Agent ids", "Identity"),
-		"Subjects of the tokens, each one that the role's allowed_agent_ids have. At most 1000.",
-		func(p *Request) *[]string { return &p.AgentIDs }, maxBatch, checkID).Required(": the subjects of the tokens, as in agent_ids=sandbox:1,sandbox:2"),
+	param.IDs("agent_ids", param.Display("Agent IDs", "Identity"),
+		"Subjects of the tokens, at most 1000. Each must match one of the role's allowed_agent_ids.",
+		func(r *Request) *[]string { return &r.AgentIDs }, maxBatch, checkID).MayHoldHex().
+		Required(": the subjects of the tokens, such as agent_ids=sandbox:1,sandbox:2"),
 }.Filled())
 
 func checkFormat(field, value string) error {
 	if value != FormatEnv {
-		return fmt.Errorf("%s %q: must be %q, or left out (-format=json, before the path, is the CLI's own)", field, value, FormatEnv)
+		return fmt.Errorf("%s %q: must be %q or omitted; to choose the output of the CLI, put -format before the path", field, value, FormatEnv)
 	}
 	return nil
 }
 
-// parse reads what a request gives.
-func (p *Request) Parse(ps param.Set[Request], given map[string]any) (err error) {
-	if err = ps.Apply(given, p); err != nil {
-		return err
+// ParseRequest reads the parameters of a request.
+func ParseRequest(ps param.Set[Request], raw map[string]any) (r Request, err error) {
+	if err = ps.Apply(raw, &r); err != nil {
+		return r, err
 	}
-	if p.granted, err = scopesOf(p.tools, p.skills, p.scopes); err != nil {
-		return err
+	if r.granted, err = scopesOf(r.tools, r.skills, r.scopes); err != nil {
+		return r, err
 	}
-	p.rates, err = parseRates("rate", p.rate)
-	return err
+	r.rates, err = parseRates(r.rate)
+	return r, err
 }
 
-// identityNeeded is what the templates need that this mint renders.
-func (r *Role) IdentityNeeded(p *Request) IdentityNeed {
-	agentID := p.AgentID
-	if len(p.AgentIDs) > 0 {
-		agentID = p.AgentIDs[0]
+// AgentID returns the subject that the caller chose, or "".
+func (r *Request) AgentID() string { return r.ids[subject] }
+
+// IdentityNeeded returns what the templates need that this request renders.
+func (r *Role) IdentityNeeded(request *Request) (need IdentityNeed) {
+	chosen := request.ids
+	if len(request.AgentIDs) > 0 {
+		chosen[subject] = request.AgentIDs[0]
 	}
-	return max(r.subject.needs(agentID), r.jobID.needs(p.jobID), r.sandboxID.needs(p.sandboxID))
+	for i, c := range r.ids {
+		need = max(need, c.needs(chosen[i]))
+	}
+	return need
 }
 
-// draft is a token before it is signed, beside what config says.
+// Draft is a token before it is signed, except for the claims that the config sets.
 type Draft struct {
-	scope                          string
-	rate                           map[string]string
-	ttl                            time.Duration
-	subject, jobID, sandboxID, jti string
-	now                            time.Time
+	scope string
+	rate  map[string]string
+	ttl   time.Duration
+	ids   ids
+	jti   string
+	now   time.Time
 }
 
+// Claims returns the claims of the token.
 func (t Draft) Claims(l *Limits, r *Role) *ati.Claims {
-	audience := r.Audience
-	if audience == "" {
-		audience = l.Audience
-	}
 	iat := t.now.Unix()
 	return &ati.Claims{
-		Subject: t.subject, Audience: audience, IssuedAt: iat, ExpiresAt: iat + param.Seconds(t.ttl), Scope: t.scope,
-		Issuer: l.Issuer, ID: t.jti, ATI: &ati.Namespace{Version: 1, Rate: t.rate}, JobID: t.jobID, SandboxID: t.sandboxID,
+		Subject: t.ids[subject], Audience: cmp.Or(r.Audience, l.Audience), IssuedAt: iat, ExpiresAt: iat + param.Seconds(t.ttl), Scope: t.scope,
+		Issuer: l.Issuer, ID: t.jti, ATI: &ati.Namespace{Version: 1, Rate: t.rate}, JobID: t.ids[jobID], SandboxID: t.ids[sandboxID],
 	}
 }
 
-// narrow is what a token has beside its ids. Its errors are the caller's to
-// mend.
-func (r *Role) Narrow(l *Limits, p *Request, now time.Time, longestEver, mountMax time.Duration) (t Draft, warnings []string, err error) {
-	if err := r.CheckEnabled(); err != nil {
-		return t, nil, err
-	}
-	if err := r.CheckAudience(l); err != nil {
-		return t, nil, fmt.Errorf("role %q: %w", r.Name, err)
-	}
+// Narrow applies a request to the role. The draft has everything but its IDs. An error
+// says what the role, the config, or the mount does not allow.
+func (r *Role) Narrow(b Bounds, request *Request, now time.Time) (t Draft, warnings []string, err error) {
 	t = Draft{scope: r.scope, rate: r.Rate, now: now}
-	granted := r.Granted
-	if len(p.granted) > 0 {
-		if err := r.checkGranted(p.granted); err != nil {
-			return t, nil, err
-		}
-		granted, t.scope = p.granted, strings.Join(p.granted, " ")
+	scopes := r.Granted
+	if len(request.granted) > 0 {
+		scopes, t.scope = request.granted, strings.Join(request.granted, " ")
 	}
-	if err := l.CheckCeiling(granted); err != nil {
+	if t.ttl, warnings, err = r.cappedTTL(b, request.ttl); err != nil {
 		return t, nil, err
 	}
-	if len(p.rates) > 0 {
-		if t.rate, err = r.narrowRates(p.rates); err != nil {
-			return t, nil, err
+	if err = cmp.Or(r.obstacles(b.Limits, scopes, t.ttl)...); err != nil {
+		return t, nil, err
+	}
+	for _, scope := range request.granted {
+		if !covers(r.Granted, scope) {
+			return t, nil, fmt.Errorf("scope %q is not granted by role %q", scope, r.Name)
 		}
 	}
-	view := logical.StaticSystemView{MaxLeaseTTLVal: mountMax, DefaultLeaseTTLVal: mountMax}
-	// The config may have been read before the role was written with a longer
-	// TTL: tokens_expire_by goes by this config's.
-	longest := min(r.LongestTTL(), longestEver)
-	t.ttl, warnings, err = framework.CalculateTTL(view, p.ttl, r.TTL, 0, longest, l.MaxTTL, time.Time{})
-	if err == nil {
-		err = r.checkLease(t.ttl)
+	if len(request.rates) > 0 {
+		t.rate, err = r.narrowRates(request.rates)
 	}
 	return t, warnings, err
 }
 
-// identify says who and what a token is for.
-func (r *Role) Identify(t *Draft, p *Request, who Caller, agentID, jti string) (err error) {
-	t.jti = jti
-	if t.subject, err = r.subject.value(r.Name, agentID, who, jti); err != nil {
-		return err
+// Obstacles returns each reason why no token can be minted with all that the role
+// grants.
+func (r *Role) Obstacles(b Bounds) []error {
+	ttl, _, err := r.cappedTTL(b, 0)
+	if err != nil {
+		return []error{err}
 	}
-	if t.subject == "" {
-		if t.subject, err = who.subject(); err != nil {
+	return r.obstacles(b.Limits, r.Granted, ttl)
+}
+
+// cappedTTL returns the TTL of a token. It does not exceed b.LongestTTL, which may be
+// older than the role: tokens_expire_by is computed from it.
+func (r *Role) cappedTTL(b Bounds, requested time.Duration) (time.Duration, []string, error) {
+	view := logical.StaticSystemView{MaxLeaseTTLVal: b.MountTTL, DefaultLeaseTTLVal: b.MountTTL}
+	return framework.CalculateTTL(view, requested, r.TTL, 0, min(r.LongestTTL(), b.LongestTTL), b.MaxTTL, time.Time{})
+}
+
+// Identify sets the IDs of a token. agentID is the subject that the caller chose, or "".
+func (r *Role) Identify(t *Draft, request *Request, who Caller, agentID, jti string) (err error) {
+	t.jti = jti
+	chosen := request.ids
+	chosen[subject] = agentID
+	for i := range r.ids {
+		if t.ids[i], err = r.ids[i].value(r.Name, chosen[i], who, jti); err != nil {
 			return err
 		}
 	}
-	if t.jobID, err = r.jobID.value(r.Name, p.jobID, who, jti); err != nil {
-		return err
+	if t.ids[subject] == "" {
+		t.ids[subject], err = who.subject()
 	}
-	t.sandboxID, err = r.sandboxID.value(r.Name, p.sandboxID, who, jti)
 	return err
 }
 
-// checkGranted refuses what the role doesn't grant.
-func (r *Role) checkGranted(requested []string) error {
-	for _, scope := range requested {
-		if !coveredBy(r.Granted, scope) {
-			return fmt.Errorf("scope %q is not covered by what role %q grants", scope, r.Name)
-		}
-	}
-	return nil
-}
-
-// narrowRates lowers the role's rates. A key or a window that the role doesn't
-// have is refused: the proxy counts all tokens with the same key in one
-// bucket, so that it would change the limits of others.
+// narrowRates lowers rates of the role. A key or a window that the role does not have
+// is an error: the proxy counts the calls of all tokens with the same key together, so
+// it would change the limits of other tokens.
 func (r *Role) narrowRates(requested map[string]ati.Rate) (map[string]string, error) {
 	rates := maps.Clone(r.Rate)
 	for _, key := range slices.Sorted(maps.Keys(requested)) {
@@ -214,13 +206,25 @@ func (r *Role) narrowRates(requested map[string]ati.Rate) (map[string]string, er
 		have, ok := r.rates[key]
 		switch {
 		case !ok:
-			return nil, fmt.Errorf("rate %q: role %q has no such rate, and a request can't add one", key, r.Name)
+			return nil, fmt.Errorf("rate %q is not defined on role %q; a request can only lower existing rates", key, r.Name)
 		case want.Window != have.Window:
-			return nil, fmt.Errorf("rate %q: %s is over another window than the role's %s", key, want, have)
+			return nil, fmt.Errorf("rate %q: %s has a different window than %s of the role", key, want, have)
 		case want.Count > have.Count:
-			return nil, fmt.Errorf("rate %q: %s is more than the role's %s", key, want, have)
+			return nil, fmt.Errorf("rate %q: %s is higher than %s of the role", key, want, have)
 		}
 		rates[key] = ati.Rate{Count: want.Count, Unit: have.Unit}.String()
 	}
 	return rates, nil
+}
+
+// TokenSize returns the size in bytes of a token with all that the role grants. IDs
+// that are not known yet count as 36 bytes.
+func (r *Role) TokenSize(l *Limits, key ati.Key, now time.Time) (int, error) {
+	t := Draft{scope: r.scope, rate: r.Rate, ttl: r.TTL, jti: sampleUUID, now: now}
+	for i, c := range r.ids {
+		t.ids[i] = c.sample()
+	}
+	t.ids[subject] = cmp.Or(t.ids[subject], sampleUUID)
+	token, err := key.Sign(t.Claims(l, r))
+	return len(token), err
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// idTemplate is a role's subject, job_id or sandbox_id: text with
-// "{{identity.…}}" and "{{jti}}" in it.
+// idTemplate is a role's subject, job_id, or sandbox_id: text with "{{identity.…}}"
+// and "{{jti}}" directives.
 type idTemplate struct {
 	field  string
 	pieces []templatePiece
@@ -25,20 +25,20 @@ type templatePiece struct {
 const (
 	jtiDirective = "jti"
 	sampleUUID   = "00000000-0000-0000-0000-000000000000"
-	sampleJTI    = sampleUUID + ".1000" // the longest, which the last of a batch has
+	sampleJTI    = sampleUUID + ".1000" // the longest: that of a batch's last token
 )
 
 var (
-	// literalForm has the characters of an id, joinedForm those of a value that
-	// stands beside other text: none of ":/=", with which values are joined.
+	// literalForm has the characters of an ID, joinedForm those of a value that is
+	// combined with other text: none of ":/=", which separate values.
 	literalForm = regexp.MustCompile(`^[A-Za-z0-9._:@/+=-]*\z`)
 	joinedForm  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]*\z`)
 )
 
-const joiners = ":/="
+const separators = ":/="
 
-// parseTemplate reads a template and refuses one that could never be rendered:
-// each directive is tried on a made-up entity that has what it asks for.
+// parseTemplate parses a template. One that could never be rendered is an error: each
+// directive is tried on a sample entity that has what it refers to.
 func parseTemplate(field, text string, jtiAllowed bool) (*idTemplate, error) {
 	if err := checkText(field, text); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func parseTemplate(field, text string, jtiAllowed bool) (*idTemplate, error) {
 	for rest := text; rest != ""; {
 		literal, after, found := strings.Cut(rest, "{{")
 		if !literalForm.MatchString(literal) {
-			return fail("outside of {{…}} only letters, digits and ._:@/+=- are allowed")
+			return fail("text outside {{…}} may contain only letters, digits, and ._:@/+=-")
 		}
 		if literal != "" {
 			t.pieces = append(t.pieces, templatePiece{text: literal})
@@ -60,43 +60,43 @@ func parseTemplate(field, text string, jtiAllowed bool) (*idTemplate, error) {
 		}
 		directive, after, found := strings.Cut(after, "}}")
 		if !found {
-			return fail("a {{ has no }}")
+			return fail("{{ has no matching }}")
 		}
 		directive = strings.TrimSpace(directive)
-		if err := tryDirective(directive, jtiAllowed); err != nil {
+		if err := checkDirective(directive, jtiAllowed); err != nil {
 			return fail("{{%s}}: %v", directive, err)
 		}
 		t.pieces = append(t.pieces, templatePiece{text: directive, directive: true})
 		rest = after
 	}
-	if err := t.checkJoints(); err != nil {
+	if err := t.checkSeparators(); err != nil {
 		return fail("%v", err)
 	}
 	if sample := t.sample(); checkID(field, sample) != nil {
-		return fail("renders to ids such as %q; %s", sample, idRule)
+		return fail("renders to IDs such as %q, which are not valid: an ID %s", sample, idRule)
 	}
 	return t, nil
 }
 
-func tryDirective(directive string, jtiAllowed bool) error {
+func checkDirective(directive string, jtiAllowed bool) error {
 	switch {
 	case directive == jtiDirective && jtiAllowed:
 		return nil
 	case directive == jtiDirective:
-		return errors.New("is allowed in job_id and sandbox_id only")
+		return errors.New("allowed only in job_id and sandbox_id")
 	case !strings.HasPrefix(directive, "identity."):
-		return errors.New("is neither identity.entity.… nor identity.groups.…")
+		return errors.New("must be identity.entity.… or identity.groups.…")
 	}
-	entity, groups := madeUpIdentity(directive)
+	entity, groups := sampleIdentity(directive)
 	if value, err := renderDirective(directive, entity, groups); err != nil || value == "" {
-		return errors.New("an entity has no such value; see the identity templates in Vault's documentation of policies")
+		return errors.New("not a supported identity value; see templated policies in the documentation of Vault")
 	}
 	return nil
 }
 
-// madeUpIdentity returns an entity and groups with the metadata key, alias or
-// group that the directive asks for.
-func madeUpIdentity(directive string) (*logical.Entity, []*logical.Group) {
+// sampleIdentity returns an entity and groups with the metadata key, alias, or group
+// that the directive refers to.
+func sampleIdentity(directive string) (*logical.Entity, []*logical.Group) {
 	const value = "x"
 	key := directive[strings.LastIndexByte(directive, '.')+1:]
 	if i := strings.Index(directive, "metadata."); i >= 0 {
@@ -128,20 +128,19 @@ func renderDirective(directive string, entity *logical.Entity, groups []*logical
 	return value, err
 }
 
-// checkJoints refuses a template in which two entities' values could run
-// together into the same id, as in "{{a}}-{{b}}": a value may have "-" in it.
-func (t *idTemplate) checkJoints() error {
+// checkSeparators reports a template that could render to the same ID for two
+// entities, such as "{{a}}-{{b}}": a value may contain "-".
+func (t *idTemplate) checkSeparators() error {
 	between, seen := "", false
 	for _, p := range t.pieces {
 		switch {
 		case !p.directive:
 			between += p.text
 		case p.text == jtiDirective:
-			// Of fixed length, and unique: it joins without harm.
-			between += joiners
+			between += separators // of fixed length, and unique
 		default:
-			if seen && !strings.ContainsAny(between, joiners) {
-				return fmt.Errorf("between two directives must be one of %q, which no value has in it", joiners)
+			if seen && !strings.ContainsAny(between, separators) {
+				return errors.New(`directives must be separated by ":", "/", or "="`)
 			}
 			between, seen = "", true
 		}
@@ -149,7 +148,7 @@ func (t *idTemplate) checkJoints() error {
 	return nil
 }
 
-// sample is the shortest id that the template can render to.
+// sample returns the shortest ID that the template can render to.
 func (t *idTemplate) sample() string {
 	var b strings.Builder
 	for _, p := range t.pieces {
@@ -167,8 +166,8 @@ func (t *idTemplate) sample() string {
 	return b.String()
 }
 
-// asks reports whether a directive begins with the prefix.
-func (t *idTemplate) asks(prefix string) bool {
+// references reports whether a directive begins with the prefix. A nil template has none.
+func (t *idTemplate) references(prefix string) bool {
 	if t == nil {
 		return false
 	}
@@ -180,8 +179,7 @@ func (t *idTemplate) asks(prefix string) bool {
 	return false
 }
 
-// render replaces the directives with the caller's values. Each must have one,
-// and all together must be an id.
+// render replaces the directives with the caller's values. The result must be an ID.
 func (t *idTemplate) render(jti string, entity *logical.Entity, groups []*logical.Group) (string, error) {
 	var b strings.Builder
 	for _, p := range t.pieces {
@@ -191,14 +189,14 @@ func (t *idTemplate) render(jti string, entity *logical.Entity, groups []*logica
 		case p.text == jtiDirective:
 			b.WriteString(jti)
 		case entity == nil:
-			return "", fmt.Errorf("%s: {{%s}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole", t.field, p.text)
+			return "", fmt.Errorf("%s: cannot render {{%s}}: the caller's token has no identity entity (root tokens and tokens created from them have none); log in with an auth method", t.field, p.text)
 		default:
 			value, err := renderDirective(p.text, entity, groups)
 			if err != nil || value == "" {
-				return "", fmt.Errorf("%s: {{%s}} has no value for entity %s; vault read identity/entity/id/%s shows what it has", t.field, p.text, entity.ID, entity.ID)
+				return "", fmt.Errorf("%s: {{%s}} has no value for entity %s; to see its values, run: vault read identity/entity/id/%s", t.field, p.text, entity.ID, entity.ID)
 			}
 			if len(t.pieces) > 1 && !joinedForm.MatchString(value) {
-				return "", fmt.Errorf("%s: {{%s}} is %q for entity %s; beside other text a value is letters, digits and ._@+- beginning with a letter or digit", t.field, p.text, value, entity.ID)
+				return "", fmt.Errorf("%s: {{%s}} resolves to %q for entity %s; combined with other text, a value must start with a letter or digit and contain only letters, digits, and ._@+-", t.field, p.text, value, entity.ID)
 			}
 			b.WriteString(value)
 		}

@@ -1,0 +1,147 @@
+package keyring
+
+import (
+	"fmt"
+	"time"
+
+	"vault-plugin-secrets-ati/ati"
+	"vault-plugin-secrets-ati/internal/param"
+)
+
+// Step is one step in the life of the key. Its methods change the ring, which must
+// have been parsed without an error, and return warnings for the caller. An error
+// means that the step is not possible now: it says what to do first, and the ring must
+// not be stored.
+type Step struct {
+	Now     time.Time
+	Mount   string  // such as "ati/", for the commands in messages
+	Request Request // with a key, for Rotate and Stage
+}
+
+// Rotate replaces the current version immediately, and drops a previous one.
+func (s Step) Rotate(r *Ring) (warnings []string, err error) {
+	key, err := r.newVersion(s.Request, s.Now)
+	if err != nil {
+		return nil, err
+	}
+	pending, previous := r.Pending, r.Previous
+	if pending != nil && pending.ProxyURL == key.ProxyURL && key.ProxyURL != r.Current.ProxyURL {
+		return nil, fmt.Errorf("proxy_url %q belongs to pending version %d, and its proxy holds that key; choose a different URL", key.ProxyURL, pending.Version)
+	}
+	warnings = append(param.PlaintextWarning(key.ProxyURL),
+		fmt.Sprintf("Restart every proxy now. Until a proxy restarts with the key from %sproxy-env, it rejects tokens signed with version %d and accepts tokens signed with its old key. Tokens issued by this mount before the rotation expire by %s.",
+			s.Mount, key.Version, r.lastExpiry(s.Now).Format(time.RFC3339)),
+		fmt.Sprintf("Proxies pinned to %sproxy-env/<version> do not pick up the new key. Restart them with %sproxy-env.", s.Mount, s.Mount))
+	if previous != nil {
+		warnings = append(warnings, fmt.Sprintf("Key version %d was also deleted. Stop its proxy at %s.", previous.Version, previous.ProxyURL))
+	}
+	if pending != nil {
+		warnings = append(warnings, fmt.Sprintf("Pending version %d was kept. If its key may be compromised, run: vault delete %sconfig/rotate/stage", pending.Version, s.Mount))
+	}
+	key.ActivatedAt = key.CreatedAt
+	r.Current, r.Previous, r.RolledBack, r.LastRotatedAt = key, nil, false, key.CreatedAt
+	return warnings, nil
+}
+
+// Stage makes the pending version.
+func (s Step) Stage(r *Ring) (warnings []string, err error) {
+	if p := r.Pending; p != nil {
+		return nil, fmt.Errorf("version %d is already pending; activate it with: vault write -f %sconfig/rotate/activate, or drop it with: vault delete %sconfig/rotate/stage", p.Version, s.Mount, s.Mount)
+	}
+	key, err := r.newVersion(s.Request, s.Now)
+	if err != nil {
+		return nil, err
+	}
+	warnings = param.PlaintextWarning(key.ProxyURL)
+	if p := r.Previous; p != nil && key.ProxyURL == p.ProxyURL {
+		warnings = append(warnings, fmt.Sprintf("Version %d has the proxy_url of previous version %d. When the proxy at that URL restarts with version %d, it rejects tokens signed with version %d.", key.Version, p.Version, key.Version, p.Version))
+	}
+	if key.ProxyURL == r.Current.ProxyURL {
+		warnings = append(warnings, fmt.Sprintf("Version %d has the proxy_url of current version %d. After activation, the proxy rejects new tokens until it restarts with version %d. To avoid rejected requests, stage the new version with a different proxy_url.", key.Version, r.Current.Version, key.Version))
+	}
+	warnings = append(warnings, fmt.Sprintf("Proxies that start with %sproxy-env use version %d after it is activated. To keep a proxy on version %d, pin it to %sproxy-env/%d before you activate.", s.Mount, key.Version, r.Current.Version, s.Mount, r.Current.Version))
+	r.Pending = key
+	return warnings, nil
+}
+
+// Activate makes the pending version current or, after a rollback, the version that
+// was rolled back.
+func (s Step) Activate(r *Ring) (warnings []string, err error) {
+	previous := r.Previous
+	switch {
+	case r.RolledBack && r.Pending == nil:
+		warnings = previous.unretire()
+		r.makeCurrent(previous, s.Now)
+		r.RolledBack = false
+		return warnings, nil
+	case r.Pending == nil:
+		return nil, fmt.Errorf("no version is pending (current version: %d); stage one with %sconfig/rotate/stage", r.Current.Version, s.Mount)
+	case previous != nil && previous.RetiredAt.IsZero():
+		return nil, fmt.Errorf("previous version %d is not retired; end minting under it first with: vault write -f %sconfig/rotate/retire", previous.Version, s.Mount)
+	case previous != nil:
+		warnings = append(warnings, fmt.Sprintf("Key version %d was deleted from this mount, but its proxy accepts its tokens until %s.", previous.Version, previous.TokensExpireBy.Format(time.RFC3339)))
+	}
+	r.makeCurrent(r.Pending, s.Now)
+	r.Pending, r.RolledBack = nil, false
+	if r.Current.ProxyURL == r.Previous.ProxyURL {
+		warnings = append(warnings, fmt.Sprintf("Restart the proxy at %s with version %d. Until then it rejects new tokens.", r.Current.ProxyURL, r.Current.Version))
+	}
+	return warnings, nil
+}
+
+// Rollback makes the previous version current again. A second rollback is an error
+// rather than a step forward: clients, and Vault itself when the plugin's process
+// ends, repeat a request whose response was lost.
+func (s Step) Rollback(r *Ring) (warnings []string, err error) {
+	previous := r.Previous
+	switch {
+	case previous == nil:
+		return nil, fmt.Errorf("there is no previous version to roll back to (current version: %d)", r.Current.Version)
+	case r.RolledBack:
+		return nil, fmt.Errorf("version %d is already current after a rollback; to return to version %d, run: vault write -f %sconfig/rotate/activate", r.Current.Version, previous.Version, s.Mount)
+	}
+	warnings = previous.unretire()
+	r.makeCurrent(previous, s.Now)
+	r.RolledBack = true
+	return warnings, nil
+}
+
+// Retire ends minting under the previous version.
+func (s Step) Retire(r *Ring) (warnings []string, err error) {
+	previous := r.Previous
+	switch {
+	case previous == nil:
+		return nil, fmt.Errorf("there is no previous version to retire (current version: %d)", r.Current.Version)
+	case !previous.RetiredAt.IsZero():
+		return nil, fmt.Errorf("version %d was already retired at %s", previous.Version, previous.RetiredAt.Format(time.RFC3339))
+	}
+	previous.RetiredAt, previous.TokensExpireBy = toSecond(s.Now), r.lastExpiry(s.Now)
+	if !previous.Generated {
+		warnings = append(warnings, fmt.Sprintf("Key version %d was imported, so copies may exist outside Vault. Anyone with a copy can mint tokens for its proxy until you stop that proxy.", previous.Version))
+	}
+	return warnings, nil
+}
+
+// makeCurrent activates a version. The current version becomes the previous one.
+func (r *Ring) makeCurrent(e *Entry, now time.Time) {
+	r.Current, r.Previous = e, r.Current
+	e.ActivatedAt = toSecond(now)
+}
+
+// unretire allows minting under a retired version again.
+func (e *Entry) unretire() (warnings []string) {
+	if e.RetiredAt.IsZero() {
+		return nil
+	}
+	warnings = []string{fmt.Sprintf("Version %d is no longer retired, so its tokens may outlive %s. Keep its proxies running.", e.Version, e.TokensExpireBy.Format(time.RFC3339))}
+	e.RetiredAt, e.TokensExpireBy = time.Time{}, time.Time{}
+	return warnings
+}
+
+// lastExpiry returns the time at which every token that was minted until now has
+// expired at every proxy. The proxy truncates its time to the second and accepts a
+// token through the 60th second after exp. LongestTTL is added first: it may be the
+// longest time.Duration.
+func (r *Ring) lastExpiry(now time.Time) time.Time {
+	return toSecond(now).Add(r.LongestTTL).Add(ati.MaxLeeway + time.Second)
+}
