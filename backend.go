@@ -40,6 +40,9 @@ const (
 	// namePattern is framework.GenericNameRegex without "..", which Vault's storage
 	// rejects.
 	namePattern = `(?P<` + nameField + `>\w((\.?[\w-])*\.?\w)?)`
+
+	needsSudo = `This path requires the sudo capability in addition to the capability for the
+operation.`
 )
 
 type backend struct {

@@ -133,9 +133,6 @@ func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ 
 	return noContent([]string{"The key was deleted from Vault, but proxies that hold it still accept its tokens until they expire. To invalidate them now, restart the proxies with a different key."}), nil
 }
 
-const needsSudo = `This path requires the sudo capability in addition to the capability for the
-operation.`
-
 const pathConfigHelpSyn = `Configure the proxy, the signing key, and the limits for all roles.`
 
 const pathConfigHelpDesc = `
