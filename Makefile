@@ -64,7 +64,7 @@ lint: ## Run gofmt, go vet, staticcheck, revive, the word list and govulncheck
 licenses: ## Write THIRD_PARTY_LICENSES.md, the licenses of the modules that the plugin is linked from
 	@text=$$(go -C tools/release run -buildvcs=false . licenses -root ../..) && printf '%s\n' "$$text" >THIRD_PARTY_LICENSES.md
 
-release: ## Build what is released into dist/: VERSION=v1.2.3, PLATFORMS="linux/amd64 …" or host, RELEASE_SIGN=command
+release: ## Build a release into dist/ (VERSION=v1.2.3, PLATFORMS="linux/amd64 …" or host, RELEASE_SIGN=command)
 	@scripts/release.sh
 
 fmt: ## Format the Go files

@@ -683,21 +683,21 @@ func TestRelease_Rejected(t *testing.T) {
 		want              string
 	}{
 		"changes that are in no commit": {repository: true, dirty: true,
-			want: "These changes are in no commit, so nobody could build this release again:\n M README.md\n?? new.go\nCommit them, or make a pre-release: make release VERSION=v0.1.0-dev\n"},
+			want: "uncommitted changes would make this release impossible to reproduce:\n M README.md\n?? new.go\nCommit them, or build a pre-release: make release VERSION=v0.1.0-dev\n"},
 		"such changes, as a version that is no pre-release": {repository: true, dirty: true, env: []string{"VERSION=v0.2.0"},
-			want: "make a pre-release: make release VERSION=v0.2.0-dev\n"},
+			want: "build a pre-release: make release VERSION=v0.2.0-dev\n"},
 		"such changes as a pre-release, and a signer that fails": {repository: true, dirty: true, env: []string{"VERSION=v0.2.0-rc1", "RELEASE_SIGN=echo no key for >&2; false"},
-			want: "RELEASE_SIGN failed, and so there is no release\n"},
+			want: "RELEASE_SIGN failed; no release was written\n"},
 		"a signer that writes no file": {env: []string{date, "RELEASE_SIGN=echo a signature of"},
-			want: "a signature of SHA256SUMS\nRELEASE_SIGN wrote no file beside SHA256SUMS, and so there is no release\n"},
-		"a source without a date":   {want: "SOURCE_DATE_EPOCH: is not set, and this is no clone of the repository whose commit has a date\n"},
+			want: "a signature of SHA256SUMS\nRELEASE_SIGN wrote no file next to SHA256SUMS; no release was written\n"},
+		"a source without a date":   {want: "SOURCE_DATE_EPOCH: is required outside a Git clone, where no commit has a date\n"},
 		"a date that is none":       {env: []string{"SOURCE_DATE_EPOCH=today"}, want: "SOURCE_DATE_EPOCH=today: must be a number of seconds since 1970\n"},
-		"a version without its v":   {env: []string{date, "VERSION=0.1.0"}, want: "VERSION=0.1.0: must be a semantic version with a leading v, as in v1.2.3 or v1.2.3-rc1\n"},
+		"a version without its v":   {env: []string{date, "VERSION=0.1.0"}, want: "VERSION=0.1.0: must be a semantic version with a leading v, such as v1.2.3 or v1.2.3-rc1\n"},
 		"a version that is a path":  {env: []string{date, "VERSION=v0.1.0-../x"}, want: "VERSION=v0.1.0-../x: must be a semantic version"},
 		"a version without a word":  {env: []string{date, "VERSION=v0.1.0-a..b"}, want: "VERSION=v0.1.0-a..b: must be a semantic version"},
 		"a version of odd numbers":  {env: []string{date, "VERSION=v0.1.0-rc.01"}, want: "VERSION=v0.1.0-rc.01: must be a semantic version"},
 		"a platform that isn't one": {env: []string{date, "PLATFORMS=linux/pdp11"}, want: "linux/pdp11"},
-		"no platform":               {env: []string{date, "PLATFORMS= "}, want: "PLATFORMS names no platform\n"},
+		"no platform":               {env: []string{date, "PLATFORMS= "}, want: "PLATFORMS is empty\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -11,16 +11,15 @@ import (
 	"time"
 )
 
-// file is one in an archive, or in a module.
+// file is a file in an archive or in a module.
 type file struct {
 	name string // with slashes
 	mode fs.FileMode
 	text []byte
 }
 
-// The bytes of an archive follow from the files and the date alone: the order of
-// the names, the owner and the date are the same for everybody.
-
+// tarGz returns a tar.gz archive. Its bytes depend only on the files and the date:
+// names are sorted, and no owner is recorded.
 func tarGz(files []file, date time.Time) ([]byte, error) {
 	var b bytes.Buffer
 	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
@@ -46,6 +45,7 @@ func tarGz(files []file, date time.Time) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// zipped returns a zip archive that depends only on the files and the date.
 func zipped(files []file, date time.Time) ([]byte, error) {
 	var b bytes.Buffer
 	w := zip.NewWriter(&b)

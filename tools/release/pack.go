@@ -18,8 +18,8 @@ import (
 
 const licensesPage = "THIRD_PARTY_LICENSES.md"
 
-// pack writes an archive and an SBOM of each binary; BINARY_SHA256SUMS over the
-// binaries, by their names in the archives; and SHA256SUMS over all these.
+// pack writes an archive and an SBOM for each binary, BINARY_SHA256SUMS of the
+// binaries by their names in the archives, and SHA256SUMS of all these files.
 func pack(root, version string, date time.Time, out string, binaries []string) error {
 	if len(binaries) == 0 {
 		return errors.New("no binary to pack")
@@ -73,7 +73,7 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 		sums = append(sums, fmt.Sprintf("%s  %s/%s\n", sum, top, program))
 		fmt.Printf("%s: %.1f MB, the binary %.1f MB, %d modules\n", archive, float64(len(written[archive]))/1e6, float64(len(binary))/1e6, len(modules))
 	}
-	// By the names, which all begin at the same column.
+	// Sort by name, which starts in the same column of each line.
 	slices.SortFunc(sums, func(a, b string) int { return strings.Compare(a[2*sha256.Size:], b[2*sha256.Size:]) })
 	written["BINARY_SHA256SUMS"] = []byte(strings.Join(sums, ""))
 
@@ -90,8 +90,8 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 	return nil
 }
 
-// sharedFiles are those that are the same in each archive: the documents, the
-// examples, and register.sh.
+// sharedFiles returns the files that are the same in each archive: the documents,
+// the examples, and register.sh.
 func sharedFiles(root, version string) (files []file, err error) {
 	for _, top := range []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples"} {
 		err := filepath.WalkDir(filepath.Join(root, top), func(path string, entry fs.DirEntry, err error) error {
@@ -135,6 +135,7 @@ func sharedFiles(root, version string) (files []file, err error) {
 	return append(files, file{"register.sh", 0o755, []byte(before + "\nversion=" + version + "\n" + after)}), nil
 }
 
+// licenseFiles returns the license texts of modules, as files below licenses/.
 func licenseFiles(modules []module) (files []file) {
 	for _, m := range modules {
 		for _, f := range m.texts {
@@ -144,6 +145,7 @@ func licenseFiles(modules []module) (files []file) {
 	return files
 }
 
+// setting returns a build setting of a binary, or an empty string.
 func setting(info *debug.BuildInfo, key string) string {
 	for _, s := range info.Settings {
 		if s.Key == key {
