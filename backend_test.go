@@ -169,16 +169,29 @@ func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	m := configured(t, nil, nil)
 	for path, operations := range paths {
 		for _, op := range operations {
-			m.refused(op, path, data{"toolz": "x", "zz": "y"}, fmt.Sprintf("unknown parameter \"toolz\"; this path takes %s", known[path]))
+			m.refused(op, path, data{"other": "x", "zz": "y"}, fmt.Sprintf("unknown parameter \"other\"; supported parameters: %s", known[path]))
 			for field := range m.b.Route(path).Fields {
 				if field == "name" || field == "version" {
-					m.refused(op, path, data{field: "7"}, fmt.Sprintf("parameter %q stands in the path and can't be given again", field))
+					m.refused(op, path, data{field: "7"}, fmt.Sprintf("parameter %q is part of the path and cannot also be set in the request", field))
 				} else {
-					m.refused(op, path, data{field: nil}, fmt.Sprintf("parameter %q is null; leave it out, or give it a value", field))
+					m.refused(op, path, data{field: nil}, fmt.Sprintf("parameter %q is null; omit it or set a value", field))
 				}
 			}
 		}
 	}
+	t.Run("suggests a parameter", func(t *testing.T) {
+		for _, c := range []struct{ path, unknown, hint string }{
+			{"creds/r", "tool", ` (did you mean "tools"?)`},
+			{"creds/r", "Agent-ID", ` (did you mean "agent_id"?)`},
+			{"creds/r", "ttl_seconds", ` (did you mean "ttl"?)`},
+			{"creds/r", "to", ""},
+			{"creds/r", "toolz", ""},
+			{"check/r", "toolz", ` (did you mean "tool"?)`},
+			{"config/rotate/activate", "tool", ""},
+		} {
+			m.refused(logical.UpdateOperation, c.path, data{c.unknown: "x"}, fmt.Sprintf("unknown parameter %q%s; supported parameters: %s", c.unknown, c.hint, known[c.path]))
+		}
+	})
 }
 
 // TestSecretDetection_DoesNotQuoteKeys puts keys and tokens into each field that is
@@ -236,7 +249,7 @@ func TestSecretDetection_DoesNotQuoteKeys(t *testing.T) {
 			m.refused(logical.UpdateOperation, path, data{field: value}, field+" must be a string")
 		}
 	}
-	m.refused(logical.UpdateOperation, "creds/r", data{testSecret: "x"}, "a parameter's name looks like a key or a token; this path takes agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl")
+	m.refused(logical.UpdateOperation, "creds/r", data{testSecret: "x"}, "the name of a parameter appears to contain a key or token; supported parameters: agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl")
 }
 
 func TestRoles_RejectsKeyOrLongName(t *testing.T) {
@@ -244,13 +257,13 @@ func TestRoles_RejectsKeyOrLongName(t *testing.T) {
 	m := configured(t, nil, nil)
 	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"].(string)
 	for _, name := range []string{testSecret, token, "x." + testSecret} {
-		m.refused(logical.CreateOperation, "roles/"+name, data{"tools": "x"}, "the role's name looks like a key or a token, and is for neither")
+		m.refused(logical.CreateOperation, "roles/"+name, data{"tools": "x"}, "name of the role appears to contain a key or token; choose a different name")
 		m.ok(logical.DeleteOperation, "roles/"+name, nil)
 		if strings.Contains(m.log.String(), name) {
 			t.Errorf("the log has a key in it: %s", m.log)
 		}
 	}
-	m.refused(logical.CreateOperation, "roles/"+strings.Repeat("x", 129), data{"tools": "x"}, "the role's name has 129 bytes; at most 128 are allowed")
+	m.refused(logical.CreateOperation, "roles/"+strings.Repeat("x", 129), data{"tools": "x"}, "name of the role has 129 bytes; at most 128 are allowed")
 	m.ok(logical.CreateOperation, "roles/"+strings.Repeat("x", 128), data{"tools": "x"})
 
 	// A role with such a name that is already stored can be used and deleted.
@@ -300,7 +313,7 @@ func TestSecretDetection_FalsePositives(t *testing.T) {
 		"a digit more":      {"tools": testSecret + "0"},
 		"a key as of SEC 1": {"description": "-----BEGIN EC PRIVATE KEY-----"},
 	} {
-		if resp, err := m.request(logical.UpdateOperation, "roles/r", d); err != nil || !strings.Contains(resp.Error().Error(), "looks like a key") {
+		if resp, err := m.request(logical.UpdateOperation, "roles/r", d); err != nil || !strings.Contains(resp.Error().Error(), "appears to contain a key") {
 			t.Errorf("%s: %v %v", name, resp, err)
 		}
 	}
@@ -323,7 +336,7 @@ func TestExistenceCheck_IgnoresParameters(t *testing.T) {
 func TestPaths_RequireConfig(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	const want = "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…"
+	const want = "this mount has no config; create it with: vault write ati/config proxy_url=https://ati.example.com"
 	m.refused(logical.CreateOperation, "roles/r", data{"tools": "x"}, want)
 	m.refused(logical.ReadOperation, "creds/r", nil, want)
 	m.refused(logical.UpdateOperation, "batch/r", data{"agent_ids": "a"}, want)
@@ -348,7 +361,7 @@ func TestMountMaxTTL_Unknown(t *testing.T) {
 	m := configured(t, nil, nil)
 	m.b = m.newBackend()
 	m.system.MaxLeaseTTLVal = 0
-	const want = "the mount's maximum TTL is not known: Vault did not answer"
+	const want = "failed to look up the mount's maximum TTL: no response from Vault"
 	m.failed(logical.ReadOperation, "creds/r", nil, want)
 	m.failed(logical.UpdateOperation, "roles/r", data{"ttl": "5m"}, want)
 	m.failed(logical.CreateOperation, "roles/new", data{"tools": "x"}, want)
@@ -372,7 +385,7 @@ func TestLog_RecordsChangesWithoutSecrets(t *testing.T) {
 		`[INFO]  role written: role=r created=true parameters="generate_lease,tools"`,
 		`[INFO]  config written: created=false parameters="issuer,secret" key_version=1`,
 		`[INFO]  role deleted: role=r`,
-		`[WARN]  config deleted and keys forgotten: key_version=1`,
+		`[WARN]  deleted config and keys: key_version=1`,
 	} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log has no line %s", want)

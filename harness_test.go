@@ -53,27 +53,42 @@ const testEntity = "a3f5d7c1-0b6d-4d52-9a5b-2f5c1f0e9d11"
 const testFingerprint = "605611d75fa41291"
 
 const (
-	patternForm  = `a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one "*"`
-	skillForm    = `after "skill:" come 1 to 128 letters, digits and _.:/@+- beginning with a letter, digit or _, then at most one "*"`
-	rateFormText = `a rate is a count from 0 to 999999999, "/", and one of s, sec, second, m, min, minute, h, hr, hour, d, day, as in "10/hour"`
-	idFormText   = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
-	globFormText = "a glob is 1 to 128 letters, digits and ._:@/+=-*"
-	starMiddle   = `a "*" is a wildcard only at the end of a pattern`
-	starColon    = `a "*" needs a colon before it, as in "tool:github:*", or stands alone`
-	noValue      = "an entity has no such value; see the identity templates in Vault's documentation of policies"
-	literalText  = "outside of {{…}} only letters, digits and ._:@/+=- are allowed"
+	patternForm      = `scope pattern must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+~%=,()#- (1 to 255 characters, plus an optional "*" at the end)`
+	skillForm        = `skill name must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+- (1 to 128 characters, plus an optional "*" at the end)`
+	rateFormText     = `must be a count from 0 to 999999999, "/", and a unit (s, sec, second, m, min, minute, h, hr, hour, d, or day), as in "10/hour"`
+	durationFormText = `must be a non-negative duration in whole seconds, such as "90s", "1h", or 3600, and less than 292 years`
+	idFormText       = `must be 1 to 128 characters, start with a letter or digit, contain only letters, digits, and ._:@/+=-, and not contain ".."`
+	globFormText     = "must be 1 to 128 characters and contain only letters, digits, and ._:@/+=-*"
+	audienceFormText = "must be 1 to 128 characters, start with a letter or digit, and contain only letters, digits, and ._:/@-"
+	urlFormText      = "must have at most 2048 characters, all of them letters, digits, or ._~:/%+=,;!()[]-"
+	urlPathFormText  = `path must be in normal form, without "//", ".", "..", or unnecessary percent-encoding`
+	hostFormText     = "invalid host or port; the host must be a DNS name or an IP address, the port 1 to 65535"
+	starMiddle       = `"*" is allowed only at the end of a pattern`
+	starColon        = `a pattern that ends in "*" must contain a colon, as in "tool:github:*", or be exactly "*"`
+	noValue          = "not a supported identity value; see templated policies in the documentation of Vault"
+	literalText      = "text outside {{…}} may contain only letters, digits, and ._:@/+=-"
 )
-
-const rotateHint = "an update doesn't change the key; config/rotate replaces it at once, config/rotate/stage without downtime"
-
-const generatedWarning = "Vault generated the signing key; the proxy refuses this mount's tokens until it has what proxy-env says"
 
 const (
-	importedWarning = "the key of version 1 was brought from elsewhere: whoever has a copy mints tokens that pass its proxy until that is stopped"
-	pinnedWarning   = "a proxy that reads ati/proxy-env/<version> does not start again by itself; start it with ati/proxy-env"
-	stageWarning    = "a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1"
-	rotatedWarning  = "the proxy refuses tokens under version %d, and takes those from before, until it has started again with what proxy-env says now; tokens from before that this mount minted expire by %s at the latest"
+	emptyTokenText   = "token is empty; check that the variable or file is set"
+	emptySecretText  = "secret is empty; check that the variable or file is set, or omit secret to have Vault generate one"
+	secretLengthText = `secret must be 64 hexadecimal characters (32 bytes), got %d; for example, use "openssl rand -hex 32"`
+	rotateHint       = "cannot be changed here; use config/rotate to replace the key immediately, or config/rotate/stage to rotate without downtime"
+	rotatedSinceText = "not signed by any key of this mount (key last rotated at %s; a proxy that has not restarted since may still accept it)"
 )
+
+const (
+	generatedWarning = "Vault generated a new signing key. Configure the proxy with the values from ati/proxy-env and restart it; until then it rejects tokens from this mount."
+	importedWarning  = "Key version 1 was imported, so copies may exist outside Vault. Anyone with a copy can mint tokens for its proxy until you stop that proxy."
+	pinnedWarning    = "Proxies pinned to ati/proxy-env/<version> do not pick up the new key. Restart them with ati/proxy-env."
+	stageWarning     = "Proxies that start with ati/proxy-env use version 2 after it is activated. To keep a proxy on version 1, pin it to ati/proxy-env/1 before you activate."
+	rotatedWarning   = "Restart every proxy now. Until a proxy restarts with the key from ati/proxy-env, it rejects tokens signed with version %d and accepts tokens signed with its old key. Tokens issued by this mount before the rotation expire by %s."
+)
+
+// roleNotFound returns the error of a request for a role that does not exist.
+func roleNotFound(name string) string {
+	return fmt.Sprintf("role %q does not exist; to list the roles, run: vault list ati/roles", name)
+}
 
 type data = map[string]any
 
@@ -760,7 +775,7 @@ func agentIDs(n int) []any {
 }
 
 func whiteSpaceError(field, item string) string {
-	return fmt.Sprintf("%s %q: has white space in it, which separates scopes at the proxy; give several with commas, as in %s=a,b", field, item, field)
+	return fmt.Sprintf("%s %q: must not contain white space; separate items with commas, as in %s=a,b", field, item, field)
 }
 
 // merge returns a map with the entries of all sources, the later ones overriding the earlier ones.

@@ -89,31 +89,30 @@ func TestBatch_Rejects(t *testing.T) {
 	t.Parallel()
 	role := data{"tools": "web_search", "allowed_agent_ids": "sandbox:*,*-ci"}
 	last := func(ids []any, id string) []any { return append(ids[:len(ids)-1], id) }
-	const idRule = `an id is 1 to 128 letters, digits and ._:@/+=- beginning with a letter or digit, without ".."`
 	for name, c := range map[string]struct {
 		role, data data
 		want       string
 	}{
-		"no ids":                      {nil, data{}, "agent_ids is required: the subjects of the tokens, as in agent_ids=sandbox:1,sandbox:2"},
-		"an empty list":               {nil, data{"agent_ids": []any{}}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
-		"an empty string":             {nil, data{"agent_ids": ""}, `parameter "agent_ids" is empty; leave it out, or give it a value`},
+		"no ids":                      {nil, data{}, "agent_ids is required: the subjects of the tokens, such as agent_ids=sandbox:1,sandbox:2"},
+		"an empty list":               {nil, data{"agent_ids": []any{}}, `parameter "agent_ids" is empty; omit it or set a value`},
+		"an empty string":             {nil, data{"agent_ids": ""}, `parameter "agent_ids" is empty; omit it or set a value`},
 		"a number":                    {nil, data{"agent_ids": 5}, "agent_ids must be a list of strings"},
 		"a number in the list":        {nil, data{"agent_ids": []any{"sandbox:1", 5}}, "agent_ids: item 2 is not a string"},
-		"an empty id":                 {nil, data{"agent_ids": "sandbox:1,"}, `item 2 of agent_ids "": ` + idRule},
-		"a malformed id":              {nil, data{"agent_ids": []any{"sandbox:1", "sandbox:2", "sandbox:${X}"}}, `item 3 of agent_ids "sandbox:${X}": ` + idRule},
-		"the last id of many":         {data{"allowed_agent_ids": "*"}, data{"agent_ids": last(agentIDs(1000), "a..b")}, `item 1000 of agent_ids "a..b": ` + idRule},
-		"the last id not allowed":     {nil, data{"agent_ids": last(agentIDs(1000), "other")}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"an id twice":                 {nil, data{"agent_ids": "sandbox:1,sandbox:2,sandbox:1"}, `agent_ids "sandbox:1": is given twice`},
-		"an id that is not allowed":   {nil, data{"agent_ids": "sandbox:1,other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
+		"an empty id":                 {nil, data{"agent_ids": "sandbox:1,"}, `item 2 of agent_ids "": ` + idFormText},
+		"a malformed id":              {nil, data{"agent_ids": []any{"sandbox:1", "sandbox:2", "sandbox:${X}"}}, `item 3 of agent_ids "sandbox:${X}": ` + idFormText},
+		"the last id of many":         {data{"allowed_agent_ids": "*"}, data{"agent_ids": last(agentIDs(1000), "a..b")}, `item 1000 of agent_ids "a..b": ` + idFormText},
+		"the last id not allowed":     {nil, data{"agent_ids": last(agentIDs(1000), "other")}, `agent_id "other" is not allowed by role "r": allowed_agent_ids is [sandbox:*, *-ci]`},
+		"an id twice":                 {nil, data{"agent_ids": "sandbox:1,sandbox:2,sandbox:1"}, `agent_ids "sandbox:1": listed more than once`},
+		"an id that is not allowed":   {nil, data{"agent_ids": "sandbox:1,other"}, `agent_id "other" is not allowed by role "r": allowed_agent_ids is [sandbox:*, *-ci]`},
 		"1001 ids":                    {nil, data{"agent_ids": agentIDs(1001)}, "agent_ids has 1001 items; at most 1000 are allowed"},
-		"a role without ids":          {data{"allowed_agent_ids": ""}, data{"agent_ids": "sandbox:1"}, `agent_id "sandbox:1" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"a scope that is not granted": {nil, data{"agent_ids": "sandbox:1", "tools": "shell"}, `scope "tool:shell" is not covered by what role "r" grants`},
-		"another proxy":               {nil, data{"agent_ids": "sandbox:1", "proxy_url": "https://x.example.com"}, `proxy_url "https://x.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
-		"a role with leases":          {data{"generate_lease": true}, data{"agent_ids": "sandbox:1"}, `role "r" gives its tokens leases, which a batch can't; mint them one by one, or set generate_lease=false`},
-		"a disabled role":             {data{"disabled": true}, data{"agent_ids": "sandbox:1"}, `role "r" is disabled; disabled=false enables it`},
-		"agent_id":                    {nil, data{"agent_ids": "sandbox:1", "agent_id": "sandbox:1"}, `unknown parameter "agent_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
-		"job_id":                      {nil, data{"agent_ids": "sandbox:1", "job_id": "x"}, `unknown parameter "job_id"; this path takes agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
-		"an identity without value":   {data{"job_id": "{{identity.entity.name}}"}, data{"agent_ids": "sandbox:1"}, "job_id: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole"},
+		"a role without ids":          {data{"allowed_agent_ids": ""}, data{"agent_ids": "sandbox:1"}, `agent_id "sandbox:1" is not allowed by role "r": allowed_agent_ids is empty`},
+		"a scope that is not granted": {nil, data{"agent_ids": "sandbox:1", "tools": "shell"}, `scope "tool:shell" is not granted by role "r"`},
+		"another proxy":               {nil, data{"agent_ids": "sandbox:1", "proxy_url": "https://x.example.com"}, `no active key for proxy_url "https://x.example.com"; the current proxy_url is "https://ati.example.com"`},
+		"a role with leases":          {data{"generate_lease": true}, data{"agent_ids": "sandbox:1"}, `role "r" has generate_lease=true, which batch does not support; read creds/r for each agent, or set generate_lease=false`},
+		"a disabled role":             {data{"disabled": true}, data{"agent_ids": "sandbox:1"}, `role "r" is disabled`},
+		"agent_id":                    {nil, data{"agent_ids": "sandbox:1", "agent_id": "sandbox:1"}, `unknown parameter "agent_id" (did you mean "agent_ids"?); supported parameters: agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
+		"job_id":                      {nil, data{"agent_ids": "sandbox:1", "job_id": "x"}, `unknown parameter "job_id"; supported parameters: agent_ids, proxy_url, rate, scopes, skills, tools, ttl`},
+		"an identity without value":   {data{"job_id": "{{identity.entity.name}}"}, data{"agent_ids": "sandbox:1"}, "job_id: cannot render {{identity.entity.name}}: the caller's token has no identity entity (root tokens and tokens created from them have none); log in with an auth method"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -122,7 +121,7 @@ func TestBatch_Rejects(t *testing.T) {
 	}
 	t.Run("a role that does not exist", func(t *testing.T) {
 		t.Parallel()
-		configured(t, nil, nil).refused(logical.UpdateOperation, "batch/x", data{"agent_ids": "a"}, `role "x" does not exist; vault list ati/roles shows those that do`)
+		configured(t, nil, nil).refused(logical.UpdateOperation, "batch/x", data{"agent_ids": "a"}, roleNotFound("x"))
 	})
 }
 
@@ -152,7 +151,7 @@ func TestBatch_Limits(t *testing.T) {
 	// One ID makes its token too large, between two that do not.
 	m.ok(logical.UpdateOperation, "roles/big", data{"tools": manyTools(136), "allowed_agent_ids": "*"})
 	long := strings.Repeat("b", 128)
-	m.refused(logical.UpdateOperation, "batch/big", data{"agent_ids": []any{"a", long, "c"}}, fmt.Sprintf("the token of %q has 8308 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes", long))
+	m.refused(logical.UpdateOperation, "batch/big", data{"agent_ids": []any{"a", long, "c"}}, fmt.Sprintf("the token for %q would have 8308 bytes; at most 8192 are allowed: request fewer tools, skills, or scopes", long))
 
 	// Let the tokens grow until they exceed 4 MiB in total.
 	tools := manyTools(62)
@@ -170,12 +169,12 @@ func TestBatch_Limits(t *testing.T) {
 			for _, token := range resp.Data["tokens"].(map[string]string) {
 				sum += len(token)
 			}
-			if len(resp.Warnings) != 1 || !strings.HasSuffix(resp.Warnings[0], " bytes; over 4096 some HTTP servers refuse the request") {
+			if len(resp.Warnings) != 1 || !strings.HasSuffix(resp.Warnings[0], " bytes. Some HTTP servers reject requests with a token over 4096 bytes.") {
 				t.Errorf("warnings %q", resp.Warnings)
 			}
 			continue
 		}
-		if got, want := resp.Error().Error(), "the tokens of this batch have more than 4194304 bytes; mint for fewer agents at once"; got != want {
+		if got, want := resp.Error().Error(), "the tokens of this batch have more than 4194304 bytes; request fewer agents"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 		break

@@ -14,9 +14,9 @@ func TestCheck(t *testing.T) {
 		"rate": data{"tool:github:*": "10/min", "*": "100/hour", "tool:web_search": "1/s"},
 	})
 	assumes := func(scope string) string {
-		return `this assumes that the tool's manifest has the scope "` + scope + `"; where it has another one, ask with scope=`
+		return `Assumes that the tool's manifest uses the default scope "` + scope + `". If it sets its own scope, check it with scope=.`
 	}
-	const byName = "not allowed by its name; but a tool that the role opens may bring the skill along"
+	const byName = "The role does not grant this skill by name, but the proxy may still allow it through a tool that the role grants."
 	all := map[string]string{"*": "100/hour"}
 	for name, c := range map[string]struct {
 		data     data
@@ -52,21 +52,21 @@ func TestCheck(t *testing.T) {
 		data data
 		want string
 	}{
-		"nothing":             {nil, "one of scope, tool and skill is required"},
-		"two":                 {data{"tool": "a", "skill": "b"}, "give one of scope, tool and skill, not more"},
-		"an empty tool":       {data{"tool": ""}, `parameter "tool" is empty; leave it out, or give it a value`},
-		"a pattern":           {data{"tool": "github:*"}, `tool "github:*": names one thing, without *`},
-		"everything":          {data{"scope": "*"}, `scope "*": names one thing, without *`},
+		"nothing":             {nil, "one of scope, tool, or skill is required"},
+		"two":                 {data{"tool": "a", "skill": "b"}, "scope, tool, and skill are mutually exclusive; set one of them"},
+		"an empty tool":       {data{"tool": ""}, `parameter "tool" is empty; omit it or set a value`},
+		"a pattern":           {data{"tool": "github:*"}, `tool "github:*": must name a single tool; wildcards are not supported here`},
+		"everything":          {data{"scope": "*"}, `scope "*": must name a single scope; wildcards are not supported here`},
 		"a name with a blank": {data{"tool": "a b"}, `tool "tool:a b": ` + patternForm},
-		"a skill as a tool":   {data{"tool": "skill:x"}, `tool "skill:x": ask for it with skill=`},
-		"a tool as a skill":   {data{"skill": "tool:x"}, `skill "tool:x": ask for it with tool=`},
-		"only a prefix":       {data{"skill": "skill:"}, `skill "skill:": names no skill`},
+		"a skill as a tool":   {data{"tool": "skill:x"}, `tool "skill:x": use skill= instead`},
+		"a tool as a skill":   {data{"skill": "tool:x"}, `skill "tool:x": use tool= instead`},
+		"only a prefix":       {data{"skill": "skill:"}, `skill "skill:": skill name is missing`},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.ReadOperation, "check/r", c.data, c.want) })
 	}
-	m.refused(logical.ReadOperation, "check/nobody", data{"tool": "x"}, `role "nobody" does not exist; vault list ati/roles shows those that do`)
-	m.refused(logical.UpdateOperation, "check/nobody", data{"tool": "x"}, `role "nobody" does not exist; vault list ati/roles shows those that do`)
-	m.refused(logical.UpdateOperation, "creds/nobody", nil, `role "nobody" does not exist; vault list ati/roles shows those that do`)
+	m.refused(logical.ReadOperation, "check/nobody", data{"tool": "x"}, roleNotFound("nobody"))
+	m.refused(logical.UpdateOperation, "check/nobody", data{"tool": "x"}, roleNotFound("nobody"))
+	m.refused(logical.UpdateOperation, "creds/nobody", nil, roleNotFound("nobody"))
 }
 
 func TestCheck_WarnsWhenNoTokenCanBeMinted(t *testing.T) {
@@ -74,7 +74,13 @@ func TestCheck_WarnsWhenNoTokenCanBeMinted(t *testing.T) {
 	m := configured(t, data{"accepted_audiences": "mcp"}, data{"scopes": "help", "disabled": true, "audience": "mcp"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "help", "accepted_audiences": ""})
 	m.warnings(m.ok(logical.ReadOperation, "check/r", data{"scope": "help"}),
-		`no token can be minted for the whole role now: role "r" is disabled; disabled=false enables it`,
-		`no token can be minted for the whole role now: scope "tool:web_search" is beyond config's allowed_scopes (help)`,
-		`no token can be minted for the whole role now: audience "mcp" is none of config's (ati-proxy); accepted_audiences of config takes further ones`)
+		`No token with all that the role grants can be minted now: role "r" is disabled`,
+		`No token with all that the role grants can be minted now: audience "mcp" of role "r" is not allowed on this mount (allowed: ati-proxy); add it to accepted_audiences in the config`,
+		`No token with all that the role grants can be minted now: scope "tool:web_search" is not covered by allowed_scopes in the config (help)`)
+
+	m = configured(t, nil, data{"generate_lease": true, "ttl": "10s"})
+	m.warnings(m.ok(logical.ReadOperation, "check/r", data{"scope": "help"}))
+	m.ok(logical.UpdateOperation, "config", data{"max_ttl": "2s"})
+	m.warnings(m.ok(logical.ReadOperation, "check/r", data{"scope": "help"}),
+		"No token with all that the role grants can be minted now: ttl 2s is too short for a lease; with generate_lease=true it must be at least 3s")
 }

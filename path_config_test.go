@@ -74,11 +74,11 @@ func TestConfig_WarnsOfPlaintextHTTP(t *testing.T) {
 		m := newMount(t)
 		var want []string
 		if warned {
-			want = []string{fmt.Sprintf("proxy_url %q is not https: tokens cross the network in clear text", url)}
+			want = []string{fmt.Sprintf("Tokens are sent to %q in plaintext. Use https.", url)}
 		}
 		m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": url, "secret": testSecret}), want...)
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": testProxy})
-		moved := "tokens go to " + url + " from here on, whose proxy must hold version 1 of the key; whoever asks with proxy_url=https://ati.example.com is refused"
+		moved := "New tokens are for the proxy at " + url + ", which must use key version 1. Requests with proxy_url=https://ati.example.com are now rejected."
 		if url != testProxy {
 			want = append([]string{moved}, want...)
 		}
@@ -108,7 +108,7 @@ func TestConfig_WarnsOfSkillWildcard(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.warnings(m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:*,skill:x-*,skill:y"}),
-		`allowed_scopes "skill:x-*" lets no skill pass: the proxy matches skills by their exact names`)
+		`allowed_scopes "skill:x-*" allows no skill: the proxy matches skills by exact name.`)
 }
 
 func TestConfig_AcceptsLongestValues(t *testing.T) {
@@ -120,7 +120,7 @@ func TestConfig_AcceptsLongestValues(t *testing.T) {
 	for _, u := range []string{"https://[::1]:8443/a~b/%20c+d=e,f;g!(h)", "http://localhost", "HTTPS://h:65535"} {
 		m.ok(logical.UpdateOperation, "config", data{"proxy_url": u})
 	}
-	const text = `: must be at most 2048 letters, digits and ._~:/%+=,;!()[]-`
+	const text = `: ` + urlFormText
 	m.refused(logical.UpdateOperation, "config", data{"proxy_url": url + "a"}, fmt.Sprintf("proxy_url %q%s", url+"a", text))
 	for _, c := range "$&'\"`<>|\\^{}*" {
 		u := "https://h/a" + string(c)
@@ -130,8 +130,10 @@ func TestConfig_AcceptsLongestValues(t *testing.T) {
 
 func TestConfig_Rejects(t *testing.T) {
 	t.Parallel()
-	const hint = ". One is made by: openssl rand -hex 32"
-	const form = "a scope pattern is 1 to 255 letters, digits and _.:/@+~%=,()#- beginning with a letter, digit or _, then at most one \"*\""
+	const (
+		digits     = `secret must be 64 hexadecimal characters (32 bytes), for example the output of "openssl rand -hex 32"; found a character outside 0-9 and a-f`
+		repetitive = `secret is too repetitive (%d distinct bytes, at least 8 required); use a random value, such as the output of "openssl rand -hex 32"`
+	)
 	long := strings.Repeat("a", 129)
 	many := make([]any, 501)
 	for i := range many {
@@ -141,69 +143,69 @@ func TestConfig_Rejects(t *testing.T) {
 		data data
 		want string
 	}{
-		"an empty secret":                  {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hint},
-		"a short secret":                   {data{"secret": testSecret[:63]}, "secret must be 64 hex characters; it has 63 characters" + hint},
-		"a long secret":                    {data{"secret": testSecret + "00"}, "secret must be 64 hex characters; it has 66 characters" + hint},
-		"a secret that is not hexadecimal": {data{"secret": "x" + testSecret[1:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
-		"a secret in quotes":               {data{"secret": `"` + testSecret + `"`}, "secret must be 64 hex characters; it has 66 characters" + hint},
-		"no value from a template":         {data{"secret": "<no value>"}, "secret must be 64 hex characters; it has 10 characters" + hint},
-		"a secret with a blank inside":     {data{"secret": testSecret[:31] + " " + testSecret[32:]}, "secret must be 64 hex characters; it has others than 0-9 and a-f" + hint},
-		"a secret of zeros":                {data{"secret": strings.Repeat("0", 64)}, "secret has 1 different bytes; a random one has at least 8" + hint},
-		"a secret of 7 different bytes":    {data{"secret": strings.Repeat("01020304050607", 5)[:64]}, "secret has 7 different bytes; a random one has at least 8" + hint},
-		"another secret":                   {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret is not the present one, and " + rotateHint},
+		"an empty secret":                  {data{"secret": ""}, emptySecretText},
+		"a short secret":                   {data{"secret": testSecret[:63]}, fmt.Sprintf(secretLengthText, 63)},
+		"a long secret":                    {data{"secret": testSecret + "00"}, fmt.Sprintf(secretLengthText, 66)},
+		"a secret that is not hexadecimal": {data{"secret": "x" + testSecret[1:]}, digits},
+		"a secret in quotes":               {data{"secret": `"` + testSecret + `"`}, fmt.Sprintf(secretLengthText, 66)},
+		"no value from a template":         {data{"secret": "<no value>"}, fmt.Sprintf(secretLengthText, 10)},
+		"a secret with a blank inside":     {data{"secret": testSecret[:31] + " " + testSecret[32:]}, digits},
+		"a secret of zeros":                {data{"secret": strings.Repeat("0", 64)}, fmt.Sprintf(repetitive, 1)},
+		"a secret of 7 different bytes":    {data{"secret": strings.Repeat("01020304050607", 5)[:64]}, fmt.Sprintf(repetitive, 7)},
+		"another secret":                   {data{"secret": strings.Repeat("0123456789abcdef", 4)}, "secret does not match the current key and " + rotateHint},
 		"another algorithm":                {data{"algorithm": "HS512"}, `algorithm "HS512": must be "HS256" or "ES256"`},
 		"an empty algorithm":               {data{"algorithm": ""}, `algorithm "": must be "HS256" or "ES256"`},
 
-		"an empty URL":                 {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
-		"a URL without a scheme":       {data{"proxy_url": "ati.example.com"}, `proxy_url "ati.example.com": the scheme must be http or https`},
-		"another scheme":               {data{"proxy_url": "ftp://ati.example.com"}, `proxy_url "ftp://ati.example.com": the scheme must be http or https`},
-		"a file":                       {data{"proxy_url": "file:///etc/passwd"}, `proxy_url "file:///etc/passwd": the scheme must be http or https`},
-		"a script":                     {data{"proxy_url": "javascript:alert(1)"}, `proxy_url "javascript:alert(1)": the scheme must be http or https`},
-		"a URL with user and password": {data{"proxy_url": "https://u:p@ati.example.com"}, "proxy_url must not have a user or password in it, and so no @"},
+		"an empty URL":                 {data{"proxy_url": ""}, `proxy_url "": must begin with http:// or https://`},
+		"a URL without a scheme":       {data{"proxy_url": "ati.example.com"}, `proxy_url "ati.example.com": must begin with http:// or https://`},
+		"another scheme":               {data{"proxy_url": "ftp://ati.example.com"}, `proxy_url "ftp://ati.example.com": must begin with http:// or https://`},
+		"a file":                       {data{"proxy_url": "file:///etc/passwd"}, `proxy_url "file:///etc/passwd": must begin with http:// or https://`},
+		"a script":                     {data{"proxy_url": "javascript:alert(1)"}, `proxy_url "javascript:alert(1)": must begin with http:// or https://`},
+		"a URL with user and password": {data{"proxy_url": "https://u:p@ati.example.com"}, "proxy_url must not contain credentials or \"@\""},
 		"a URL with a query":           {data{"proxy_url": "https://ati.example.com?x=1"}, `proxy_url "https://ati.example.com?x=1": must not have a query or fragment`},
 		"a URL with an empty query":    {data{"proxy_url": "https://ati.example.com?"}, `proxy_url "https://ati.example.com?": must not have a query or fragment`},
 		"a URL with a fragment":        {data{"proxy_url": "https://ati.example.com#"}, `proxy_url "https://ati.example.com#": must not have a query or fragment`},
-		"a URL without a host":         {data{"proxy_url": "https:///x"}, `proxy_url "https:///x": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with port 0":            {data{"proxy_url": "https://h:0"}, `proxy_url "https://h:0": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with too high a port":   {data{"proxy_url": "https://h:65536"}, `proxy_url "https://h:65536": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with an empty port":     {data{"proxy_url": "https://h:/x"}, `proxy_url "https://h:/x": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with two ports":         {data{"proxy_url": "https://h:80:80"}, `proxy_url "https://h:80:80": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with a dash for a host": {data{"proxy_url": "https://-"}, `proxy_url "https://-": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with an empty label":    {data{"proxy_url": "https://a..b"}, `proxy_url "https://a..b": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with a list of hosts":   {data{"proxy_url": "https://a,b"}, `proxy_url "https://a,b": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with two dots":          {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": the path must be without "//", ".", ".." and needless %-encoding`},
-		"a URL with a dot":             {data{"proxy_url": "https://h/a/./b"}, `proxy_url "https://h/a/./b": the path must be without "//", ".", ".." and needless %-encoding`},
-		"a URL with two slashes":       {data{"proxy_url": "https://h//a"}, `proxy_url "https://h//a": the path must be without "//", ".", ".." and needless %-encoding`},
-		"a URL with an encoded letter": {data{"proxy_url": "https://h/%41"}, `proxy_url "https://h/%41": the path must be without "//", ".", ".." and needless %-encoding`},
-		"a URL with a long label":      {data{"proxy_url": "https://" + strings.Repeat("h", 64)}, `proxy_url "https://` + strings.Repeat("h", 64) + `": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
-		"a URL with small hex digits":  {data{"proxy_url": "https://h/%2f"}, `proxy_url "https://h/%2f": the path must be without "//", ".", ".." and needless %-encoding`},
-		"a URL that hides a password":  {data{"proxy_url": "https://u:PASSWORD%40h"}, "proxy_url must be an http or https URL such as https://ati.example.com"},
-		"a URL in a map":               {data{"proxy_url": data{"secret": testSecret}}, "proxy_url holds what looks like a key or a token, and is for neither"},
-		"a secret in a duration":       {data{"max_ttl": data{"secret": testSecret}}, "max_ttl holds what looks like a key or a token, and is for neither"},
-		"a secret in a list":           {data{"accepted_audiences": data{"secret": testSecret}}, "accepted_audiences holds what looks like a key or a token, and is for neither"},
-		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": must be at most 2048 letters, digits and ._~:/%+=,;!()[]-`},
-		"a URL with a line break":      {data{"proxy_url": "https://h\n"}, "proxy_url must be an http or https URL such as https://ati.example.com"},
-		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": must be at most 2048 letters, digits and ._~:/%+=,;!()[]-`},
-		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": the host must be letters, digits, dots and inner hyphens, up to 63 between two dots, or an IP address; the port 1 to 65535, or none`},
+		"a URL without a host":         {data{"proxy_url": "https:///x"}, `proxy_url "https:///x": ` + hostFormText},
+		"a URL with port 0":            {data{"proxy_url": "https://h:0"}, `proxy_url "https://h:0": ` + hostFormText},
+		"a URL with too high a port":   {data{"proxy_url": "https://h:65536"}, `proxy_url "https://h:65536": ` + hostFormText},
+		"a URL with an empty port":     {data{"proxy_url": "https://h:/x"}, `proxy_url "https://h:/x": ` + hostFormText},
+		"a URL with two ports":         {data{"proxy_url": "https://h:80:80"}, `proxy_url "https://h:80:80": ` + hostFormText},
+		"a URL with a dash for a host": {data{"proxy_url": "https://-"}, `proxy_url "https://-": ` + hostFormText},
+		"a URL with an empty label":    {data{"proxy_url": "https://a..b"}, `proxy_url "https://a..b": ` + hostFormText},
+		"a URL with a list of hosts":   {data{"proxy_url": "https://a,b"}, `proxy_url "https://a,b": ` + hostFormText},
+		"a URL with two dots":          {data{"proxy_url": "https://h/.."}, `proxy_url "https://h/..": ` + urlPathFormText},
+		"a URL with a dot":             {data{"proxy_url": "https://h/a/./b"}, `proxy_url "https://h/a/./b": ` + urlPathFormText},
+		"a URL with two slashes":       {data{"proxy_url": "https://h//a"}, `proxy_url "https://h//a": ` + urlPathFormText},
+		"a URL with an encoded letter": {data{"proxy_url": "https://h/%41"}, `proxy_url "https://h/%41": ` + urlPathFormText},
+		"a URL with a long label":      {data{"proxy_url": "https://" + strings.Repeat("h", 64)}, `proxy_url "https://` + strings.Repeat("h", 64) + `": ` + hostFormText},
+		"a URL with small hex digits":  {data{"proxy_url": "https://h/%2f"}, `proxy_url "https://h/%2f": ` + urlPathFormText},
+		"a URL that hides a password":  {data{"proxy_url": "https://u:PASSWORD%40h"}, "proxy_url must be an http or https URL, such as https://ati.example.com"},
+		"a URL in a map":               {data{"proxy_url": data{"secret": testSecret}}, "proxy_url appears to contain a key or token, which is not allowed in this parameter"},
+		"a secret in a duration":       {data{"max_ttl": data{"secret": testSecret}}, "max_ttl appears to contain a key or token, which is not allowed in this parameter"},
+		"a secret in a list":           {data{"accepted_audiences": data{"secret": testSecret}}, "accepted_audiences appears to contain a key or token, which is not allowed in this parameter"},
+		"a URL with a blank":           {data{"proxy_url": "https://h/a b"}, `proxy_url "https://h/a b": ` + urlFormText},
+		"a URL with a line break":      {data{"proxy_url": "https://h\n"}, "proxy_url must be an http or https URL, such as https://ati.example.com"},
+		"a URL with a variable":        {data{"proxy_url": "https://h/${X}"}, `proxy_url "https://h/${X}": ` + urlFormText},
+		"a URL of non-ASCII":           {data{"proxy_url": "https://hé"}, `proxy_url "https://hé": ` + hostFormText},
 
-		"an empty audience":           {data{"audience": ""}, `audience "": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
-		"an audience with a comma":    {data{"audience": "a,b"}, `audience "a,b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
-		"an audience with a NBSP":     {data{"audience": "a\u00a0"}, `audience "a\u00a0": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
-		"an audience with line break": {data{"audience": "a\n"}, `audience "a\n": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
-		"a long audience":             {data{"audience": long}, fmt.Sprintf("audience %q: must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit", long)},
-		"an issuer with a blank":      {data{"issuer": "a b"}, `issuer "a b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
-		"an empty accepted audience":  {data{"accepted_audiences": "a,,b"}, `accepted_audiences "": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`},
+		"an empty audience":           {data{"audience": ""}, `audience "": ` + audienceFormText},
+		"an audience with a comma":    {data{"audience": "a,b"}, `audience "a,b": ` + audienceFormText},
+		"an audience with a NBSP":     {data{"audience": "a\u00a0"}, `audience "a\u00a0": ` + audienceFormText},
+		"an audience with line break": {data{"audience": "a\n"}, `audience "a\n": ` + audienceFormText},
+		"a long audience":             {data{"audience": long}, fmt.Sprintf("audience %q: "+audienceFormText, long)},
+		"an issuer with a blank":      {data{"issuer": "a b"}, `issuer "a b": ` + audienceFormText},
+		"an empty accepted audience":  {data{"accepted_audiences": "a,,b"}, `accepted_audiences "": ` + audienceFormText},
 		"an accepted number":          {data{"accepted_audiences": []any{1}}, "accepted_audiences: item 1 is not a string"},
 		"501 accepted audiences":      {data{"accepted_audiences": many}, "accepted_audiences has 501 items; at most 500 are allowed"},
 		"501 allowed scopes":          {data{"allowed_scopes": many}, "allowed_scopes has 501 items; at most 500 are allowed"},
-		"an allowed scope t*":         {data{"allowed_scopes": "t*"}, `allowed_scopes "t*": a "*" needs a colon before it, as in "tool:github:*", or stands alone`},
-		"an allowed scope with NBSP":  {data{"allowed_scopes": []any{"tool:x\u00a0"}}, `allowed_scopes "tool:x\u00a0": ` + form},
+		"an allowed scope t*":         {data{"allowed_scopes": "t*"}, `allowed_scopes "t*": ` + starColon},
+		"an allowed scope with NBSP":  {data{"allowed_scopes": []any{"tool:x\u00a0"}}, `allowed_scopes "tool:x\u00a0": ` + patternForm},
 
-		"a negative max_ttl":          {data{"max_ttl": "-1s"}, `max_ttl "-1s": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"a max_ttl of half a second":  {data{"max_ttl": "500ms"}, `max_ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"an empty max_ttl":            {data{"max_ttl": ""}, `max_ttl "": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"a max_ttl that is a word":    {data{"max_ttl": "long"}, `max_ttl "long": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"a max_ttl beyond all bounds": {data{"max_ttl": "99999999999999999"}, `max_ttl "99999999999999999": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a negative max_ttl":          {data{"max_ttl": "-1s"}, `max_ttl "-1s": ` + durationFormText},
+		"a max_ttl of half a second":  {data{"max_ttl": "500ms"}, `max_ttl "500ms": ` + durationFormText},
+		"an empty max_ttl":            {data{"max_ttl": ""}, `max_ttl "": ` + durationFormText},
+		"a max_ttl that is a word":    {data{"max_ttl": "long"}, `max_ttl "long": ` + durationFormText},
+		"a max_ttl beyond all bounds": {data{"max_ttl": "99999999999999999"}, `max_ttl "99999999999999999": ` + durationFormText},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -217,12 +219,12 @@ func TestConfig_Rejects(t *testing.T) {
 	}
 	t.Run("a new config without proxy_url", func(t *testing.T) {
 		t.Parallel()
-		newMount(t).refused(logical.CreateOperation, "config", data{"secret": testSecret}, "proxy_url is required: the address of the ATI proxy, such as https://ati.example.com")
+		newMount(t).refused(logical.CreateOperation, "config", data{"secret": testSecret}, "proxy_url is required: the URL of the ATI proxy, such as https://ati.example.com")
 	})
 	t.Run("does not store a rejected config", func(t *testing.T) {
 		t.Parallel()
 		m := newMount(t)
-		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": "x"}, "secret must be 64 hex characters; it has 1 characters"+hint)
+		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": "x"}, fmt.Sprintf(secretLengthText, 1))
 		if got := m.storage.dump(t); len(got) != 0 {
 			t.Errorf("storage has %v", got)
 		}
@@ -236,14 +238,14 @@ func TestConfig_DeleteForgetsKey(t *testing.T) {
 	m := configured(t, data{"audience": "a", "max_ttl": "24h"}, data{"ttl": "20h"})
 	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
 	m.warnings(m.ok(logical.DeleteOperation, "config", nil),
-		"the key is forgotten here, but tokens signed with it pass the proxy until they expire or the proxy gets another key")
+		"The key was deleted from Vault, but proxies that hold it still accept its tokens until they expire. To invalidate them now, restart the proxies with a different key.")
 	if resp := m.ok(logical.ReadOperation, "config", nil); resp != nil {
 		t.Errorf("a deleted config reads as %v", resp.Data)
 	}
 	if got := m.storage.dump(t)["config"]; strings.Contains(got, testSecret) {
 		t.Errorf("storage still has the secret: %s", got)
 	}
-	m.refused(logical.ReadOperation, "creds/r", nil, "this mount has no config yet; write one with: vault write ati/config proxy_url=https://…")
+	m.refused(logical.ReadOperation, "creds/r", nil, "this mount has no config; create it with: vault write ati/config proxy_url=https://ati.example.com")
 	if resp := m.ok(logical.DeleteOperation, "config", nil); resp != nil {
 		t.Errorf("a second deletion returned %v", resp)
 	}
@@ -257,7 +259,7 @@ func TestConfig_DeleteForgetsKey(t *testing.T) {
 	if creds.Data["key_version"] != 2 || m.ok(logical.UpdateOperation, "validate", data{"token": creds.Data["token"]}).Data["key_version"] != 2 {
 		t.Errorf("a new token has key_version %v, want 2", creds.Data["key_version"])
 	}
-	want := data{"valid": false, "error": "signed by no key of this mount"}
+	want := data{"valid": false, "error": "not signed by any key of this mount"}
 	m.equal("the old key's token", want, m.ok(logical.UpdateOperation, "validate", data{"token": token, "audience": "a"}).Data)
 	// The longest TTL of issued tokens survives.
 	if got := m.storage.dump(t)["config"]; !strings.Contains(got, fmt.Sprintf(`"longest_ttl":%d`, 20*time.Hour)) {
@@ -270,7 +272,7 @@ func TestConfig_NoRandomness(t *testing.T) {
 	m := newMount(t)
 	m.breakRandom()
 	_, err := m.request(logical.CreateOperation, "config", data{"proxy_url": testProxy})
-	if err == nil || err.Error() != "generate a signing secret: unable to fill provided buffer with entropy: unexpected EOF" {
+	if err == nil || err.Error() != "generate secret: unable to fill provided buffer with entropy: unexpected EOF" {
 		t.Errorf("got %v", err)
 	}
 	if got := m.storage.dump(t); len(got) != 0 {

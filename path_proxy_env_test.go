@@ -23,14 +23,14 @@ func TestProxyEnv(t *testing.T) {
 	want = data{"ATI_JWT_SECRET": testSecret, "ATI_JWT_AUDIENCE": "a", "ATI_JWT_ACCEPTED_AUDIENCES": "a,b,c"}
 	m.equal("proxy-env", want, read("proxy-env"))
 	for _, version := range []string{"2", "1234"} {
-		m.refused(logical.ReadOperation, "proxy-env/"+version, nil, "this mount has no key of version "+version+", but of 1")
+		m.refused(logical.ReadOperation, "proxy-env/"+version, nil, "key version "+version+" does not exist; available versions: 1")
 	}
 	for _, version := range []string{"x", "0", "01", "-1", ""} {
 		if _, err := m.request(logical.ReadOperation, "proxy-env/"+version, nil); err != logical.ErrUnsupportedPath {
 			t.Errorf("proxy-env/%s: %v", version, err)
 		}
 	}
-	if log := m.log.String(); !strings.Contains(log, "the proxy's environment was read: key_version=1") || strings.Contains(log, testSecret) {
+	if log := m.log.String(); !strings.Contains(log, "proxy environment read: key_version=1") || strings.Contains(log, testSecret) {
 		t.Errorf("the log is:\n%s", log)
 	}
 }

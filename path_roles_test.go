@@ -65,9 +65,9 @@ func TestRoles_DisableUnderLoweredCeiling(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"ttl": "2h"})
 	m.ok(logical.UpdateOperation, "config", data{"max_ttl": "1h"})
-	m.refused(logical.UpdateOperation, "roles/r", data{"description": "x"}, "ttl 2h0m0s is longer than config's max_ttl 1h0m0s")
+	m.refused(logical.UpdateOperation, "roles/r", data{"description": "x"}, "ttl 2h0m0s is longer than max_ttl 1h0m0s of the config")
 	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": true})
-	m.refused(logical.UpdateOperation, "roles/r", data{"disabled": false}, "ttl 2h0m0s is longer than config's max_ttl 1h0m0s")
+	m.refused(logical.UpdateOperation, "roles/r", data{"disabled": false}, "ttl 2h0m0s is longer than max_ttl 1h0m0s of the config")
 	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false, "ttl": "1h"})
 }
 
@@ -85,7 +85,7 @@ func TestRoles_ListAndDelete(t *testing.T) {
 	if got, want := list(), []string{"a.b-c_d", "r"}; !cmp.Equal(got, want) {
 		t.Errorf("after the deletion: %v, want %v", got, want)
 	}
-	m.refused(logical.ReadOperation, "creds/R", nil, `role "R" does not exist; vault list ati/roles shows those that do`)
+	m.refused(logical.ReadOperation, "creds/R", nil, roleNotFound("R"))
 	if got := m.ok(logical.ReadOperation, "creds/r", nil).Data["scope"]; got != "tool:web_search" {
 		t.Errorf("role r was changed: %v", got)
 	}
@@ -173,16 +173,16 @@ func TestRoles_Rejects(t *testing.T) {
 		want string
 	}
 	cases := map[string]c{
-		"nothing granted":                      {data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes"},
-		"an empty name":                        {data{"tools": "a,,b"}, `tools "": an item must not be empty; is there a comma too many?`},
-		"a name that is only a prefix":         {data{"tools": "tool:"}, `tools "tool:": names no tool`},
+		"nothing granted":                      {data{"tools": ""}, "at least one of tools, skills, or scopes is required"},
+		"an empty name":                        {data{"tools": "a,,b"}, "tools contains an empty item; remove the extra comma"},
+		"a name that is only a prefix":         {data{"tools": "tool:"}, `tools "tool:": tool name is missing`},
 		"a number for a name":                  {data{"tools": []any{7}}, "tools: item 1 is not a string"},
 		"a list in a list":                     {data{"tools": []any{[]any{"a"}}}, "tools: item 1 is not a string"},
-		"a skill among the tools":              {data{"tools": "skill:x"}, `tools "skill:x": belongs in skills`},
-		"a tool among the skills":              {data{"skills": "tool:x"}, `skills "tool:x": belongs in tools`},
-		"a skill *":                            {data{"skills": "*"}, `skills "*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
-		"a skill skill:*":                      {data{"skills": "skill:*"}, `skills "skill:*": the proxy knows no such wildcard; scopes=* opens every skill and every tool`},
-		"skill:* as a scope":                   {data{"scopes": "skill:*"}, `scopes "skill:*": opens nothing at the proxy; for every skill and every tool, use the scope "*"`},
+		"a skill among the tools":              {data{"tools": "skill:x"}, `tools "skill:x": move it to skills`},
+		"a tool among the skills":              {data{"skills": "tool:x"}, `skills "tool:x": move it to tools`},
+		"a skill *":                            {data{"skills": "*"}, `skills "*": the proxy does not support wildcards for skills; list each skill, or set scopes=* to allow every tool and skill`},
+		"a skill skill:*":                      {data{"skills": "skill:*"}, `skills "skill:*": the proxy does not support wildcards for skills; list each skill, or set scopes=* to allow every tool and skill`},
+		"skill:* as a scope":                   {data{"scopes": "skill:*"}, `scopes "skill:*": matches no skill at the proxy; use the scope "*" to grant every skill and every tool`},
 		"t* as a scope":                        {data{"scopes": "t*"}, `scopes "t*": ` + starColon},
 		"** as a scope":                        {data{"scopes": "**"}, `scopes "**": ` + starColon},
 		"a * in the middle":                    {data{"tools": "a*b"}, `tools "tool:a*b": ` + starMiddle},
@@ -191,11 +191,11 @@ func TestRoles_Rejects(t *testing.T) {
 		"a long skill":                         {data{"skills": long[:129]}, fmt.Sprintf("skills %q: %s", "skill:"+long[:129], skillForm)},
 		"a skill with characters of a scope":   {data{"skills": "a=b"}, `skills "skill:a=b": ` + skillForm},
 		"ten thousand names":                   {data{"tools": many}, "tools has 10000 items; at most 500 are allowed"},
-		"500 rates, for their size":            {data{"rate": manyRates(500)}, "a token of this role has 12224 bytes; at most 8192 are allowed: grant less, or use patterns"},
-		"a template that can only be too long": {data{"job_id": strings.Repeat("a", 88) + "{{jti}}"}, fmt.Sprintf(`job_id "%s{{jti}}": renders to ids such as "%s00000000-0000-0000-0000-000000000000.1000"; %s`, strings.Repeat("a", 88), strings.Repeat("a", 88), idFormText)},
+		"500 rates, for their size":            {data{"rate": manyRates(500)}, "a token of this role would have 12224 bytes; at most 8192 are allowed: grant less, or use patterns"},
+		"a template that can only be too long": {data{"job_id": strings.Repeat("a", 88) + "{{jti}}"}, fmt.Sprintf(`job_id "%s{{jti}}": renders to IDs such as "%s00000000-0000-0000-0000-000000000000.1000", which are not valid: an ID %s`, strings.Repeat("a", 88), strings.Repeat("a", 88), idFormText)},
 		"a glob of 129 characters":             {data{"allowed_agent_ids": strings.Repeat("a", 129)}, fmt.Sprintf("allowed_agent_ids %q: %s", strings.Repeat("a", 129), globFormText)},
 		"501 rates":                            {data{"rate": manyRates(501)}, "rate has 501 items; at most 500 are allowed"},
-		"a token over 8 KB":                    {data{"tools": big}, "a token of this role has 19924 bytes; at most 8192 are allowed: grant less, or use patterns"},
+		"a token over 8 KB":                    {data{"tools": big}, "a token of this role would have 19924 bytes; at most 8192 are allowed: grant less, or use patterns"},
 
 		"an unknown unit":             {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
 		"a fraction":                  {data{"rate": data{"*": "1.5/s"}}, `rate of "*": "1.5/s": ` + rateFormText},
@@ -209,32 +209,32 @@ func TestRoles_Rejects(t *testing.T) {
 		"a rate without a unit":       {data{"rate": data{"*": "5"}}, `rate of "*": "5": ` + rateFormText},
 		"an empty rate":               {data{"rate": data{"*": ""}}, `rate of "*": "": ` + rateFormText},
 		"a number for a rate":         {data{"rate": data{"*": 5}}, `rate "*": the rate must be a string such as "10/hour"`},
-		"a rate without a key":        {data{"rate": "10/hour"}, `rate "10/hour": must be a pattern, "=" and a rate, as in "tool:github:*=10/hour"`},
-		"rates in one string":         {data{"rate": "tool:web_search=5/hour, tool:arxiv:search=3/hour"}, `rate "tool:web_search=5/hour, tool:arxiv:search=3/hour": holds several rates; give each by itself, as in rate=tool:a=1/s rate=tool:b=2/s, or all as a JSON object`},
+		"a rate without a key":        {data{"rate": "10/hour"}, `rate "10/hour": must be pattern=count/unit, such as "tool:github:*=10/hour"`},
+		"rates in one string":         {data{"rate": "tool:web_search=5/hour, tool:arxiv:search=3/hour"}, `rate "tool:web_search=5/hour, tool:arxiv:search=3/hour": contains several rates; repeat the parameter, as in rate=tool:a=1/s rate=tool:b=2/s, or pass a JSON object`},
 		"a rate that is a number":     {data{"rate": 5}, `rate must be a map, or items such as "tool:github:*=10/hour"`},
 		"a subject that is a number":  {data{"subject": 5}, "subject must be a string"},
-		"a ttl that is true":          {data{"ttl": true}, `ttl must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"a ttl of a fraction":         {data{"ttl": 3600.5}, `ttl 3600.5: must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"a ttl beyond all bounds":     {data{"ttl": 1e10}, `ttl 1e+10: must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
+		"a ttl that is true":          {data{"ttl": true}, "ttl " + durationFormText},
+		"a ttl of a fraction":         {data{"ttl": 3600.5}, `ttl 3600.5: ` + durationFormText},
+		"a ttl beyond all bounds":     {data{"ttl": 1e10}, `ttl 1e+10: ` + durationFormText},
 		"a boolean that is a number":  {data{"disabled": 7}, "disabled must be true or false"},
-		"a rate given twice":          {data{"rate": []any{"*=1/s", "*=2/s"}}, `rate "*": is given twice`},
-		"a key that can't match":      {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": the key must be "*", or "tool:" and a pattern; no other limits a call`},
-		"a skill's key":               {data{"rate": data{"skill:x": "1/s"}}, `rate "skill:x": the key must be "*", or "tool:" and a pattern; no other limits a call`},
-		"a key without a name":        {data{"rate": data{"tool:": "1/s"}}, `rate "tool:": names no tool`},
+		"a rate given twice":          {data{"rate": []any{"*=1/s", "*=2/s"}}, `rate "*": listed more than once`},
+		"a key that can't match":      {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": key must be "*" or start with "tool:", such as "tool:github:*"`},
+		"a skill's key":               {data{"rate": data{"skill:x": "1/s"}}, `rate "skill:x": key must be "*" or start with "tool:", such as "tool:github:*"`},
+		"a key without a name":        {data{"rate": data{"tool:": "1/s"}}, `rate "tool:": tool name is missing`},
 		"a key with a * in between":   {data{"rate": data{"tool:a*b": "1/s"}}, `rate "tool:a*b": ` + starMiddle},
 		"a key with a no-break space": {data{"rate": data{"tool:a\u00a0": "1/s"}}, `rate "tool:a\u00a0": ` + patternForm},
 
 		"a ttl of zero":              {data{"ttl": 0}, "ttl must be at least 1s"},
-		"a negative ttl":             {data{"ttl": -1}, `ttl "-1": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"a ttl that rounds to zero":  {data{"ttl": "900ms"}, `ttl "900ms": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"an empty ttl":               {data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`},
-		"a ttl over its max_ttl":     {data{"ttl": "3h", "max_ttl": "2h"}, "ttl 3h0m0s is longer than the role's max_ttl 2h0m0s"},
-		"a ttl over the ceiling":     {data{"ttl": "11h"}, "ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
-		"a max_ttl over the ceiling": {data{"max_ttl": "11h"}, "max_ttl 11h0m0s is longer than config's max_ttl 10h0m0s"},
-		"a scope over the ceiling":   {data{"scopes": "tool:*"}, `scope "tool:*" is beyond config's allowed_scopes (tool:web_search, tool:a:*, skill:s, help)`},
-		"a skill over the ceiling":   {data{"skills": "s2"}, `scope "skill:s2" is beyond config's allowed_scopes (tool:web_search, tool:a:*, skill:s, help)`},
+		"a negative ttl":             {data{"ttl": -1}, `ttl "-1": ` + durationFormText},
+		"a ttl that rounds to zero":  {data{"ttl": "900ms"}, `ttl "900ms": ` + durationFormText},
+		"an empty ttl":               {data{"ttl": ""}, `ttl "": ` + durationFormText},
+		"a ttl over its max_ttl":     {data{"ttl": "3h", "max_ttl": "2h"}, "ttl 3h0m0s is longer than max_ttl 2h0m0s of the role"},
+		"a ttl over the ceiling":     {data{"ttl": "11h"}, "ttl 11h0m0s is longer than max_ttl 10h0m0s of the config"},
+		"a max_ttl over the ceiling": {data{"max_ttl": "11h"}, "max_ttl 11h0m0s is longer than max_ttl 10h0m0s of the config"},
+		"a scope over the ceiling":   {data{"scopes": "tool:*"}, `scope "tool:*" is not covered by allowed_scopes in the config (tool:web_search, tool:a:*, skill:s, help)`},
+		"a skill over the ceiling":   {data{"skills": "s2"}, `scope "skill:s2" is not covered by allowed_scopes in the config (tool:web_search, tool:a:*, skill:s, help)`},
 
-		"an audience that config doesn't know": {data{"audience": "other"}, `audience "other" is none of config's (ati-proxy, mcp); accepted_audiences of config takes further ones`},
+		"an audience that config doesn't know": {data{"audience": "other"}, `audience "other" of role "r" is not allowed on this mount (allowed: ati-proxy, mcp); add it to accepted_audiences in the config`},
 		"an empty boolean":                     {data{"disabled": ""}, `disabled "": must be true or false`},
 		"a boolean that is a word":             {data{"disabled": "maybe"}, `disabled "maybe": must be true or false`},
 		"a long description":                   {data{"description": strings.Repeat("x", 1025)}, "description has 1025 bytes; at most 1024 are allowed"},
@@ -244,25 +244,25 @@ func TestRoles_Rejects(t *testing.T) {
 
 		"a plain subject with a blank":        {data{"subject": "a b"}, `subject "a b": ` + literalText},
 		"a subject that is a variable":        {data{"subject": "${JWT_SUB}"}, `subject "${JWT_SUB}": ` + literalText},
-		"a subject with two dots":             {data{"subject": "a..b"}, `subject "a..b": renders to ids such as "a..b"; ` + idFormText},
-		"a subject that begins with a dash":   {data{"subject": "-a"}, `subject "-a": renders to ids such as "-a"; ` + idFormText},
-		"a long subject":                      {data{"subject": long[:129]}, fmt.Sprintf("subject %q: renders to ids such as %q; %s", long[:129], long[:129], idFormText)},
-		"an open directive":                   {data{"subject": "{{identity.entity.id"}, `subject "{{identity.entity.id": a {{ has no }}`},
+		"a subject with two dots":             {data{"subject": "a..b"}, `subject "a..b": renders to IDs such as "a..b", which are not valid: an ID ` + idFormText},
+		"a subject that begins with a dash":   {data{"subject": "-a"}, `subject "-a": renders to IDs such as "-a", which are not valid: an ID ` + idFormText},
+		"a long subject":                      {data{"subject": long[:129]}, fmt.Sprintf("subject %q: renders to IDs such as %q, which are not valid: an ID %s", long[:129], long[:129], idFormText)},
+		"an open directive":                   {data{"subject": "{{identity.entity.id"}, `subject "{{identity.entity.id": {{ has no matching }}`},
 		"a closing brace alone":               {data{"subject": "a}}"}, `subject "a}}": ` + literalText},
 		"a single brace":                      {data{"subject": "{identity.entity.id}"}, `subject "{identity.entity.id}": ` + literalText},
 		"a misspelled directive":              {data{"subject": "{{identity.entity.nam}}"}, `subject "{{identity.entity.nam}}": {{identity.entity.nam}}: ` + noValue},
-		"a directive without identity":        {data{"subject": "{{entity.name}}"}, `subject "{{entity.name}}": {{entity.name}}: is neither identity.entity.… nor identity.groups.…`},
-		"an empty directive":                  {data{"subject": "{{}}"}, `subject "{{}}": {{}}: is neither identity.entity.… nor identity.groups.…`},
-		"the time":                            {data{"subject": "{{time.now}}"}, `subject "{{time.now}}": {{time.now}}: is neither identity.entity.… nor identity.groups.…`},
+		"a directive without identity":        {data{"subject": "{{entity.name}}"}, `subject "{{entity.name}}": {{entity.name}}: must be identity.entity.… or identity.groups.…`},
+		"an empty directive":                  {data{"subject": "{{}}"}, `subject "{{}}": {{}}: must be identity.entity.… or identity.groups.…`},
+		"the time":                            {data{"subject": "{{time.now}}"}, `subject "{{time.now}}": {{time.now}}: must be identity.entity.… or identity.groups.…`},
 		"all metadata together":               {data{"subject": "{{identity.entity.metadata}}"}, `subject "{{identity.entity.metadata}}": {{identity.entity.metadata}}: ` + noValue},
 		"metadata without a key":              {data{"subject": "{{identity.entity.metadata.}}"}, `subject "{{identity.entity.metadata.}}": {{identity.entity.metadata.}}: ` + noValue},
 		"all groups together":                 {data{"subject": "{{identity.entity.groups.names}}"}, `subject "{{identity.entity.groups.names}}": {{identity.entity.groups.names}}: ` + noValue},
 		"an alias without a value":            {data{"subject": "{{identity.entity.aliases.acc}}"}, `subject "{{identity.entity.aliases.acc}}": {{identity.entity.aliases.acc}}: ` + noValue},
 		"a group without a value":             {data{"subject": "{{identity.groups.names.g}}"}, `subject "{{identity.groups.names.g}}": {{identity.groups.names.g}}: ` + noValue},
-		"a jti as subject":                    {data{"subject": "{{jti}}"}, `subject "{{jti}}": {{jti}}: is allowed in job_id and sandbox_id only`},
-		"a misspelled jti":                    {data{"job_id": "{{JTI}}"}, `job_id "{{JTI}}": {{JTI}}: is neither identity.entity.… nor identity.groups.…`},
-		"values that run together":            {data{"sandbox_id": "{{identity.entity.name}}{{identity.entity.id}}"}, `sandbox_id "{{identity.entity.name}}{{identity.entity.id}}": between two directives must be one of ":/=", which no value has in it`},
-		"values joined by what they may have": {data{"job_id": "{{identity.entity.name}}-{{identity.entity.id}}"}, `job_id "{{identity.entity.name}}-{{identity.entity.id}}": between two directives must be one of ":/=", which no value has in it`},
+		"a jti as subject":                    {data{"subject": "{{jti}}"}, `subject "{{jti}}": {{jti}}: allowed only in job_id and sandbox_id`},
+		"a misspelled jti":                    {data{"job_id": "{{JTI}}"}, `job_id "{{JTI}}": {{JTI}}: must be identity.entity.… or identity.groups.…`},
+		"values that run together":            {data{"sandbox_id": "{{identity.entity.name}}{{identity.entity.id}}"}, `sandbox_id "{{identity.entity.name}}{{identity.entity.id}}": directives must be separated by ":", "/", or "="`},
+		"values joined by what they may have": {data{"job_id": "{{identity.entity.name}}-{{identity.entity.id}}"}, `job_id "{{identity.entity.name}}-{{identity.entity.id}}": directives must be separated by ":", "/", or "="`},
 	}
 	white := map[string]string{
 		"a blank": "a b", "a tab": "a\tb", "a no-break space": "a\u00a0b", "a line separator": "a\u2028b", "an ideographic space": "a\u3000b", "a next line": "a\u0085b",
@@ -283,14 +283,14 @@ func TestRoles_Rejects(t *testing.T) {
 		if !strings.HasPrefix(name, "a dash") && !strings.HasPrefix(name, "a dot") { // fine behind "tool:"
 			cases["a tool with "+name] = c{data{"tools": []any{bad}}, fmt.Sprintf("tools %q: %s", "tool:"+bad, patternForm)}
 		} else {
-			cases["a subject with "+name] = c{data{"subject": bad}, fmt.Sprintf("subject %q: renders to ids such as %q; %s", bad, bad, idFormText)}
+			cases["a subject with "+name] = c{data{"subject": bad}, fmt.Sprintf("subject %q: renders to IDs such as %q, which are not valid: an ID %s", bad, bad, idFormText)}
 		}
 		cases["a skill with "+name] = c{data{"skills": []any{bad}}, fmt.Sprintf("skills %q: %s", "skill:"+bad, skillForm)}
 	}
 	for _, field := range []string{"subject", "job_id", "sandbox_id"} {
 		cases["a long "+field] = c{data{field: "{{identity.entity.metadata." + strings.Repeat("k", 996) + "}}"}, field + " has 1025 bytes; at most 1024 are allowed"}
 	}
-	cases["an odd audience of a disabled role"] = c{data{"disabled": true, "audience": "a b"}, `audience "a b": must be 1 to 128 letters, digits and ._:/@- beginning with a letter or digit`}
+	cases["an odd audience of a disabled role"] = c{data{"disabled": true, "audience": "a b"}, `audience "a b": ` + audienceFormText}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -305,13 +305,13 @@ func TestRoles_Rejects(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
 		m.system.MaxLeaseTTLVal = 2 * time.Hour
-		m.refused(logical.UpdateOperation, "roles/r", data{"max_ttl": "3h"}, "max_ttl 3h0m0s is longer than the mount's maximum 2h0m0s; to raise that: vault secrets tune -max-lease-ttl=… <mount>")
+		m.refused(logical.UpdateOperation, "roles/r", data{"max_ttl": "3h"}, "max_ttl 3h0m0s is longer than the mount's maximum TTL 2h0m0s; lower it, or raise the maximum with vault secrets tune -max-lease-ttl")
 	})
 	t.Run("checks the role that a partial update results in", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"max_ttl": "2h"})
-		m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "3h"}, "ttl 3h0m0s is longer than the role's max_ttl 2h0m0s")
-		m.refused(logical.UpdateOperation, "roles/r", data{"tools": ""}, "a role grants something: give at least one of tools, skills and scopes")
+		m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "3h"}, "ttl 3h0m0s is longer than max_ttl 2h0m0s of the role")
+		m.refused(logical.UpdateOperation, "roles/r", data{"tools": ""}, "at least one of tools, skills, or scopes is required")
 	})
 	t.Run("does not store a rejected role", func(t *testing.T) {
 		t.Parallel()
@@ -385,26 +385,26 @@ func TestRoles_Warns(t *testing.T) {
 		want []string
 	}{
 		"nothing about a plain role":                    {data{"tools": "web_search,github:*,*", "skills": "x", "scopes": "help", "rate": data{"tool:web_search": "10000/hour", "tool:*": "1/s"}}, nil},
-		"of names before 0.2.0":                         {data{"tools": "github__*"}, []string{`scope "tool:github__*" opens no tool of a provider on a proxy since ati 0.2.0, which calls them "tool:github:*"`}},
-		"of a tool before 0.2.0":                        {data{"tools": "github__search"}, []string{`scope "tool:github__search" opens no tool of a provider on a proxy since ati 0.2.0, which calls them "tool:github:search"`}},
-		"of a provider's alias":                         {data{"tools": "git_hub_*"}, []string{`scope "tool:git_hub_*" opens also what "tool:git_hub:*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
-		"of part of a provider":                         {data{"tools": "git_sea*"}, []string{`scope "tool:git_sea*" opens also what "tool:git:sea*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
+		"of names before 0.2.0":                         {data{"tools": "github__*"}, []string{`Scope "tool:github__*" matches no provider's tool on ati 0.2.0 or later, where the name is "tool:github:*".`}},
+		"of a tool before 0.2.0":                        {data{"tools": "github__search"}, []string{`Scope "tool:github__search" matches no provider's tool on ati 0.2.0 or later, where the name is "tool:github:search".`}},
+		"of a provider's alias":                         {data{"tools": "git_hub_*"}, []string{`Scope "tool:git_hub_*" also matches what "tool:git_hub:*" matches, because the proxy also tries a tool name with "_" instead of its first ":".`}},
+		"of part of a provider":                         {data{"tools": "git_sea*"}, []string{`Scope "tool:git_sea*" also matches what "tool:git:sea*" matches, because the proxy also tries a tool name with "_" instead of its first ":".`}},
 		"nothing about names with a colon":              {data{"tools": "a:b__c,a:b_*,__x,_*"}, nil},
-		"of a rate whose alias is looser":               {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "*": "11/hour", "tool:p_*": "1/min"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
+		"of a rate whose alias is looser":               {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "*": "11/hour", "tool:p_*": "1/min"}}, []string{`Rate "tool:p:*" does not limit calls that spell the tool with an underscore. Add the same rate for "tool:p_*".`}},
 		"nothing where another rate is as tight":        {data{"tools": "p:*", "rate": data{"tool:p:*": "10/hour", "tool:*": "10/h"}}, nil},
-		"of a rate with only skills and help":           {data{"tools": "", "skills": "x", "scopes": "help", "rate": data{"tool:x": "1/s"}}, []string{`rate "tool:x" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
-		"of a skill's wildcard":                         {data{"skills": "research-*"}, []string{`scope "skill:research-*" opens no skill: the proxy matches skills by their exact names`}},
-		"of an idle rate":                               {data{"rate": data{"tool:other": "1/s"}}, []string{`rate "tool:other" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
-		"of an idle rate's pattern":                     {data{"rate": data{"tool:webs*": "1/s"}}, []string{`rate "tool:webs*" is for no scope of this role; it limits only a tool whose scope in the manifest is not its name`}},
-		"not of a rate that applies":                    {data{"tools": "git_*,a:b", "rate": data{"tool:git:*": "1/s", "tool:git_*": "1/s", "tool:a_b": "1/s"}}, []string{`scope "tool:git_*" opens also what "tool:git:*" would: the proxy tries a provider's tools with an underscore for the colon too`}},
+		"of a rate with only skills and help":           {data{"tools": "", "skills": "x", "scopes": "help", "rate": data{"tool:x": "1/s"}}, []string{`Rate "tool:x" matches no scope of this role. It applies only to a tool whose manifest sets a scope that differs from its name.`}},
+		"of a skill's wildcard":                         {data{"skills": "research-*"}, []string{`Scope "skill:research-*" matches no skill: the proxy matches skills by exact name.`}},
+		"of an idle rate":                               {data{"rate": data{"tool:other": "1/s"}}, []string{`Rate "tool:other" matches no scope of this role. It applies only to a tool whose manifest sets a scope that differs from its name.`}},
+		"of an idle rate's pattern":                     {data{"rate": data{"tool:webs*": "1/s"}}, []string{`Rate "tool:webs*" matches no scope of this role. It applies only to a tool whose manifest sets a scope that differs from its name.`}},
+		"not of a rate that applies":                    {data{"tools": "git_*,a:b", "rate": data{"tool:git:*": "1/s", "tool:git_*": "1/s", "tool:a_b": "1/s"}}, []string{`Scope "tool:git_*" also matches what "tool:git:*" matches, because the proxy also tries a tool name with "_" instead of its first ":".`}},
 		"not of a rate with a scope from a manifest":    {data{"scopes": "finance:read", "rate": data{"tool:other": "1/s"}}, nil},
-		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`rate "tool:p:*" doesn't limit calls that spell the tool with an underscore; add the same rate for "tool:p_*"`}},
-		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`rate "*" allows 10001 calls; the proxy keeps the time of each`}},
-		"of a short ttl":                                {data{"ttl": "5m"}, []string{"ttl 5m0s is not longer than the 5m0s after which Vault Agent reads a new token by default; set its static_secret_render_interval to about 0.7 of the ttl"}},
-		"of a comma in a name":                          {data{"tools": []any{"a,b", "c"}}, []string{`scope "tool:a,b" is one name with a comma in it; to give several in a list, give each as an item of its own`}},
+		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`Rate "tool:p:*" does not limit calls that spell the tool with an underscore. Add the same rate for "tool:p_*".`}},
+		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`Rate "*" allows 10001 calls. The proxy stores a timestamp for every call in the window.`}},
+		"of a short ttl":                                {data{"ttl": "5m"}, []string{"ttl 5m0s is not longer than 5m0s, the default interval at which Vault Agent reads a new token. Set Agent's static_secret_render_interval to about 0.7 of the ttl."}},
+		"of a comma in a name":                          {data{"tools": []any{"a,b", "c"}}, []string{`Scope "tool:a,b" is a single name that contains a comma. If it is meant as a list, pass each scope as a separate item.`}},
 		"nothing about a provider with two underscores": {data{"tools": "a__b:c"}, nil},
-		"of a lease, not its ttl":                       {data{"ttl": "60s", "generate_lease": true}, []string{"revoking a lease does not revoke its token: that lives until it expires"}},
-		"of a big token":                                {data{"tools": big}, []string{"a token of this role has 5791 bytes; over 4096 some HTTP servers refuse the request"}},
+		"of a lease, not its ttl":                       {data{"ttl": "60s", "generate_lease": true}, []string{"Revoking a lease does not invalidate the token, which remains valid until it expires."}},
+		"of a big token":                                {data{"tools": big}, []string{"A token of this role has 5791 bytes. Some HTTP servers reject requests with a token over 4096 bytes."}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -54,13 +54,13 @@ func TestRotate_ReplacesKeyImmediately(t *testing.T) {
 	m.equal("version", 2, version)
 	for range 2 { // from the cache, and from storage
 		m.equal("the new token", 2, m.verdict(token))
-		m.equal("the old token", "signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z", m.verdict(before))
+		m.equal("the old token", fmt.Sprintf(rotatedSinceText, "2027-01-15T08:01:00Z"), m.verdict(before))
 		m.equal("proxy-env", data{"ATI_JWT_SECRET": greenSecret, "ATI_JWT_AUDIENCE": "ati-proxy", "ATI_JWT_ACCEPTED_AUDIENCES": "ati-proxy", "ATI_JWT_ISSUER": "ati-orchestrator"},
 			m.ok(logical.ReadOperation, "proxy-env", nil).Data)
 		m.b = m.newBackend()
 	}
-	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 2")
-	m.refused(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it; the current proxy is at "https://green.example.com"`)
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "key version 1 does not exist; available versions: 2")
+	m.refused(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy}, `no active key for proxy_url "https://ati.example.com"; the current proxy_url is "https://green.example.com"`)
 	if strings.Contains(m.storage.dump(t)["config"], testSecret) {
 		t.Error("storage still has the old secret")
 	}
@@ -68,7 +68,7 @@ func TestRotate_ReplacesKeyImmediately(t *testing.T) {
 	// Without parameters, proxy and algorithm stay, and Vault generates a secret.
 	status = m.step("", nil, fmt.Sprintf(rotatedWarning, 3, "2027-01-15T09:02:01Z"), pinnedWarning)
 	m.equal("version and proxy", []any{3, greenProxy, "HS256"}, []any{status["current_version"], status["current_proxy_url"], status["current_algorithm"]})
-	m.equal("a token of version 2", "signed by no key of this mount; last rotated at 2027-01-15T08:01:00Z", m.verdict(token))
+	m.equal("a token of version 2", fmt.Sprintf(rotatedSinceText, "2027-01-15T08:01:00Z"), m.verdict(token))
 	secret := m.ok(logical.ReadOperation, "proxy-env", nil).Data["ATI_JWT_SECRET"]
 	if secret == greenSecret || len(secret.(string)) != 64 {
 		t.Error("no new secret was generated")
@@ -101,7 +101,7 @@ func TestRotate_StageToRetire(t *testing.T) {
 		for version, secret := range want {
 			path := "proxy-env" + version
 			if secret == "" {
-				m.refused(logical.ReadOperation, path, nil, fmt.Sprintf("this mount has no key of version %s, but of 2", version[1:]))
+				m.refused(logical.ReadOperation, path, nil, fmt.Sprintf("key version %s does not exist; available versions: 2", version[1:]))
 			} else if got := m.ok(logical.ReadOperation, path, nil).Data["ATI_JWT_SECRET"]; got != secret {
 				t.Errorf("%s has another secret", path)
 			}
@@ -115,7 +115,7 @@ func TestRotate_StageToRetire(t *testing.T) {
 	green["fingerprint"] = got["pending_fingerprint"]
 	m.equal("staged", status(map[string]data{"current": blue, "pending": green}), got)
 	secrets(map[string]string{"": testSecret, "/1": testSecret, "/2": greenSecret})
-	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com": this mount has no key for it (version 2, whose it is, is not active yet); the current proxy is at "https://ati.example.com"`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": greenProxy}, `no active key for proxy_url "https://green.example.com": key version 2 is not active yet; the current proxy_url is "https://ati.example.com"`)
 	m.equal("config", 1, m.ok(logical.ReadOperation, "config", nil).Data["key_version"])
 
 	m.now = m.now.Add(time.Minute)
@@ -137,7 +137,7 @@ func TestRotate_StageToRetire(t *testing.T) {
 	last := m.ok(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy, "ttl": "2h"}).Data["token"].(string)
 	blue["retired_at"], blue["tokens_expire_by"] = "2027-01-15T09:02:00Z", "2027-01-15T11:03:01Z" // 2h, a minute, and a second later
 	m.equal("retired", status(map[string]data{"current": green, "previous": blue}), m.step("/retire", nil, importedWarning))
-	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `proxy_url "https://ati.example.com": this mount has no key for it (version 1, whose it was, is retired); the current proxy is at "https://green.example.com"`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": testProxy}, `no active key for proxy_url "https://ati.example.com": key version 1 is retired; the current proxy_url is "https://green.example.com"`)
 	secrets(map[string]string{"": greenSecret, "/1": testSecret, "/2": greenSecret}) // a blue proxy may restart
 	// A longer TTL of a role that is written now does not matter.
 	m.ok(logical.UpdateOperation, "roles/r", data{"max_ttl": "100h"})
@@ -148,10 +148,10 @@ func TestRotate_StageToRetire(t *testing.T) {
 	m.now = time.Date(2027, 1, 15, 11, 3, 0, 999_000_000, time.UTC)
 	m.equal("the last token, a second before", "token has expired: exp is 2027-01-15T11:02:00Z", m.verdict(last))
 	m.now = time.Date(2027, 1, 15, 11, 3, 1, 0, time.UTC)
-	m.equal("the last token", "signed by no key of this mount", m.verdict(last))
+	m.equal("the last token", "not signed by any key of this mount", m.verdict(last))
 	m.equal("gone", status(map[string]data{"current": green}), m.ok(logical.ReadOperation, "config/rotate", nil).Data)
 	secrets(map[string]string{"": greenSecret, "/1": "", "/2": greenSecret})
-	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 2")
+	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to roll back to (current version: 2)")
 }
 
 // TestRotate_PurgesExpiredKey checks that a retired key is removed from storage when
@@ -217,7 +217,7 @@ func TestRotate_Rollback(t *testing.T) {
 	}
 	again := func() {
 		t.Helper()
-		m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "version 1 is the current one by a rollback already; to go forward to version 2 again: vault write -f ati/config/rotate/activate")
+		m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "version 1 is already current after a rollback; to return to version 2, run: vault write -f ati/config/rotate/activate")
 	}
 	m.now = m.now.Add(time.Minute)
 	m.equal("rolled back", []any{1, 2, "2027-01-15T08:01:00Z", nil}, versions(m.step("/rollback", nil)))
@@ -229,10 +229,10 @@ func TestRotate_Rollback(t *testing.T) {
 	m.now = m.now.Add(time.Minute)
 	m.equal("rolled forward", []any{2, 1, "2027-01-15T08:02:00Z", nil}, versions(m.step("/activate", nil)))
 	mints(2)
-	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is staged, and the current one is 2; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
+	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is pending (current version: 2); stage one with ati/config/rotate/stage")
 	m.step("/retire", nil, importedWarning)
 	m.now = m.now.Add(time.Hour)
-	const unretired = "version %d was retired, and is no longer: its tokens don't expire by %s; keep its proxies running"
+	const unretired = "Version %d is no longer retired, so its tokens may outlive %s. Keep its proxies running."
 	m.equal("rolled back after retire", []any{1, 2, "2027-01-15T09:02:00Z", nil}, versions(m.step("/rollback", nil, fmt.Sprintf(unretired, 1, "2027-01-15T09:03:01Z"))))
 	mints(1)
 	m.equal("retired", []any{1, 2, "2027-01-15T09:02:00Z", "2027-01-15T10:03:01Z"}, versions(m.step("/retire", nil)))
@@ -243,7 +243,7 @@ func TestRotate_Rollback(t *testing.T) {
 	// If a third version is staged, activate is for that one.
 	m.step("/rollback", nil)
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
-	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "version 2 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
+	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "previous version 2 is not retired; end minting under it first with: vault write -f ati/config/rotate/retire")
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
 	m.equal("forward, when it is dropped", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil)))
 
@@ -251,8 +251,8 @@ func TestRotate_Rollback(t *testing.T) {
 	m.step("/rollback", nil)
 	m.step("/retire", nil)
 	m.now = m.now.Add(2 * time.Hour)
-	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is staged, and the current one is 1; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
-	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to go back to; the current one is 1")
+	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "no version is pending (current version: 1); stage one with ati/config/rotate/stage")
+	m.refused(logical.UpdateOperation, "config/rotate/rollback", nil, "there is no previous version to roll back to (current version: 1)")
 	m.write("config/rotate/stage", data{"proxy_url": "https://fourth.example.com"})
 	m.equal("the next", 4, m.step("/activate", nil)["current_version"])
 	m.equal("and back", 1, m.step("/rollback", nil)["current_version"])
@@ -267,22 +267,22 @@ func TestRotate_RejectsStepsOutOfOrder(t *testing.T) {
 		t.Helper()
 		m.refused(logical.UpdateOperation, "config/rotate"+step, d, want)
 	}
-	refused("/activate", nil, "no version is staged, and the current one is 1; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
-	refused("/rollback", nil, "there is no previous version to go back to; the current one is 1")
-	refused("/retire", nil, "there is no previous version to retire; the current one is 1")
+	refused("/activate", nil, "no version is pending (current version: 1); stage one with ati/config/rotate/stage")
+	refused("/rollback", nil, "there is no previous version to roll back to (current version: 1)")
+	refused("/retire", nil, "there is no previous version to retire (current version: 1)")
 	if resp := m.ok(logical.DeleteOperation, "config/rotate/stage", nil); resp != nil {
 		t.Errorf("deleting a stage that does not exist returned %v", resp)
 	}
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	refused("/stage", nil, "version 2 is staged already; make it the current one with: vault write -f ati/config/rotate/activate, or drop it with: vault delete ati/config/rotate/stage")
-	refused("/retire", nil, "there is no previous version to retire; the current one is 1")
+	refused("/stage", nil, "version 2 is already pending; activate it with: vault write -f ati/config/rotate/activate, or drop it with: vault delete ati/config/rotate/stage")
+	refused("/retire", nil, "there is no previous version to retire (current version: 1)")
 	m.step("/activate", nil)
-	refused("/activate", nil, "no version is staged, and the current one is 2; stage one with: vault write ati/config/rotate/stage proxy_url=https://…")
+	refused("/activate", nil, "no version is pending (current version: 2); stage one with ati/config/rotate/stage")
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
-	refused("/activate", nil, "version 1 is not retired yet; end minting under it with: vault write -f ati/config/rotate/retire")
+	refused("/activate", nil, "previous version 1 is not retired; end minting under it first with: vault write -f ati/config/rotate/retire")
 	m.step("/retire", nil, importedWarning)
-	refused("/retire", nil, "version 1 was retired at 2027-01-15T08:00:00Z already")
-	m.step("/activate", nil, "version 1 is forgotten here, but its tokens pass its proxy until 2027-01-15T09:01:01Z")
+	refused("/retire", nil, "version 1 was already retired at 2027-01-15T08:00:00Z")
+	m.step("/activate", nil, "Key version 1 was deleted from this mount, but its proxy accepts its tokens until 2027-01-15T09:01:01Z.")
 	m.equal("versions", []any{3, 2}, func() []any {
 		s := m.ok(logical.ReadOperation, "config/rotate", nil).Data
 		return []any{s["current_version"], s["previous_version"]}
@@ -296,14 +296,14 @@ func TestRotate_NeverReusesVersions(t *testing.T) {
 	m := configured(t, nil, nil)
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
-	m.refused(logical.ReadOperation, "proxy-env/2", nil, "this mount has no key of version 2, but of 1")
-	m.refused(logical.UpdateOperation, "config/rotate/stage", data{"secret": "x"}, "secret must be 64 hex characters; it has 1 characters. One is made by: openssl rand -hex 32")
+	m.refused(logical.ReadOperation, "proxy-env/2", nil, "key version 2 does not exist; available versions: 1")
+	m.refused(logical.UpdateOperation, "config/rotate/stage", data{"secret": "x"}, fmt.Sprintf(secretLengthText, 1))
 	m.equal("after a dropped one", 3, m.write("config/rotate/stage", data{"proxy_url": greenProxy}).Data["pending_version"])
 	// A pending version survives an immediate rotation, with a lower number than the
 	// new current one.
 	got := m.write("config/rotate", nil).Data
-	m.equal("rotated beside a staged one", []any{4, 3, nil}, []any{got["current_version"], got["pending_version"], got["previous_version"]})
-	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 3 and 4")
+	m.equal("rotated with a pending one", []any{4, 3, nil}, []any{got["current_version"], got["pending_version"], got["previous_version"]})
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "key version 1 does not exist; available versions: 3, 4")
 	m.ok(logical.DeleteOperation, "config", nil)
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
 	m.equal("after deletion", data{"current_version": 5}, func() data {
@@ -317,9 +317,9 @@ func TestRotate_NeverReusesVersions(t *testing.T) {
 func TestRotate_ProxyURLs(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
-	sameURL := "version 2 has the proxy_url of version 1: from its activation until the proxy there has started again with it, tokens are refused; for none refused, stage it with a proxy_url of its own"
+	sameURL := "Version 2 has the proxy_url of current version 1. After activation, the proxy rejects new tokens until it restarts with version 2. To avoid rejected requests, stage the new version with a different proxy_url."
 	m.step("/stage", nil, sameURL, stageWarning)
-	m.step("/activate", nil, "the proxy refuses tokens until it has started again with version 2, whose proxy_url is that of version 1")
+	m.step("/activate", nil, "Restart the proxy at https://ati.example.com with version 2. Until then it rejects new tokens.")
 	// Both versions have this address, and the current one mints.
 	_, version := m.tokenFor(testProxy)
 	m.equal("version", 2, version)
@@ -329,11 +329,11 @@ func TestRotate_ProxyURLs(t *testing.T) {
 
 	m = configured(t, nil, nil)
 	m.step("/stage", data{"proxy_url": greenProxy}, stageWarning)
-	m.refused(logical.UpdateOperation, "config", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" is that of version 2, whose key its proxy holds; the current version is 1`)
-	m.refused(logical.UpdateOperation, "config/rotate", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" is that of version 2, which is staged: its proxy holds another key`)
+	m.refused(logical.UpdateOperation, "config", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" belongs to key version 2, and its proxy holds that key; choose a different URL (current version: 1)`)
+	m.refused(logical.UpdateOperation, "config/rotate", data{"proxy_url": greenProxy}, `proxy_url "https://green.example.com" belongs to pending version 2, and its proxy holds that key; choose a different URL`)
 	m.step("/activate", nil)
 	// Terraform may write the address from before the activation.
-	m.refused(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "audience": "x"}, `proxy_url "https://ati.example.com" is that of version 1, whose key its proxy holds; the current version is 2`)
+	m.refused(logical.UpdateOperation, "config", data{"proxy_url": testProxy, "audience": "x"}, `proxy_url "https://ati.example.com" belongs to key version 1, and its proxy holds that key; choose a different URL (current version: 2)`)
 	m.ok(logical.UpdateOperation, "config", data{"proxy_url": greenProxy})
 	m.step("/retire", nil, importedWarning)
 	m.now = m.now.Add(time.Hour + 61*time.Second)
@@ -344,31 +344,33 @@ func TestRotate_ProxyURLs(t *testing.T) {
 	m = configured(t, nil, nil)
 	m.step("/stage", nil, sameURL, stageWarning)
 	m.warnings(m.ok(logical.UpdateOperation, "config", data{"proxy_url": "https://moved.example.com"}),
-		"tokens go to https://moved.example.com from here on, whose proxy must hold version 1 of the key; whoever asks with proxy_url=https://ati.example.com is refused")
+		"New tokens are for the proxy at https://moved.example.com, which must use key version 1. Requests with proxy_url=https://ati.example.com are now rejected.")
 	m.equal("moved along", "https://moved.example.com", m.ok(logical.ReadOperation, "config/rotate", nil).Data["pending_proxy_url"])
 
 	// The address of the previous version.
 	m = configured(t, nil, nil)
 	m.activateGreen()
 	m.warnings(m.write("config/rotate/stage", data{"proxy_url": testProxy}),
-		"version 3 has the proxy_url of version 1: its tokens are refused when the proxy there has started again with version 3",
-		"a proxy that is started from ati/proxy-env gets version 3 when that is activated; one that is to stay with version 2 has to read ati/proxy-env/2")
+		"Version 3 has the proxy_url of previous version 1. When the proxy at that URL restarts with version 3, it rejects tokens signed with version 1.",
+		"Proxies that start with ati/proxy-env use version 3 after it is activated. To keep a proxy on version 2, pin it to ati/proxy-env/2 before you activate.")
 	m.warnings(m.write("config/rotate", nil), fmt.Sprintf(rotatedWarning, 4, "2027-01-15T09:01:01Z"), pinnedWarning,
-		"version 1 is forgotten too: stop its proxy at https://ati.example.com",
-		"version 3, which is staged, stays: whoever has read its key can mint for its proxies; drop it with: vault delete ati/config/rotate/stage")
+		"Key version 1 was also deleted. Stop its proxy at https://ati.example.com.",
+		"Pending version 3 was kept. If its key may be compromised, run: vault delete ati/config/rotate/stage")
 
 	m = configured(t, nil, nil)
 	m.warnings(m.write("config/rotate/stage", data{"proxy_url": "http://ati.example.com"}),
-		`proxy_url "http://ati.example.com" is not https: tokens cross the network in clear text`,
-		"a proxy that is started from ati/proxy-env gets version 2 when that is activated; one that is to stay with version 1 has to read ati/proxy-env/1")
+		`Tokens are sent to "http://ati.example.com" in plaintext. Use https.`,
+		stageWarning)
 }
 
 func TestRotate_RejectsInvalidKeys(t *testing.T) {
 	t.Parallel()
 	const (
-		hex  = ". One is made by: openssl rand -hex 32"
-		want = "private_key must be one P-256 private key in PEM, SEC1 or PKCS#8, not encrypted; "
-		made = ". One is made by: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
+		want = "private_key must be one unencrypted P-256 private key in PEM (SEC1 or PKCS#8); "
+		made = `; for example, use "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"`
+
+		secretForES256     = "secret is for HS256, but the algorithm is ES256; set private_key instead, or algorithm=HS256"
+		privateKeyForHS256 = "private_key is for ES256, but the algorithm is HS256; set secret instead, or algorithm=ES256"
 	)
 	pair := newPair(t)
 	der, err := x509.MarshalECPrivateKey(pair.key)
@@ -391,35 +393,35 @@ func TestRotate_RejectsInvalidKeys(t *testing.T) {
 		data data
 		want string
 	}{
-		"the present secret":              {data{"secret": testSecret}, "this is the key of version 1; a new version needs another one: leave it out, and Vault generates one"},
-		"a short secret":                  {data{"secret": testSecret[:62]}, "secret must be 64 hex characters; it has 62 characters" + hex},
-		"an empty secret":                 {data{"secret": ""}, "secret must be 64 hex characters; it has 0 characters" + hex},
+		"the present secret":              {data{"secret": testSecret}, "secret is already the key of version 1; use a different key, or omit it to have Vault generate one"},
+		"a short secret":                  {data{"secret": testSecret[:62]}, fmt.Sprintf(secretLengthText, 62)},
+		"an empty secret":                 {data{"secret": ""}, emptySecretText},
 		"an unknown algorithm":            {data{"algorithm": "RS256"}, `algorithm "RS256": must be "HS256" or "ES256"`},
-		"a proxy_url of a user":           {data{"proxy_url": "https://u:p@h"}, "proxy_url must not have a user or password in it, and so no @"},
-		"an empty proxy_url":              {data{"proxy_url": ""}, `proxy_url "": the scheme must be http or https`},
-		"a secret for ES256":              {data{"algorithm": "ES256", "secret": greenSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
-		"a private key for HS256":         {data{"algorithm": "HS256", "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
-		"a private key alone":             {data{"private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
-		"both":                            {data{"secret": greenSecret, "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256"},
-		"both for ES256":                  {data{"algorithm": "ES256", "secret": greenSecret, "private_key": pair.sec1}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256"},
-		"an empty private key":            {data{"algorithm": "ES256", "private_key": ""}, want + "it doesn't begin with -----BEGIN" + made},
-		"a secret as a private key":       {data{"algorithm": "ES256", "private_key": greenSecret}, want + "it doesn't begin with -----BEGIN" + made},
-		"a public key":                    {data{"algorithm": "ES256", "private_key": pair.public}, want + `it is a "PUBLIC KEY"` + made},
-		"an encrypted key, PKCS#8":        {data{"algorithm": "ES256", "private_key": block("ENCRYPTED PRIVATE KEY", nil, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
-		"an encrypted key, SEC1":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, []byte("x"))}, want + "it is encrypted. To decrypt it: openssl pkey -in <file>" + made},
-		"a key on another curve":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "it is a key of P-384" + made},
-		"a key that can be guessed":       {data{"algorithm": "ES256", "private_key": weakKey(t)}, want + "it is not random" + made},
-		"a key that is junk":              {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "it can't be read, or names a curve in a way that is not known here" + made},
-		"a truncated key":                 {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "it can't be read" + made},
-		"two keys":                        {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "there is something behind it" + made},
-		"a broken key before one":         {data{"algorithm": "ES256", "private_key": strings.Replace(pair.pkcs8, "M", "\xff", 1) + pair.pkcs8}, want + "it can't be read" + made},
-		"a certificate":                   {data{"algorithm": "ES256", "private_key": block("CERTIFICATE", nil, []byte("x"))}, want + `it is a "CERTIFICATE"` + made},
-		"a key in place of its label":     {data{"algorithm": "ES256", "private_key": block(strings.Repeat("MIGHAgEA", 8), nil, []byte("x"))}, want + "it is something else" + made},
-		"a key with text before it":       {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "it doesn't begin with -----BEGIN" + made},
-		"a key with text after it":        {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "there is something behind it" + made},
-		"only the curve's parameter":      {data{"algorithm": "ES256", "private_key": parameters}, want + "its EC PARAMETERS are not followed by a key" + made},
-		"the parameters of another curve": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x")) + pair.sec1}, want + "its EC PARAMETERS don't name P-256" + made},
-		"two keys in one block":           {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, append(der, der...))}, want + "there is something behind it" + made},
+		"a proxy_url of a user":           {data{"proxy_url": "https://u:p@h"}, "proxy_url must not contain credentials or \"@\""},
+		"an empty proxy_url":              {data{"proxy_url": ""}, `proxy_url "": must begin with http:// or https://`},
+		"a secret for ES256":              {data{"algorithm": "ES256", "secret": greenSecret}, secretForES256},
+		"a private key for HS256":         {data{"algorithm": "HS256", "private_key": pair.sec1}, privateKeyForHS256},
+		"a private key alone":             {data{"private_key": pair.sec1}, privateKeyForHS256},
+		"both":                            {data{"secret": greenSecret, "private_key": pair.sec1}, privateKeyForHS256},
+		"both for ES256":                  {data{"algorithm": "ES256", "secret": greenSecret, "private_key": pair.sec1}, secretForES256},
+		"an empty private key":            {data{"algorithm": "ES256", "private_key": ""}, "private_key is empty; check that the variable or file is set, or omit private_key to have Vault generate one"},
+		"a secret as a private key":       {data{"algorithm": "ES256", "private_key": greenSecret}, want + "the text does not begin with -----BEGIN" + made},
+		"a public key":                    {data{"algorithm": "ES256", "private_key": pair.public}, want + `the PEM block type is "PUBLIC KEY"` + made},
+		"an encrypted key, PKCS#8":        {data{"algorithm": "ES256", "private_key": block("ENCRYPTED PRIVATE KEY", nil, []byte("x"))}, want + `the key is encrypted (use "openssl pkey" to decrypt it)` + made},
+		"an encrypted key, SEC1":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, []byte("x"))}, want + `the key is encrypted (use "openssl pkey" to decrypt it)` + made},
+		"a key on another curve":          {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, other)}, want + "the key is for P-384" + made},
+		"a key that can be guessed":       {data{"algorithm": "ES256", "private_key": weakKey(t)}, want + "key is not random (too few distinct bytes)" + made},
+		"a key that is junk":              {data{"algorithm": "ES256", "private_key": block("PRIVATE KEY", nil, []byte("junk"))}, want + "cannot parse key, or unsupported curve encoding" + made},
+		"a truncated key":                 {data{"algorithm": "ES256", "private_key": pair.sec1[:100]}, want + "cannot decode PEM" + made},
+		"two keys":                        {data{"algorithm": "ES256", "private_key": pair.sec1 + pair.pkcs8}, want + "unexpected data after the key" + made},
+		"a broken key before one":         {data{"algorithm": "ES256", "private_key": strings.Replace(pair.pkcs8, "M", "\xff", 1) + pair.pkcs8}, want + "cannot decode PEM" + made},
+		"a certificate":                   {data{"algorithm": "ES256", "private_key": block("CERTIFICATE", nil, []byte("x"))}, want + `the PEM block type is "CERTIFICATE"` + made},
+		"a key in place of its label":     {data{"algorithm": "ES256", "private_key": block(strings.Repeat("MIGHAgEA", 8), nil, []byte("x"))}, want + "the PEM block type is unknown" + made},
+		"a key with text before it":       {data{"algorithm": "ES256", "private_key": "key:\n" + pair.sec1}, want + "the text does not begin with -----BEGIN" + made},
+		"a key with text after it":        {data{"algorithm": "ES256", "private_key": pair.sec1 + "x"}, want + "unexpected data after the key" + made},
+		"only the curve's parameter":      {data{"algorithm": "ES256", "private_key": parameters}, want + "the EC PARAMETERS are not followed by a key" + made},
+		"the parameters of another curve": {data{"algorithm": "ES256", "private_key": block("EC PARAMETERS", nil, []byte("x")) + pair.sec1}, want + "the EC PARAMETERS do not name P-256" + made},
+		"two keys in one block":           {data{"algorithm": "ES256", "private_key": block("EC PRIVATE KEY", nil, append(der, der...))}, want + "unexpected data after the key" + made},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -438,23 +440,23 @@ func TestRotate_RejectsInvalidKeys(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
 		m.step("/stage", data{"proxy_url": greenProxy, "algorithm": "ES256", "private_key": pair.sec1}, stageWarning)
-		const staged = "this is the key of version 2; a new version needs another one: leave it out, and Vault generates one"
+		const staged = "private_key is already the key of version 2; use a different key, or omit it to have Vault generate one"
 		m.refused(logical.UpdateOperation, "config/rotate", data{"algorithm": "ES256", "private_key": pair.pkcs8}, staged)
 		m.step("/activate", nil)
 		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"private_key": pair.pkcs8}, staged)
-		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256", "secret": testSecret}, "this is the key of version 1; a new version needs another one: leave it out, and Vault generates one")
-		m.refused(logical.UpdateOperation, "config/rotate", data{"secret": greenSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
+		m.refused(logical.UpdateOperation, "config/rotate/stage", data{"algorithm": "HS256", "secret": testSecret}, "secret is already the key of version 1; use a different key, or omit it to have Vault generate one")
+		m.refused(logical.UpdateOperation, "config/rotate", data{"secret": greenSecret}, secretForES256)
 	})
 	t.Run("in config", func(t *testing.T) {
 		t.Parallel()
 		m := newMount(t)
-		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "private_key": pair.sec1}, "private_key is a key for ES256, and the algorithm is HS256; give secret, or algorithm=ES256")
-		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "algorithm": "ES256", "secret": testSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
+		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "private_key": pair.sec1}, privateKeyForHS256)
+		m.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "algorithm": "ES256", "secret": testSecret}, secretForES256)
 		m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "algorithm": "ES256", "private_key": pair.sec1})
 		m.ok(logical.UpdateOperation, "config", data{"private_key": pair.pkcs8, "algorithm": "ES256"}) // the same key
-		m.refused(logical.UpdateOperation, "config", data{"private_key": newPair(t).sec1}, "private_key is not the present one, and "+rotateHint)
-		m.refused(logical.UpdateOperation, "config", data{"algorithm": "HS256"}, `algorithm "HS256" is not the present one, ES256, and `+rotateHint)
-		m.refused(logical.UpdateOperation, "config", data{"secret": testSecret}, "secret is a key for HS256, and the algorithm is ES256; give private_key, or algorithm=HS256")
+		m.refused(logical.UpdateOperation, "config", data{"private_key": newPair(t).sec1}, "private_key does not match the current key and "+rotateHint)
+		m.refused(logical.UpdateOperation, "config", data{"algorithm": "HS256"}, `algorithm "HS256" does not match the current key (ES256) and `+rotateHint)
+		m.refused(logical.UpdateOperation, "config", data{"secret": testSecret}, secretForES256)
 	})
 }
 
@@ -533,7 +535,7 @@ func TestRotate_ChangesAlgorithm(t *testing.T) {
 	// An immediate rotation keeps the current algorithm, or changes it.
 	status = m.write("config/rotate", nil).Data
 	m.equal("the algorithm stays", "ES256", status["current_algorithm"])
-	const none = "signed by no key of this mount; last rotated at 2027-01-15T08:00:00Z"
+	none := fmt.Sprintf(rotatedSinceText, "2027-01-15T08:00:00Z")
 	m.equal("verdicts", []any{none, none}, []any{m.verdict(hs), m.verdict(es)})
 	status = m.write("config/rotate", data{"algorithm": "HS256", "secret": greenSecret}).Data
 	m.equal("the algorithm changes", []any{"HS256", 4}, []any{status["current_algorithm"], status["current_version"]})
@@ -782,7 +784,7 @@ func TestRotate_DoesNotExposeKeys(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(m.log.String(), `key versions changed: path=config/rotate/activate parameters="" versions="current 2, previous 1"`) {
+	if !strings.Contains(m.log.String(), `rotated signing key: operation=activate parameters="" current_version=2 previous_version=1`) {
 		t.Errorf("the log does not name the step:\n%s", m.log)
 	}
 }
@@ -816,7 +818,7 @@ func TestRotate_ExpiryCountsEnabledRoles(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"max_ttl": "2h"}, nil)
 	m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "ttl": "4h", "disabled": true})
-	m.refused(logical.UpdateOperation, "roles/idle", data{"disabled": false}, "ttl 4h0m0s is longer than config's max_ttl 2h0m0s")
+	m.refused(logical.UpdateOperation, "roles/idle", data{"disabled": false}, "ttl 4h0m0s is longer than max_ttl 2h0m0s of the config")
 	m.ok(logical.UpdateOperation, "config", data{"max_ttl": "5h"})
 	m.ok(logical.UpdateOperation, "roles/idle", data{"disabled": false})
 	if got, want := m.ok(logical.ReadOperation, "creds/idle", nil).Data["expires_at"], int64(1_800_014_400); got != want {
@@ -832,7 +834,7 @@ func TestCreds_OnlyDisabledRole(t *testing.T) {
 	m := newMount(t)
 	m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
 	m.ok(logical.CreateOperation, "roles/idle", data{"tools": "x", "disabled": true})
-	m.refused(logical.ReadOperation, "creds/idle", nil, `role "idle" is disabled; disabled=false enables it`)
+	m.refused(logical.ReadOperation, "creds/idle", nil, `role "idle" is disabled`)
 	m.ok(logical.UpdateOperation, "roles/idle", data{"disabled": false})
 	m.ok(logical.ReadOperation, "creds/idle", nil)
 }
@@ -973,7 +975,7 @@ func TestRotate_TimesAreUTCSeconds(t *testing.T) {
 		t.Errorf("storage has %s", stored)
 	}
 	m.now = time.Date(2027, 1, 15, 9, 1, 1, 0, time.UTC)
-	m.refused(logical.ReadOperation, "proxy-env/1", nil, "this mount has no key of version 1, but of 2")
+	m.refused(logical.ReadOperation, "proxy-env/1", nil, "key version 1 does not exist; available versions: 2")
 }
 
 // TestRotate_StoresSecretInLowerCase checks that an imported secret is stored in lower
@@ -1017,10 +1019,10 @@ func TestRotate_NoRandomness(t *testing.T) {
 	before := m.storage.dump(t)["config"]
 	m.breakRandom()
 	for _, path := range []string{"config/rotate", "config/rotate/stage"} {
-		m.failed(logical.UpdateOperation, path, nil, "generate a signing secret: unable to fill provided buffer with entropy: unexpected EOF")
+		m.failed(logical.UpdateOperation, path, nil, "generate secret: unable to fill provided buffer with entropy: unexpected EOF")
 	}
 	resp, err := m.request(logical.UpdateOperation, "config/rotate", data{"algorithm": "ES256"})
-	if err == nil || !strings.HasPrefix(err.Error(), "generate a signing key: ") {
+	if err == nil || !strings.HasPrefix(err.Error(), "generate private key: ") {
 		t.Errorf("%v %v", resp, err)
 	}
 	m.equal("storage", before, m.storage.dump(t)["config"])
@@ -1032,7 +1034,7 @@ func TestCreds_RequiresLongestTTL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.damage(fmt.Sprintf(`"longest_ttl":%d`, time.Hour), `"longest_ttl":0`)
-	m.failed(logical.ReadOperation, "creds/r", nil, "storage has no bound on the life of tokens, which every role's write sets: write the roles again")
+	m.failed(logical.ReadOperation, "creds/r", nil, "stored config has no maximum token TTL; rewrite each role to restore it")
 }
 
 // TestCreds_RoleMaximum checks that a role's maximum applies when another role's is
@@ -1108,7 +1110,7 @@ func TestValidate_MalformedTokenAfterRotation(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.write("config/rotate", nil)
-	m.equal("verdict", "malformed token: it has 0 dots, not 2", m.verdict("hello"))
+	m.equal("verdict", "malformed token: must have 3 segments separated by dots; found 1", m.verdict("hello"))
 }
 
 // TestRotate_PurgeRunsOnWritableNodes checks that a performance standby does not
@@ -1170,10 +1172,10 @@ func TestLog_RecordsKeyVersions(t *testing.T) {
 	m.now = m.now.Add(2 * time.Hour)
 	m.periodic()
 	for _, want := range []string{
-		`key versions changed: path=config/rotate/stage parameters=proxy_url versions="current 1, pending 2"`,
-		"the proxy's environment was read: key_version=2",
-		"staged key dropped: key_version=2",
-		"retired key forgotten: its last token has expired: key_version=1",
+		`rotated signing key: operation=stage parameters=proxy_url current_version=1 pending_version=2`,
+		"proxy environment read: key_version=2",
+		"deleted pending key version: key_version=2",
+		"deleted expired key version: key_version=1",
 	} {
 		if !strings.Contains(m.log.String(), want) {
 			t.Errorf("the log has no line %s:\n%s", want, m.log)
@@ -1187,7 +1189,7 @@ func TestCreds_UnknownProxyURL(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.activateGreen()
-	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": "https://third.example.com"}, `proxy_url "https://third.example.com": this mount has no key for it; the current proxy is at "https://green.example.com"`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"proxy_url": "https://third.example.com"}, `no active key for proxy_url "https://third.example.com"; the current proxy_url is "https://green.example.com"`)
 }
 
 // TestValidate_PendingVersion checks that validate accepts tokens of the pending
@@ -1207,5 +1209,5 @@ func TestValidate_PendingVersion(t *testing.T) {
 	}
 	m.equal("verdict", 2, m.verdict(token))
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
-	m.equal("verdict", "signed by no key of this mount", m.verdict(token))
+	m.equal("verdict", "not signed by any key of this mount", m.verdict(token))
 }

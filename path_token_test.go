@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -144,28 +145,28 @@ func TestCreds_Subject(t *testing.T) {
 // one.
 func TestCreds_RejectsIdentityValues(t *testing.T) {
 	t.Parallel()
-	const joined = "; beside other text a value is letters, digits and ._@+- beginning with a letter or digit"
+	const joined = "; combined with other text, a value must start with a letter or digit and contain only letters, digits, and ._@+-"
 	meta := func(v string) *logical.Entity { return &logical.Entity{Metadata: map[string]string{"k": v}} }
 	for name, c := range map[string]struct {
 		template string
 		entity   *logical.Entity
 		want     string
 	}{
-		"no entity":                      {"{{identity.entity.name}}", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole"},
-		"no metadata":                    {"x:{{identity.entity.metadata.k}}", new(logical.Entity), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
-		"empty metadata":                 {"x:{{identity.entity.metadata.k}}", meta(""), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
-		"a colon in a value":             {"x:{{identity.entity.metadata.k}}", meta("a:b"), `subject: {{identity.entity.metadata.k}} is "a:b" for entity ` + testEntity + joined},
-		"a slash in a value":             {"x:{{identity.entity.metadata.k}}", meta("a/b"), `subject: {{identity.entity.metadata.k}} is "a/b" for entity ` + testEntity + joined},
-		"an equals sign in a value":      {"x:{{identity.entity.metadata.k}}", meta("a=b"), `subject: {{identity.entity.metadata.k}} is "a=b" for entity ` + testEntity + joined},
-		"a star in a value":              {"x:{{identity.entity.metadata.k}}", meta("*"), `subject: {{identity.entity.metadata.k}} is "*" for entity ` + testEntity + joined},
-		"a blank in a value":             {"x:{{identity.entity.metadata.k}}", meta("a b"), `subject: {{identity.entity.metadata.k}} is "a b" for entity ` + testEntity + joined},
+		"no entity":                      {"{{identity.entity.name}}", nil, "subject: cannot render {{identity.entity.name}}: the caller's token has no identity entity (root tokens and tokens created from them have none); log in with an auth method"},
+		"no metadata":                    {"x:{{identity.entity.metadata.k}}", new(logical.Entity), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; to see its values, run: vault read identity/entity/id/" + testEntity},
+		"empty metadata":                 {"x:{{identity.entity.metadata.k}}", meta(""), "subject: {{identity.entity.metadata.k}} has no value for entity " + testEntity + "; to see its values, run: vault read identity/entity/id/" + testEntity},
+		"a colon in a value":             {"x:{{identity.entity.metadata.k}}", meta("a:b"), `subject: {{identity.entity.metadata.k}} resolves to "a:b" for entity ` + testEntity + joined},
+		"a slash in a value":             {"x:{{identity.entity.metadata.k}}", meta("a/b"), `subject: {{identity.entity.metadata.k}} resolves to "a/b" for entity ` + testEntity + joined},
+		"an equals sign in a value":      {"x:{{identity.entity.metadata.k}}", meta("a=b"), `subject: {{identity.entity.metadata.k}} resolves to "a=b" for entity ` + testEntity + joined},
+		"a star in a value":              {"x:{{identity.entity.metadata.k}}", meta("*"), `subject: {{identity.entity.metadata.k}} resolves to "*" for entity ` + testEntity + joined},
+		"a blank in a value":             {"x:{{identity.entity.metadata.k}}", meta("a b"), `subject: {{identity.entity.metadata.k}} resolves to "a b" for entity ` + testEntity + joined},
 		"a blank in the only value":      {"{{identity.entity.metadata.k}}", meta("a b"), `subject "a b": ` + idFormText},
 		"a variable as the only value":   {"{{identity.entity.metadata.k}}", meta("${JWT_SUB}"), `subject "${JWT_SUB}": ` + idFormText},
 		"a directive as a value":         {"{{identity.entity.metadata.k}}", meta("{{identity.entity.id}}"), `subject "{{identity.entity.id}}": ` + idFormText},
 		"a value that is too long":       {"{{identity.entity.metadata.k}}", meta(strings.Repeat("a", 129)), fmt.Sprintf("subject %q: %s", strings.Repeat("a", 129), idFormText)},
 		"two dots across value and text": {"a.{{identity.entity.metadata.k}}", meta("x.."), `subject "a.x..": ` + idFormText},
-		"another group":                  {"{{identity.groups.names.ops.id}}", new(logical.Entity), "subject: {{identity.groups.names.ops.id}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
-		"another alias":                  {"{{identity.entity.aliases.acc.id}}", new(logical.Entity), "subject: {{identity.entity.aliases.acc.id}} has no value for entity " + testEntity + "; vault read identity/entity/id/" + testEntity + " shows what it has"},
+		"another group":                  {"{{identity.groups.names.ops.id}}", new(logical.Entity), "subject: {{identity.groups.names.ops.id}} has no value for entity " + testEntity + "; to see its values, run: vault read identity/entity/id/" + testEntity},
+		"another alias":                  {"{{identity.entity.aliases.acc.id}}", new(logical.Entity), "subject: {{identity.entity.aliases.acc.id}} has no value for entity " + testEntity + "; to see its values, run: vault read identity/entity/id/" + testEntity},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -180,14 +181,14 @@ func TestCreds_RejectsIdentityValues(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"subject": "{{identity.entity.name}}"})
 		m.entityID = testEntity
-		m.refused(logical.ReadOperation, "creds/r", nil, "subject: {{identity.entity.name}} has no value, since the caller's Vault token has no identity entity; log in by an auth method, such as AppRole")
+		m.refused(logical.ReadOperation, "creds/r", nil, "subject: cannot render {{identity.entity.name}}: the caller's token has no identity entity (root tokens and tokens created from them have none); log in with an auth method")
 	})
 	t.Run("a display name that is not a valid ID", func(t *testing.T) {
 		t.Parallel()
 		for _, name := range []string{"ldap-Jane Doe", "", "github-é"} {
 			m := configured(t, nil, nil)
 			m.displayName = name
-			m.refused(logical.ReadOperation, "creds/r", nil, fmt.Sprintf("the caller has no identity entity, and its display name %q: %s; set the role's subject or allowed_agent_ids", name, idFormText))
+			m.refused(logical.ReadOperation, "creds/r", nil, fmt.Sprintf("no subject for the token: the caller has no identity entity and its display name %q is not a valid ID; set subject on the role, or pass agent_id", name))
 		}
 	})
 	t.Run("a failing lookup of the entity", func(t *testing.T) {
@@ -202,19 +203,19 @@ func TestCreds_RejectsIdentityValues(t *testing.T) {
 		m := configured(t, nil, data{"subject": "{{identity.groups.names.ops.id}}"})
 		m.useEntity(nil)
 		m.system.groupErr = errors.New("no leader")
-		m.failed(logical.ReadOperation, "creds/r", nil, "look up the groups of entity "+testEntity+": no leader")
+		m.failed(logical.ReadOperation, "creds/r", nil, "look up groups of entity "+testEntity+": no leader")
 	})
 	t.Run("an entity ID that is not a valid ID", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
 		m.entityID = "a b"
-		m.refused(logical.ReadOperation, "creds/r", nil, `entity id "a b": `+idFormText)
+		m.refused(logical.ReadOperation, "creds/r", nil, `entity ID "a b": `+idFormText)
 	})
 	t.Run("a request without an id", func(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, nil)
 		_, err := m.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.ReadOperation, Path: "creds/r", Storage: m.storage, DisplayName: "token"})
-		if err == nil || err.Error() != "the request has no id to name the token by" {
+		if err == nil || err.Error() != "request has no ID" {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -272,9 +273,9 @@ func TestCreds_CallerChosenIDs(t *testing.T) {
 		data data
 		want string
 	}{
-		"an agent_id that no glob matches": {data{"agent_id": "other"}, `agent_id "other" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"an agent_id of another case":      {data{"agent_id": "EXACT"}, `agent_id "EXACT" is not one that role "r" allows; its allowed_agent_ids say which`},
-		"a job_id that no glob matches":    {data{"job_id": "other"}, `job_id "other" is not one that role "r" allows; its allowed_job_ids say which`},
+		"an agent_id that no glob matches": {data{"agent_id": "other"}, `agent_id "other" is not allowed by role "r": allowed_agent_ids is [sandbox:*, exact, *-end]`},
+		"an agent_id of another case":      {data{"agent_id": "EXACT"}, `agent_id "EXACT" is not allowed by role "r": allowed_agent_ids is [sandbox:*, exact, *-end]`},
+		"a job_id that no glob matches":    {data{"job_id": "other"}, `job_id "other" is not allowed by role "r": allowed_job_ids is [job-*]`},
 		"an agent_id with a blank":         {data{"agent_id": "sandbox:a b"}, `agent_id "sandbox:a b": ` + idFormText},
 		"an agent_id that is a variable":   {data{"agent_id": "sandbox:${JWT_SUB}"}, `agent_id "sandbox:${JWT_SUB}": ` + idFormText},
 		"an agent_id that is a template":   {data{"agent_id": "sandbox:{{jti}}"}, `agent_id "sandbox:{{jti}}": ` + idFormText},
@@ -286,16 +287,16 @@ func TestCreds_CallerChosenIDs(t *testing.T) {
 		"an agent_id that is a number":     {data{"agent_id": 9007199254740993.0}, "agent_id must be a string"},
 		"an agent_id that is true":         {data{"agent_id": true}, "agent_id must be a string"},
 		"a job_id that is a number":        {data{"job_id": json.Number("7")}, "job_id must be a string"},
-		"the proxy_url of another mount":   {data{"proxy_url": "https://evil.example.com"}, `proxy_url "https://evil.example.com": this mount has no key for it; the current proxy is at "https://ati.example.com"`},
-		"a proxy_url that is not a URL":    {data{"proxy_url": "blue"}, `proxy_url "blue": the scheme must be http or https`},
-		"another format":                   {data{"format": "json"}, `format "json": must be "env", or left out (-format=json, before the path, is the CLI's own)`},
+		"the proxy_url of another mount":   {data{"proxy_url": "https://evil.example.com"}, `no active key for proxy_url "https://evil.example.com"; the current proxy_url is "https://ati.example.com"`},
+		"a proxy_url that is not a URL":    {data{"proxy_url": "blue"}, `proxy_url "blue": must begin with http:// or https://`},
+		"another format":                   {data{"format": "json"}, `format "json": must be "env" or omitted; to choose the output of the CLI, put -format before the path`},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "creds/r", c.data, c.want) })
 	}
 
 	m.ok(logical.UpdateOperation, "roles/r", data{"allowed_agent_ids": "", "allowed_job_ids": "", "allowed_sandbox_ids": ""})
 	for _, field := range []string{"agent_id", "job_id", "sandbox_id"} {
-		m.refused(logical.ReadOperation, "creds/r", data{field: "x"}, fmt.Sprintf(`%s "x" is not one that role "r" allows; its allowed_%ss say which`, field, field))
+		m.refused(logical.ReadOperation, "creds/r", data{field: "x"}, fmt.Sprintf(`%s "x" is not allowed by role "r": allowed_%ss is empty`, field, field))
 	}
 	// Trailing slashes are removed, as in config.
 	m.ok(logical.ReadOperation, "creds/r", data{"proxy_url": testProxy + "/"})
@@ -340,7 +341,7 @@ func TestCreds_Narrowing(t *testing.T) {
 			}
 		})
 	}
-	const beyond = ` is not covered by what role "r" grants`
+	const beyond = ` is not granted by role "r"`
 	for name, c := range map[string]struct {
 		data data
 		want string
@@ -357,19 +358,19 @@ func TestCreds_Narrowing(t *testing.T) {
 		"a skill of a wildcard that matches nothing": {data{"skills": "research-a"}, `scope "skill:research-a"` + beyond},
 		"another scope":            {data{"scopes": "provider:y"}, `scope "provider:y"` + beyond},
 		"a tool that adds a scope": {data{"tools": []any{"web_search shell"}}, whiteSpaceError("tools", "web_search shell")},
-		"an empty tool":            {data{"tools": []any{"web_search", ""}}, `tools "": an item must not be empty; is there a comma too many?`},
+		"an empty tool":            {data{"tools": []any{"web_search", ""}}, "tools contains an empty item; remove the extra comma"},
 		"501 tools":                {data{"tools": strings.Repeat("a,", 500) + "a"}, "tools has 501 items; at most 500 are allowed"},
-		"a higher rate":            {data{"rate": data{"*": "101/hour"}}, `rate "*": 101/hour is more than the role's 100/hour`},
-		"another window":           {data{"rate": data{"*": "1/s"}}, `rate "*": 1/s is over another window than the role's 100/hour`},
-		"another key":              {data{"rate": data{"tool:web_search": "1/s"}}, `rate "tool:web_search": role "r" has no such rate, and a request can't add one`},
-		"a key that can't match":   {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": the key must be "*", or "tool:" and a pattern; no other limits a call`},
+		"a higher rate":            {data{"rate": data{"*": "101/hour"}}, `rate "*": 101/hour is higher than 100/hour of the role`},
+		"another window":           {data{"rate": data{"*": "1/s"}}, `rate "*": 1/s has a different window than 100/hour of the role`},
+		"another key":              {data{"rate": data{"tool:web_search": "1/s"}}, `rate "tool:web_search" is not defined on role "r"; a request can only lower existing rates`},
+		"a key that can't match":   {data{"rate": data{"web_search": "1/s"}}, `rate "web_search": key must be "*" or start with "tool:", such as "tool:github:*"`},
 		"an invalid rate":          {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "creds/r", c.data, c.want) })
 	}
 	t.Run("a role without rates", func(t *testing.T) {
 		m := configured(t, nil, nil)
-		m.refused(logical.ReadOperation, "creds/r", data{"rate": "*=1/s"}, `rate "*": role "r" has no such rate, and a request can't add one`)
+		m.refused(logical.ReadOperation, "creds/r", data{"rate": "*=1/s"}, `rate "*" is not defined on role "r"; a request can only lower existing rates`)
 	})
 }
 
@@ -383,10 +384,10 @@ func TestCreds_RejectsEmptyParameters(t *testing.T) {
 		"agent_id": {""}, "job_id": {""}, "sandbox_id": {""}, "proxy_url": {""}, "format": {""},
 	} {
 		for _, value := range values {
-			m.refused(logical.UpdateOperation, "creds/r", data{field: value}, fmt.Sprintf("parameter %q is empty; leave it out, or give it a value", field))
+			m.refused(logical.UpdateOperation, "creds/r", data{field: value}, fmt.Sprintf("parameter %q is empty; omit it or set a value", field))
 		}
 	}
-	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`)
+	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ""}, `ttl "": `+durationFormText)
 }
 
 func TestCreds_TTL(t *testing.T) {
@@ -448,10 +449,10 @@ func TestCreds_TTL(t *testing.T) {
 	for ttl, want := range map[any]string{
 		0:       "ttl must be at least 1s",
 		"0s":    "ttl must be at least 1s",
-		"500ms": `ttl "500ms": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
-		"1.5s":  `ttl "1.5s": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
-		"-5m":   `ttl "-5m": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
-		"1 h":   `ttl "1 h": must be whole seconds, as in "90s", "1h" or 3600, not negative, and less than 292 years`,
+		"500ms": `ttl "500ms": ` + durationFormText,
+		"1.5s":  `ttl "1.5s": ` + durationFormText,
+		"-5m":   `ttl "-5m": ` + durationFormText,
+		"1 h":   `ttl "1 h": ` + durationFormText,
 	} {
 		m.refused(logical.UpdateOperation, "creds/r", data{"ttl": ttl}, want)
 	}
@@ -497,16 +498,16 @@ func TestCreds_ChecksCurrentCeiling(t *testing.T) {
 	t.Parallel()
 	m := configured(t, data{"accepted_audiences": "mcp"}, data{"tools": "web_search,github:*", "audience": "mcp"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:web_search,tool:github:read_*"})
-	m.refused(logical.ReadOperation, "creds/r", nil, `scope "tool:github:*" is beyond config's allowed_scopes (tool:web_search, tool:github:read_*)`)
+	m.refused(logical.ReadOperation, "creds/r", nil, `scope "tool:github:*" is not covered by allowed_scopes in the config (tool:web_search, tool:github:read_*)`)
 	m.ok(logical.ReadOperation, "creds/r", data{"tools": "web_search,github:read_file"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "", "accepted_audiences": ""})
-	m.refused(logical.ReadOperation, "creds/r", nil, `role "r": audience "mcp" is none of config's (ati-proxy); accepted_audiences of config takes further ones`)
+	m.refused(logical.ReadOperation, "creds/r", nil, `audience "mcp" of role "r" is not allowed on this mount (allowed: ati-proxy); add it to accepted_audiences in the config`)
 }
 
 func TestCreds_DisabledRole(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, data{"disabled": true})
-	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled; disabled=false enables it`)
+	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
 	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false})
 	m.ok(logical.ReadOperation, "creds/r", nil)
 }
@@ -523,10 +524,8 @@ func TestTokenSize_Boundaries(t *testing.T) {
 		return data{"tools": append(items, "p:"+strings.Repeat("x", n))}
 	}
 	size := func(text string) int {
-		var n int
-		if i := strings.Index(text, " has "); i >= 0 {
-			_, _ = fmt.Sscanf(text[i:], " has %d bytes", &n)
-		}
+		before, _, _ := strings.Cut(text, " bytes")
+		n, _ := strconv.Atoi(before[strings.LastIndexByte(before, ' ')+1:])
 		return n
 	}
 	for path, m := range map[string]*mount{"creds/r": configured(t, nil, data{"tools": "p:*"}), "roles/r": configured(t, nil, nil)} {
@@ -572,8 +571,8 @@ func TestTokenSize_CheckedWhenMinting(t *testing.T) {
 		return data{"tools": items}
 	}
 	resp := m.ok(logical.UpdateOperation, "creds/r", tools(70))
-	m.warnings(resp, fmt.Sprintf("the token of \"token\" has %d bytes; over 4096 some HTTP servers refuse the request", len(resp.Data["token"].(string))))
-	m.refused(logical.UpdateOperation, "creds/r", tools(150), `the token of "token" has 8696 bytes; at most 8192 are allowed: ask for less with tools, skills or scopes`)
+	m.warnings(resp, fmt.Sprintf("The token for \"token\" has %d bytes. Some HTTP servers reject requests with a token over 4096 bytes.", len(resp.Data["token"].(string))))
+	m.refused(logical.UpdateOperation, "creds/r", tools(150), `the token for "token" would have 8696 bytes; at most 8192 are allowed: request fewer tools, skills, or scopes`)
 }
 
 // TestParameters_SizeLimit checks that a request's parameters are bounded before
@@ -597,7 +596,7 @@ func TestParameters_SizeLimit(t *testing.T) {
 		"validate": {data{"token": long}, 1<<20 + 7},
 		"jwks":     {data{"x": []any{long}}, 1<<20 + 4},
 	} {
-		m.refused(logical.UpdateOperation, path, c.data, fmt.Sprintf("the parameters have %d bytes together; at most 1048576 are allowed", c.bytes))
+		m.refused(logical.UpdateOperation, path, c.data, fmt.Sprintf("parameters have %d bytes in total; at most 1048576 are allowed", c.bytes))
 	}
 	// An error is bounded too.
 	resp, err := m.request(logical.UpdateOperation, "creds/r", data{"agent_id": strings.Repeat("é", 1<<18)})
@@ -617,7 +616,7 @@ func TestParameters_SizeLimit(t *testing.T) {
 	glob := func(i int) string { return fmt.Sprintf("%0128d", i) }
 	m.refused(logical.UpdateOperation, "roles/r", data{
 		"tools": list(500, pattern), "scopes": list(500, pattern), "skills": list(500, glob), "allowed_agent_ids": list(500, glob), "allowed_job_ids": list(500, glob), "allowed_sandbox_ids": list(500, glob),
-	}, "a token of this role has 428337 bytes; at most 8192 are allowed: grant less, or use patterns")
+	}, "a token of this role would have 428337 bytes; at most 8192 are allowed: grant less, or use patterns")
 }
 
 // TestLease_EndsBeforeTokenAndCannotBeRenewed checks that a lease ends before its
@@ -641,7 +640,7 @@ func TestLease_EndsBeforeTokenAndCannotBeRenewed(t *testing.T) {
 		if _, err := m.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RevokeOperation, Path: "creds/r", Secret: resp.Secret, Storage: m.storage}); err != nil {
 			t.Errorf("revocation: %v", err)
 		}
-		if !strings.Contains(m.log.String(), "[WARN]  a lease was revoked, but its token lives until it expires: path=creds/r jti="+testID+" expires=2027-01-15T09:30:00Z\n") {
+		if !strings.Contains(m.log.String(), "[WARN]  lease revoked, but its token remains valid until it expires: path=creds/r jti="+testID+" expires=2027-01-15T09:30:00Z\n") {
 			t.Errorf("the log does not name the lease:\n%s", m.log)
 		}
 		m.log.Reset()
@@ -661,8 +660,8 @@ func TestLease_ShortOrDelayedToken(t *testing.T) {
 	if got := m.ok(logical.ReadOperation, "creds/r", nil).Secret.TTL; got != time.Second {
 		t.Errorf("a lease of %v for a token of 3s", got)
 	}
-	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease it must be at least 3s")
-	m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease it must be at least 3s")
+	m.refused(logical.UpdateOperation, "creds/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease=true it must be at least 3s")
+	m.refused(logical.UpdateOperation, "roles/r", data{"ttl": "2s"}, "ttl 2s is too short for a lease; with generate_lease=true it must be at least 3s")
 
 	m.ok(logical.UpdateOperation, "roles/r", data{"subject": "{{identity.entity.name}}"})
 	m.useEntity(&logical.Entity{ID: testEntity, Name: "box"})
@@ -673,7 +672,7 @@ func TestLease_ShortOrDelayedToken(t *testing.T) {
 		switch {
 		case c.lease > 0 && (err != nil || resp.IsError() || resp.Secret.TTL != c.lease):
 			t.Errorf("a mint of %v gives %+v (%v)", c.took, resp, err)
-		case c.lease == 0 && (resp != nil || err == nil || err.Error() != "minting took so long that a token of 3s has no time left for a lease"):
+		case c.lease == 0 && (resp != nil || err == nil || err.Error() != "token TTL of 3s is too short to create a lease"):
 			t.Errorf("a mint of %v gives %+v (%v)", c.took, resp, err)
 		}
 	}

@@ -65,10 +65,10 @@ func TestValidate_ReturnsReason(t *testing.T) {
 		data  data
 		want  string
 	}{
-		"not a token":            {0, data{"token": "hello"}, "malformed token: it has 0 dots, not 2"},
-		"of another key":         {0, data{"token": other}, "signed by no key of this mount"},
-		"truncated":              {0, data{"token": token[:len(token)-3]}, "signed by no key of this mount"},
-		"with a line break":      {0, data{"token": token[:9] + "\n" + token[9:]}, "malformed token: segment 1 has a line break in it"},
+		"not a token":            {0, data{"token": "hello"}, "malformed token: must have 3 segments separated by dots; found 1"},
+		"of another key":         {0, data{"token": other}, "not signed by any key of this mount"},
+		"truncated":              {0, data{"token": token[:len(token)-3]}, "not signed by any key of this mount"},
+		"with a line break":      {0, data{"token": token[:9] + "\n" + token[9:]}, "malformed token: segment 1 contains a line break"},
 		"expired":                {time.Hour + 60*time.Second, data{}, "token has expired: exp is 2027-01-15T09:00:00Z"},
 		"expired without leeway": {time.Hour, data{"leeway": 0}, "token has expired: exp is 2027-01-15T09:00:00Z"},
 		"from the future":        {-61 * time.Second, data{}, "token is not valid yet: iat is 2027-01-15T08:00:00Z"},
@@ -95,12 +95,12 @@ func TestValidate_ReturnsReason(t *testing.T) {
 		data data
 		want string
 	}{
-		"no token":          {nil, "token is required, in the request's body"},
-		"an empty token":    {data{"token": " \n"}, "token is required, in the request's body"},
-		"too much leeway":   {data{"token": token, "leeway": "61s"}, "leeway 1m1s: must be at most 1m0s, which is the proxy's"},
-		"an empty audience": {data{"token": token, "audience": ""}, `parameter "audience" is empty; leave it out, or give it a value`},
-		"an empty issuer":   {data{"token": token, "issuer": ""}, `parameter "issuer" is empty; leave it out, or give it a value`},
-		"an empty scope":    {data{"token": token, "scope": ""}, `parameter "scope" is empty; leave it out, or give it a value`},
+		"no token":          {nil, "token is required in the request body"},
+		"an empty token":    {data{"token": " \n"}, emptyTokenText},
+		"too much leeway":   {data{"token": token, "leeway": "61s"}, "leeway 1m1s: must be at most 1m0s, which is that of the proxy"},
+		"an empty audience": {data{"token": token, "audience": ""}, `parameter "audience" is empty; omit it or set a value`},
+		"an empty issuer":   {data{"token": token, "issuer": ""}, `parameter "issuer" is empty; omit it or set a value`},
+		"an empty scope":    {data{"token": token, "scope": ""}, `parameter "scope" is empty; omit it or set a value`},
 	} {
 		t.Run(name, func(t *testing.T) { m.refused(logical.UpdateOperation, "validate", c.data, c.want) })
 	}
@@ -186,8 +186,8 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 	m := configured(t, data{"secret": vectors.Secret}, nil)
 	for _, c := range vectors.Cases {
 		if strings.TrimSpace(c.Token) == "" {
-			m.refused(logical.UpdateOperation, "validate", data{"token": c.Token}, "token is required, in the request's body")
-			m.refused(logical.UpdateOperation, "inspect", data{"token": c.Token}, "token is required, in the request's body")
+			m.refused(logical.UpdateOperation, "validate", data{"token": c.Token}, emptyTokenText)
+			m.refused(logical.UpdateOperation, "inspect", data{"token": c.Token}, emptyTokenText)
 			continue
 		}
 		// White space around a token is trimmed here, and by the proxy's HTTP server.
@@ -226,7 +226,7 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 			t.Errorf("%s: inspect (-want +got):\n%s", c.Name, diff)
 		}
 		if c.Inspect.Decoded {
-			m.warnings(resp, "nothing was verified: anybody may have written this token; use validate to know")
+			m.warnings(resp, "The token was decoded but not verified. Use validate to verify it.")
 		}
 	}
 }

@@ -53,7 +53,7 @@ func TestKeys_AreNotPrinted(t *testing.T) {
 			}
 		}
 	}
-	if len(holders) != 20 {
+	if len(holders) != 30 {
 		t.Errorf("%d values were printed", len(holders))
 	}
 }

@@ -31,7 +31,7 @@ func TestStore_ErrorNamesOperation(t *testing.T) {
 		"writing config, put":             {"put config", logical.UpdateOperation, "config", data{"issuer": "x"}, "write config: disk on fire"},
 		"deleting config, read":           {"get config", logical.DeleteOperation, "config", nil, "read config: disk on fire"},
 		"deleting config, put":            {"put config", logical.DeleteOperation, "config", nil, "write config: disk on fire"},
-		"listing roles":                   {"list role/", logical.ListOperation, "roles/", nil, "list the roles: disk on fire"},
+		"listing roles":                   {"list role/", logical.ListOperation, "roles/", nil, "list roles: disk on fire"},
 		"reading a role":                  {"get role/r", logical.ReadOperation, "roles/r", nil, `read role "r": disk on fire`},
 		"writing a role, config":          {"get config", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, "read config: disk on fire"},
 		"writing a role, read":            {"get role/r", logical.UpdateOperation, "roles/r", data{"ttl": "5h"}, `read role "r": disk on fire`},
@@ -92,7 +92,7 @@ func TestStore_RejectsNewerVersion(t *testing.T) {
 		before := m.storage.dump(t)
 		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
 			_, err := m.request(op, path, nil)
-			if want := "the storage entry has version 2, and this plugin knows up to 1: a newer version of the plugin wrote it"; err == nil || !strings.HasSuffix(err.Error(), want) {
+			if want := "storage entry has version 2, but this plugin supports versions up to 1; use the plugin version that wrote it, or a newer one"; err == nil || !strings.HasSuffix(err.Error(), want) {
 				t.Errorf("%s %s: %v", op, path, err)
 			}
 		}
@@ -146,12 +146,12 @@ func TestStore_DamagedKey(t *testing.T) {
 	t.Parallel()
 	m := configured(t, nil, nil)
 	m.damage(`"secret":"`+testSecret+`"`, `"secret":""`)
-	const want = "read version 1 of the stored key: parse key: an HS256 secret must not be empty"
+	const want = "read version 1 of the stored key: parse key: HS256 secret must not be empty"
 	m.failed(logical.ReadOperation, "creds/r", nil, want)
 	m.failed(logical.ReadOperation, "proxy-env", nil, want)
 	m.failed(logical.UpdateOperation, "config", data{"issuer": "x"}, want)
 	m.damage(`"secret":""`, `"secret":["`+testSecret+`"]`)
-	m.failed(logical.ReadOperation, "creds/r", nil, "read config: decode the storage entry: a stored key is not a string")
+	m.failed(logical.ReadOperation, "creds/r", nil, "read config: decode storage entry: a stored key is not a string")
 }
 
 // TestStore_AnyFaultIsAtomic lets each storage call of each request fail in turn. The
@@ -281,10 +281,10 @@ func TestWrite_CanceledRequestRefreshesCache(t *testing.T) {
 			m.equal("version", 2, m.ok(logical.ReadOperation, "creds/r", nil).Data["key_version"])
 		}},
 		"a role": {logical.UpdateOperation, "roles/r", data{"disabled": true}, func(m *mount) {
-			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled; disabled=false enables it`)
+			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
 		}},
 		"a deletion": {logical.DeleteOperation, "roles/r", nil, func(m *mount) {
-			m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
+			m.refused(logical.ReadOperation, "creds/r", nil, roleNotFound("r"))
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -362,7 +362,7 @@ func TestCache_Invalidate(t *testing.T) {
 
 	other.ok(logical.DeleteOperation, "roles/r", nil)
 	m.b.InvalidateKey(t.Context(), "role/r")
-	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
+	m.refused(logical.ReadOperation, "creds/r", nil, roleNotFound("r"))
 }
 
 // TestCache_ConcurrentWritesAndMints checks that a token has the scopes of the old
@@ -416,7 +416,7 @@ func TestCache_RoleDeletedDuringMint(t *testing.T) {
 	m := configured(t, nil, nil)
 	m.b = m.newBackend() // cold
 	m.duringRead("role/r", func() { _, _ = m.request(logical.ReadOperation, "creds/r", nil) }, func() { m.ok(logical.DeleteOperation, "roles/r", nil) })
-	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" does not exist; vault list ati/roles shows those that do`)
+	m.refused(logical.ReadOperation, "creds/r", nil, roleNotFound("r"))
 }
 
 // TestCache_ConcurrentReadWrite checks that a replaced value does not come back into a
