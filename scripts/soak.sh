@@ -26,7 +26,7 @@ run() {
     awk '!/^ *(=== (RUN|PAUSE|CONT|NAME)|--- PASS: .*\/)/'
 }
 
-run . TestEverythingAtOnce TestAnyLifeOfTheKey
+run . TestConcurrency_AllRequests TestRotate_RandomSequences
 run ./test TestCluster_LeaderKilled TestCluster_Partition TestPluginProcess_FaultsUnderLoad \
   TestRotate_CrashBetweenStepsIsAtomic TestCluster_SnapshotRestore
 scripts/fuzz.sh
