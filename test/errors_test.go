@@ -2,10 +2,13 @@ package test
 
 import (
 	"go/ast"
+	"go/constant"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,40 +19,29 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const errorsPage = "../docs/errors.md"
+const (
+	errorsPage = "../docs/errors.md"
+	module     = "vault-plugin-secrets-ati"
+)
 
-// notOnThePage are texts of the source that no user of the engine looks up.
+// notOnThePage lists messages of the source that no user of the engine sees as they are.
 var notOnThePage = func() map[string]string {
 	texts := map[string]string{}
 	for reason, list := range map[string][]string{
-		"it joins two texts that are on the page": {
-			"… of …: …", "role …: …", "item … of …", "allowed_scopes …", "and …",
+		"it joins two texts that are on the page":      {"item … of …", "rate of …: …"},
+		"it is not for people":                         {"ati", "unknown member"},
+		"reason says that no key of the mount matches": {"signature does not match"},
+		"it cannot happen: Vault passes a configuration, and sizes and types are fixed": {
+			"backend configuration is nil", "create role cache: …", "encode JWK Set: …", "encode public key of version …: …",
 		},
-		"it is a value in a text that is on the page": {
-			"a …", "something else", "another algorithm", "entity id", "display name",
-		},
-		"the engine says signedByNone in its place": {"signature does not match"},
-		"it is no text for people": {
-			"ati key fingerprint", "PRIVATE KEY", "PUBLIC KEY", "unknown member", "ati",
-		},
-		"it names an operation of package ati before the message, and the engine cuts it off where a caller could meet it": {
-			"parse key", "issue token", "validate token", "inspect token",
-		},
-		"it is only in the log": {"current …", ", pending …", ", previous …"},
-		"it can't happen: Vault gives a configuration, and the sizes and the types are fixed": {
-			"configuration passed into backend is nil", "make the role cache: …", "encode the JWK Set: …", "encode the public key of version …: …",
-		},
-		"parseSecret refuses such a secret before": {
-			"an HS256 secret must be hex digits, two for each byte", "an HS256 secret must not be empty",
-		},
-		"for callers in Go: the engine has checked it, or doesn't use the function": {
-			"must be one P-256 public key in PEM; …", "must be one P-256 public key in PEM; it is …",
-			"must be one P-256 public key in PEM; it can't be read", "must be one P-256 public key in PEM; it is not written as openssl writes it. To write it anew: openssl pkey -pubin -in <file>", "must be one P-256 public key in PEM; it is a key of …",
-			"the claims are not JSON that can be read", "the key is empty", "a public key can't sign", "the TTL … is not a whole number of seconds",
-			"WithAudience needs an audience", "an accepted audience must not be empty",
-			"the required issuer must not be empty; leave WithIssuer out to check none",
-			"the leeway … must be from 0s to …: the proxy refuses what is older",
-			"the orchestrator has no ProxyURL", "provision sandbox: …",
+		"parseSecret rejects such a secret first": {"HS256 secret must be pairs of hexadecimal digits", "HS256 secret must not be empty"},
+		"it is for callers in Go: the engine has checked the value, or does not use the function": {
+			"must be one P-256 public key in PEM; …", "must be one P-256 public key in PEM; the PEM block type is …", "must be one P-256 public key in PEM; cannot parse key",
+			"must be one P-256 public key in PEM; the key is for …", `must be one P-256 public key in PEM; the encoding is not canonical (use "openssl pkey -pubin" to rewrite it)`,
+			"key is empty", "cannot sign with a public key", "TTL …: must be a whole number of seconds",
+			"WithAudience requires at least one audience", "accepted audience must not be empty",
+			"required issuer must not be empty; omit WithIssuer to skip the check", "leeway …: must be between 0s and …, the leeway of the proxy",
+			"ProxyURL is required", "provision sandbox: …",
 		},
 	} {
 		for _, text := range list {
@@ -59,8 +51,7 @@ var notOnThePage = func() map[string]string {
 	return texts
 }()
 
-// docs/errors.md has a row for each text that the engine can give its
-// user, and no row for another.
+// docs/errors.md has a row for each message of the engine, and no others.
 func TestErrorsPage_ListsEveryMessage(t *testing.T) {
 	t.Parallel()
 	page, source := messagesOfPage(t), messagesOfSource(t)
@@ -72,7 +63,7 @@ func TestErrorsPage_ListsEveryMessage(t *testing.T) {
 		case !left && page[text] == 0:
 			t.Errorf("%s: no row of %s has the message: %s", at, errorsPage, text)
 		case strings.ContainsAny(text, "|`\n"):
-			t.Errorf("%s: can't stand in a table: %s", at, text)
+			t.Errorf("%s: not possible in a table: %s", at, text)
 		}
 	}
 	for _, text := range slices.Sorted(maps.Keys(page)) {
@@ -82,89 +73,88 @@ func TestErrorsPage_ListsEveryMessage(t *testing.T) {
 	}
 	for text := range notOnThePage {
 		if source[text] == "" {
-			t.Errorf("this test leaves out what the source doesn't have: %s", text)
+			t.Errorf("this test leaves out a message that the source does not have: %s", text)
 		}
 	}
 }
 
-// What the test above sees of a source: whatever may be a message, and what it
-// passes over.
 func TestErrorsPage_FindsEachFormOfMessage(t *testing.T) {
 	t.Parallel()
+	const other = `package other
+
+const Default = "a default"
+`
 	const source = `package p
 
-import "a path/with blanks"
+import (
+	"fmt"
+
+	"other"
+)
 
 const (
-	rule    = "a rule"
-	one     = "ONE"
-	unused  = "nobody uses it"
-	synHelp = "help text"
+	rule  = "a rule"
+	limit = 2 * 16
 )
 
 var ErrX = errors.New("sentinel")
 
-type s struct {
-	F string ` + "`json:\"a tag\"`" + `
-}
-
-func f(x string, n int) (string, error) {
+func f(x string, n int) (warnings []string, err error) {
 	const local = "of this function"
 	resp.AddWarning("a warning")
 	resp.AddWarning(fmt.Sprintf("a warning of %q, 100%%", x))
+	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
 	warn("shorthand %d", n)
 	fail("%v", err)
 	_ = fmt.Errorf("%s %q: %s", x, x, rule)
-	_ = fmt.Errorf("%s must be %q: %w", local, one, errors.New("nested"))
-	_ = fmt.Errorf("limit of %v", other.Default)
-	_ = fmt.Errorf("in %s", strings.Join([]string{"in a list", x}, " and "))
-	data["error"] = rule + "; since " + x
-	text := "assembled " + x
-	text += " of parts"
-	_ = &Error{x, "in a struct"}
-	_ = other.Default
-	_ = Path{Description: "a description", Operations: operation(f, "a summary"), Help: synHelp}
-	d.Description += " More of it."
+	_ = fmt.Errorf("%s must be %q: %w", local, rule, errors.New("nested"))
+	_ = refuse.Errorf("limit of %v is %d, not %d", other.Default, limit, n)
+	_ = parseKeyError("key; " + rule)
+	_ = &TokenError{Op: "an operation", Err: errors.New("in a struct")}
+	warnings = append(warnings, "assembled "+x+" of parts", fmt.Sprintf("in a list: %v", x))
+	fields = append(fields, "not a warning")
 	b.Logger().Info("a log line", "key", x)
-	_, _ = regexp.MustCompile("a form"), strings.HasPrefix(x, "a prefix")
-	switch {
-	case x == "a label":
+	_ = Path{Description: "a description", Operations: operation(f, "a summary")}
+	if x == "a value" {
+		return noContent([]string{"without content"}), nil
 	}
-	switch x {
-	case "another label":
-		return "as it stands", nil
-	}
-	return logical.ErrorResponse("refused: %s", helper("inner text")), nil
+	return nil, &ScopeError{x, "of a scope"}
+}
+
+func g() error {
+	const local = "of another function"
+	return errors.New(local)
 }
 `
 	c := newCollector()
-	c.constants["other.Default"] = "a default"
-	file, err := parser.ParseFile(c.fset, "p.go", source, parser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
+	for _, text := range []string{other, source} {
+		file, err := parser.ParseFile(c.fset, "p.go", text, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.collect(file.Name.Name, []*ast.File{file})
 	}
-	c.collect("p", []*ast.File{file})
 	want := []string{
-		"a warning", "a warning of …, 100%", "sentinel", "shorthand …", "in a list", "… …: a rule", `of this function must be "ONE": …`, "nested", "a default", "limit of a default", "in …",
-		"a rule; since …", "assembled …", "of parts", "in a struct", "as it stands", "refused: …", "inner text",
+		"sentinel", "a warning", "a warning of …, 100%", "shorthand …", "… …: a rule", `of this function must be "a rule": …`, "nested",
+		"limit of a default is 32, not …", "key; a rule", "in a struct", "assembled … of parts", "in a list: …", "without content", "of a scope", "of another function",
 	}
 	slices.Sort(want)
 	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(c.messages))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got, want := c.messages["as it stands"], "p.go:42"; got != want {
-		t.Errorf("a message is found at %s, want %s", got, want)
+	if got, want := c.messages["a warning"], "p.go:18"; got != want {
+		t.Errorf("the message is at %s, want %s", got, want)
 	}
 }
 
-// canonical is one spelling for the source and the page, where a quoted value may
-// stand with its quotes.
+// canonical returns a message in the spelling by which the source and the page are
+// compared: a value may be quoted.
 func canonical(text string) string {
-	return strings.TrimSpace(strings.NewReplacer(`["…"]`, "…", `"…"`, "…").Replace(text))
+	return strings.TrimSpace(strings.ReplaceAll(text, `"…"`, "…"))
 }
 
-// messagesOfPage are the code spans in the first column of the tables of
-// messages, each with its line.
+// messagesOfPage returns the code spans in the first column of the tables of messages,
+// each with its line.
 func messagesOfPage(t *testing.T) map[string]int {
 	t.Helper()
 	b, err := os.ReadFile(errorsPage)
@@ -182,7 +172,7 @@ func messagesOfPage(t *testing.T) map[string]int {
 		cells := strings.Split(line, " | ")
 		spans := strings.Split(cells[0], "`")
 		if len(cells) != 3 || len(spans) < 3 || len(spans)%2 == 0 {
-			t.Errorf("%s:%d: a row has a message in backticks, what it means, and what to do: %s", errorsPage, i+1, line)
+			t.Errorf("%s:%d: want a message in backticks, what it means, and what to do: %s", errorsPage, i+1, line)
 			continue
 		}
 		for j := 1; j < len(spans); j += 2 {
@@ -196,239 +186,161 @@ func messagesOfPage(t *testing.T) map[string]int {
 	return messages
 }
 
-// messagesOfSource are the messages of the engine and of package ati, each with
-// a place where it stands.
+// messagesOfSource returns the messages of the engine and of the packages that it
+// imports from this module, each with its place.
 func messagesOfSource(t *testing.T) map[string]string {
 	t.Helper()
 	c := newCollector()
-	for _, dir := range []string{"../ati", ".."} { // the engine uses ati's constants
-		paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var files []*ast.File
-		for _, path := range paths {
-			if strings.HasSuffix(path, "_test.go") {
-				continue
-			}
-			file, err := parser.ParseFile(c.fset, path, nil, parser.SkipObjectResolution)
-			if err != nil {
-				t.Fatal(err)
-			}
-			files = append(files, file)
-		}
-		c.collect(filepath.Base(dir), files)
+	if _, err := c.Import(module); err != nil {
+		t.Fatal(err)
 	}
-	if len(c.messages) < 150 {
-		t.Fatalf("the source has only %d messages", len(c.messages))
+	if len(c.messages) < 150 || len(c.packages) < 6 {
+		t.Fatalf("%d packages with only %d messages", len(c.packages), len(c.messages))
 	}
 	return c.messages
 }
 
-// collector finds what may be a message: the text of each call that makes an
-// error or a warning, and any other text with a blank in it, unless it stands
-// where no message can. So a new way of giving a text is seen too.
+// collector finds messages: the texts that the constructors of errors and warnings are
+// called with.
 type collector struct {
-	fset      *token.FileSet
-	constants map[string]string // by name; those of another package with its name
-	messages  map[string]string // a text, with … for each value → file:line
+	fset     *token.FileSet
+	packages map[string]*types.Package // of this module, by path
+	info     types.Info
+	messages map[string]string // a text, with … for each value → file:line
 }
 
 func newCollector() *collector {
-	return &collector{fset: token.NewFileSet(), constants: map[string]string{}, messages: map[string]string{}}
-}
-
-func (c *collector) collect(pkg string, files []*ast.File) {
-	outside := maps.Clone(c.constants)
-	for _, f := range files {
-		for _, d := range f.Decls {
-			c.define(d)
-		}
-	}
-	ofPackage := maps.Clone(c.constants)
-	for _, f := range files {
-		for _, d := range f.Decls {
-			c.constants = maps.Clone(ofPackage)
-			ast.Inspect(d, func(n ast.Node) bool { c.define(n); return true })
-			ast.Inspect(d, c.visit)
-		}
-	}
-	for name, text := range ofPackage {
-		if _, old := outside[name]; !old {
-			outside[pkg+"."+name] = text
-		}
-	}
-	c.constants = outside
-}
-
-// define notes the constants of a declaration.
-func (c *collector) define(n ast.Node) {
-	g, ok := n.(*ast.GenDecl)
-	if !ok || g.Tok != token.CONST {
-		return
-	}
-	for _, s := range g.Specs {
-		v := s.(*ast.ValueSpec)
-		for i, value := range v.Values {
-			if text, all, _ := c.text(value); all {
-				c.constants[v.Names[i].Name] = text
-			}
-		}
+	return &collector{
+		fset: token.NewFileSet(), packages: map[string]*types.Package{},
+		info: types.Info{Types: map[ast.Expr]types.TypeAndValue{}}, messages: map[string]string{},
 	}
 }
 
-// makers are the calls whose text is a message, however short.
-var makers = []string{"errors.New", "fmt.Errorf", "fmt.Sprintf", "logical.ErrorResponse", "AddWarning", "warn", "fail", "keyError"}
-
-// silent are the keys and calls whose texts are documentation, patterns or log
-// lines.
-var (
-	silentKeys  = []string{"Description", "HelpSynopsis", "HelpDescription", "Help", "Name"}
-	silentCalls = []string{"operation", "step", "display", "strings", "bytes", "regexp", "Logger"}
-)
-
-func (c *collector) visit(n ast.Node) bool {
-	switch n := n.(type) {
-	case *ast.ImportSpec, *ast.Field:
-		return false
-	case *ast.GenDecl:
-		return n.Tok != token.CONST // noted where it is used
-	case *ast.KeyValueExpr:
-		key, _ := n.Key.(*ast.Ident)
-		return key == nil || !slices.Contains(silentKeys, key.Name)
-	case *ast.AssignStmt:
-		field, _ := n.Lhs[0].(*ast.SelectorExpr)
-		return field == nil || !slices.Contains(silentKeys, field.Sel.Name)
-	case *ast.CaseClause:
-		for _, stmt := range n.Body {
-			ast.Inspect(stmt, c.visit)
-		}
-		return false
-	case *ast.CallExpr:
-		return c.call(n)
-	case ast.Expr:
-		text, _, parts := c.text(n)
-		if strings.Contains(text, " ") {
-			c.note(n, text)
-		}
-		if b, ok := n.(*ast.BinaryExpr); ok && b.Op != token.ADD {
-			return b.Op != token.EQL && b.Op != token.NEQ
-		}
-		for _, p := range parts {
-			ast.Inspect(p, c.visit)
-		}
-		if s, ok := n.(*ast.SelectorExpr); ok {
-			ast.Inspect(s.X, c.visit) // the name behind it is no constant of this package
-			return false
-		}
-		return text == ""
+// Import collects the messages of a package of this module, after those of the packages
+// that it imports. Any other package is treated as empty.
+func (c *collector) Import(pkg string) (*types.Package, error) {
+	if known := c.packages[pkg]; known != nil {
+		return known, nil
 	}
-	return true
-}
-
-// call visits a call. Its first text is the format of the arguments behind it.
-func (c *collector) call(n *ast.CallExpr) bool {
-	names := strings.Split(nameOf(n.Fun), ".")
-	if slices.ContainsFunc(names, func(name string) bool { return slices.Contains(silentCalls, name) }) {
-		for _, arg := range n.Args {
-			if _, constant, _ := c.text(arg); !constant {
-				ast.Inspect(arg, c.visit)
-			}
-		}
-		return false
+	dir, ours := strings.CutPrefix(pkg, module)
+	if !ours {
+		empty := types.NewPackage(pkg, path.Base(pkg))
+		empty.MarkComplete()
+		return empty, nil
 	}
-	maker := slices.Contains(makers, nameOf(n.Fun)) || slices.Contains(makers, names[len(names)-1])
-	ast.Inspect(n.Fun, c.visit)
-	args := n.Args
-	for len(args) > 0 {
-		format, all, _ := c.text(args[0])
-		if !all || !verb.MatchString(format) {
-			if all && maker {
-				c.note(args[0], format)
-			} else {
-				ast.Inspect(args[0], c.visit)
-			}
-			args = args[1:]
+	names, err := filepath.Glob(filepath.Join("..", dir, "*.go"))
+	if err != nil {
+		return nil, err
+	}
+	var files []*ast.File
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
-		values := args[1:]
-		text := verb.ReplaceAllStringFunc(format, func(v string) string {
-			if v == "%%" {
-				return "%"
-			}
-			if len(values) == 0 {
-				return "…"
-			}
-			value := values[0]
-			values = values[1:]
-			if text, all, _ := c.text(value); all && v == "%q" {
-				return strconv.Quote(text)
-			} else if all {
-				return text
-			}
-			ast.Inspect(value, c.visit)
-			return "…"
-		})
-		if maker || strings.Contains(text, " ") {
-			c.note(args[0], text)
+		file, err := parser.ParseFile(c.fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return nil, err
 		}
-		args = values
+		files = append(files, file)
 	}
-	return false
+	return c.collect(pkg, files), nil
+}
+
+// collect evaluates the constants of a package, and adds its messages.
+func (c *collector) collect(pkg string, files []*ast.File) *types.Package {
+	config := types.Config{Importer: c, Error: func(error) {}} // packages that are treated as empty cause errors
+	c.packages[pkg], _ = config.Check(pkg, c.fset, files, &c.info)
+	for _, file := range files {
+		ast.Inspect(file, func(n ast.Node) bool { c.visit(n); return true })
+	}
+	return c.packages[pkg]
+}
+
+func (c *collector) visit(n ast.Node) {
+	switch n := n.(type) {
+	case *ast.CompositeLit:
+		if nameOf(n.Type) == "ScopeError" {
+			c.note(n.Elts)
+		}
+	case *ast.CallExpr:
+		switch name := nameOf(n.Fun); name {
+		case "New", "Errorf", "Sprintf", "parseKeyError", "warn", "fail":
+			if len(n.Args) > 0 {
+				c.add(n.Args[0], c.format(n.Args[0], n.Args[1:]))
+			}
+		case "AddWarning", "noContent":
+			c.note(n.Args)
+		case "append":
+			if strings.EqualFold(nameOf(n.Args[0]), "warnings") {
+				c.note(n.Args[1:])
+			}
+		}
+	}
+}
+
+// note adds the texts among the expressions, also those in a list.
+func (c *collector) note(expressions []ast.Expr) {
+	for _, e := range expressions {
+		if list, ok := e.(*ast.CompositeLit); ok {
+			c.note(list.Elts)
+		} else {
+			c.add(e, c.text(e))
+		}
+	}
 }
 
 var verb = regexp.MustCompile(`%[-+#0-9.]*[a-zA-Z%]`)
 
-// text is the text of an expression, with … for what is not constant, and those
-// parts; all tells that there are none.
-func (c *collector) text(e ast.Expr) (text string, all bool, parts []ast.Expr) {
-	switch e := e.(type) {
-	case *ast.BasicLit:
-		if e.Kind == token.STRING {
-			text, err := strconv.Unquote(e.Value)
-			return text, err == nil, nil
+// format returns the text of a format and its arguments.
+func (c *collector) format(format ast.Expr, args []ast.Expr) string {
+	return verb.ReplaceAllStringFunc(c.text(format), func(v string) string {
+		if v == "%%" {
+			return "%"
 		}
-	case *ast.Ident, *ast.SelectorExpr:
-		if text, ok := c.constants[nameOf(e)]; ok {
-			return text, true, nil
+		if len(args) == 0 {
+			return "…"
 		}
-	case *ast.BinaryExpr:
-		x, allX, partsX := c.text(e.X)
-		y, allY, partsY := c.text(e.Y)
-		if e.Op != token.ADD || x == "" && y == "" {
-			return "", false, nil
+		text := c.text(args[0])
+		args = args[1:]
+		if v == "%q" && text != "…" {
+			return strconv.Quote(text)
 		}
-		if x == "" {
-			x, partsX = "…", []ast.Expr{e.X}
-		}
-		if y == "" {
-			y, partsY = "…", []ast.Expr{e.Y}
-		}
-		return x + y, allX && allY, append(partsX, partsY...)
+		return text
+	})
+}
+
+// text returns an expression's text, with … for each part that is not constant.
+func (c *collector) text(e ast.Expr) string {
+	if value := c.info.Types[e].Value; value != nil && value.Kind() == constant.String {
+		return constant.StringVal(value)
+	} else if value != nil && value.Kind() == constant.Int {
+		return value.ExactString()
 	}
-	return "", false, nil
+	if sum, ok := e.(*ast.BinaryExpr); ok && sum.Op == token.ADD {
+		if text := c.text(sum.X) + c.text(sum.Y); letter.MatchString(text) { // not a number
+			return text
+		}
+	}
+	return "…"
 }
 
 var letter = regexp.MustCompile(`\pL`)
 
-// note keeps a text that has more than values and punctuation in it.
-func (c *collector) note(n ast.Node, text string) {
+// add keeps a text that has more than values and punctuation in it.
+func (c *collector) add(e ast.Expr, text string) {
 	if text = canonical(text); letter.MatchString(text) && c.messages[text] == "" {
-		p := c.fset.Position(n.Pos())
+		p := c.fset.Position(e.Pos())
 		c.messages[text] = p.Filename + ":" + strconv.Itoa(p.Line)
 	}
 }
 
-// nameOf is a name as it is written, such as fmt.Errorf, with the call in
-// b.Logger().Info left out.
+// nameOf returns a name without what it is selected from: Errorf of fmt.Errorf.
 func nameOf(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.Ident:
 		return e.Name
 	case *ast.SelectorExpr:
-		return nameOf(e.X) + "." + e.Sel.Name
-	case *ast.CallExpr:
-		return nameOf(e.Fun)
+		return e.Sel.Name
 	}
 	return ""
 }
