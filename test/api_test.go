@@ -27,24 +27,21 @@ const apiPage = "../docs/api.md"
 
 const apiIntro = `# API
 
-Every path of the engine, where it is mounted at ` + "`ati/`" + `. ` + "`make api`" + ` writes this page
-from what the paths say of themselves, and from the answers of a real server;
-` + "`make docs-test`" + ` fails when it no longer fits.
+The paths of the engine, mounted at ` + "`ati/`" + `. ` + "`make api`" + ` generates this page from the path schemas and the
+responses of a real server, and ` + "`make docs-test`" + ` fails if it is out of date.
 
-Each request needs the header ` + "`X-Vault-Token`" + `, but for ` + "`jwks`" + `. Parameters of a ` + "`POST`" + ` or
-` + "`PUT`" + ` stand in its body, a JSON object, and those of a ` + "`GET`" + ` in the query: Vault drops
-parameters that stand elsewhere. Lists are JSON arrays or strings with commas between
-the items, rates JSON objects or ` + "`pattern=count/unit`" + `, durations seconds or strings such
-as ` + "`90s`" + ` and ` + "`1h`" + `.
+Requests require the header ` + "`X-Vault-Token`" + `, except for ` + "`jwks`" + `. Send the parameters of a ` + "`POST`" + ` or ` + "`PUT`" + `
+in the body, as a JSON object, and those of a ` + "`GET`" + ` in the query: Vault ignores parameters in other places.
+A list is a JSON array, or a string of items separated by commas. Rates are a JSON object, or items such as
+` + "`pattern=count/unit`" + `. A duration is a number of seconds, or a string such as ` + "`90s`" + ` or ` + "`1h`" + `.
 
-What a request can mend is a ` + "`400`" + ` that says how, and changes nothing. An unknown
-parameter, one that is null, and a list that is given empty to ` + "`creds`" + ` or ` + "`batch`" + ` are
-such mistakes. Vault's own are ` + "`403`" + ` where no policy allows the request, and ` + "`404`" + ` where
-a config or role that is read is not there. A ` + "`500`" + ` is trouble with storage.
-[Errors](errors.md) has all texts.
+Invalid requests return ` + "`400`" + ` with a message and change nothing. These include unknown parameters, parameters
+that are null, and empty parameters of ` + "`creds`" + ` and ` + "`batch`" + `. ` + "`403`" + ` means that no policy allows the request, ` + "`404`" + `
+that the config or role to read does not exist, and ` + "`500`" + ` an error of Vault or its storage. [Errors](errors.md)
+lists every message.
 
-In the samples, tokens and keys are cut short. Of an answer they show ` + "`data`" + `,
-` + "`warnings`" + ` and ` + "`errors`" + `, and what belongs to a lease where there is one.
+The examples omit the response envelope (` + "`request_id`" + `, ` + "`lease_id`" + `, ` + "`auth`" + `), except for the lease of a role that
+creates leases. Tokens and keys are shortened.
 `
 
 // apiPaths has an example of each path, in the order of the page.
@@ -109,8 +106,8 @@ func TestDocsAPI(t *testing.T) {
 	s.vault(s.root, "secrets", "disable", "ati")
 	s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
 
-	_, there := s.operations()
-	if got, want := len(there), len(apiPaths); got != want {
+	_, paths := s.operations()
+	if got, want := len(paths), len(apiPaths); got != want {
 		t.Errorf("the engine has %d paths, but the page has %d", got, want)
 	}
 	samples, shown := apiSamples(t, s)
@@ -151,11 +148,11 @@ func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[s
 				t.Fatalf("%s %s: %v", r.method, r.path, err)
 			}
 		}
-		status, answer := s.send(s.root, r.method, "ati/"+r.path, nil, d)
+		status, response := s.send(s.root, r.method, "ati/"+r.path, nil, d)
 		if status != r.status {
-			t.Fatalf("%s %s returns %d, want %d: %s", r.method, r.path, status, r.status, answer)
+			t.Fatalf("%s %s returns %d, want %d: %s", r.method, r.path, status, r.status, response)
 		}
-		if m := jwts.FindString(answer); m != "" && strings.HasPrefix(r.path, "creds/researcher") && r.method == "POST" {
+		if m := jwts.FindString(response); m != "" && strings.HasPrefix(r.path, "creds/researcher") && r.method == "POST" {
 			token = m
 		}
 		if r.section == "" {
@@ -168,7 +165,7 @@ func apiSamples(t *testing.T, s *server) (samples map[string]string, shown map[s
 		}
 		text += fmt.Sprintf("\n%d\n", status)
 		if status != http.StatusNoContent {
-			text += indentJSON(t, withoutEnvelope(t, answer)) + "\n"
+			text += indentJSON(t, withoutEnvelope(t, response)) + "\n"
 		}
 		samples[r.section] += "\n```text\n" + normalizeSample(text, start) + "```\n"
 	}
@@ -191,10 +188,10 @@ func rfcPrivateKey(t *testing.T) string {
 }
 
 // withoutEnvelope removes the fields that Vault adds to every response.
-func withoutEnvelope(t *testing.T, answer string) data {
+func withoutEnvelope(t *testing.T, response string) data {
 	t.Helper()
 	all, kept := data{}, data{}
-	decoder := json.NewDecoder(strings.NewReader(answer))
+	decoder := json.NewDecoder(strings.NewReader(response))
 	decoder.UseNumber()
 	if err := decoder.Decode(&all); err != nil {
 		t.Fatal(err)
@@ -326,7 +323,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	}
 	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```console\n$ %s\n```\n\n", escapeMarkdown(synopsis), escapeMarkdown(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
 
-	section += "| request | needs | |\n| --- | --- | --- |\n"
+	section += "| request | capabilities | |\n| --- | --- | --- |\n"
 	var requests apiSchema
 	responses := map[string]apiSchema{}
 	for _, o := range []struct {
@@ -346,7 +343,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 			o.needs += ", sudo"
 		}
 		if item.Unauthenticated {
-			o.needs = "nothing"
+			o.needs = "none"
 		}
 		if !slices.Contains(shown, o.method) {
 			t.Errorf("no sample for %s %s", o.method, heading)
@@ -374,12 +371,12 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	parameters := ""
 	for _, p := range item.Parameters {
 		if p.In == "path" {
-			parameters += apiRow(p.Name, p.Schema, p.Description+" Stands in the path.")
+			parameters += apiRow(p.Name, p.Schema, p.Description+" Part of the path.")
 		}
 	}
 	all := []string{"| parameter | type | |\n| --- | --- | --- |\n" + parameters + apiRows(requests)}
 	for _, method := range slices.Sorted(maps.Keys(responses)) {
-		if table := "| answer | type | |\n| --- | --- | --- |\n" + apiRows(responses[method]); !slices.Contains(all, table) {
+		if table := "| response | type | |\n| --- | --- | --- |\n" + apiRows(responses[method]); !slices.Contains(all, table) {
 			all = append(all, table)
 		}
 	}
@@ -387,8 +384,8 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 		if strings.HasSuffix(table, "--- |\n") {
 			continue // no rows
 		}
-		if there, ok := tables[table]; ok {
-			table = fmt.Sprintf("%s: as of [`%s`](%s).\n", map[byte]string{'p': "Parameters", 'a': "Answer"}[table[2]], there, anchor(there))
+		if first, ok := tables[table]; ok {
+			table = fmt.Sprintf("%s: see [`%s`](%s).\n", map[byte]string{'p': "Parameters", 'r': "Response"}[table[2]], first, anchor(first))
 		} else {
 			tables[table] = heading
 		}
@@ -445,7 +442,17 @@ func apiRow(name string, schema apiSchema, text string) string {
 	return fmt.Sprintf("| `%s` | %s | %s |\n", name, kind, text)
 }
 
-// escapeMarkdown escapes characters that have a meaning in Markdown.
+var markup = regexp.MustCompile("`[^`]*`|[^\\s\"(]*[<*][^\\s\",;)]*")
+
+// escapeMarkdown makes code spans of words with characters that have a meaning in Markdown,
+// such as <name> and tool:*.
 func escapeMarkdown(text string) string {
-	return strings.NewReplacer("<", "&lt;", "*", `\*`, "|", `\|`).Replace(text)
+	text = markup.ReplaceAllStringFunc(text, func(word string) string {
+		if strings.HasPrefix(word, "`") {
+			return word
+		}
+		code := strings.TrimRight(word, ".:")
+		return "`" + code + "`" + word[len(code):]
+	})
+	return strings.ReplaceAll(text, "|", `\|`)
 }
