@@ -64,7 +64,7 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 			t.Fatalf("validate of an earlier token of version %d returns %v", r.version, got)
 		}
 	}
-	if diff := cmp.Diff(data{"valid": false, "error": "signed by no key of this mount"}, validate(otherToken)); diff != "" {
+	if diff := cmp.Diff(data{"valid": false, "error": "not signed by any key of this mount"}, validate(otherToken)); diff != "" {
 		t.Errorf("validate of the other cluster's token (-want +got):\n%s", diff)
 	}
 

@@ -93,7 +93,7 @@ func TestMount_Lifecycle(t *testing.T) {
 	claims(t, secret, s.read(s.root, "ati/creds/researcher"))
 
 	s.vault(s.root, "delete", "ati/roles/researcher")
-	if out, err := s.tryVault(s.root, "read", "ati/creds/researcher"); err == nil || !strings.Contains(out, `role "researcher" does not exist; vault list ati/roles shows those that do`) {
+	if out, err := s.tryVault(s.root, "read", "ati/creds/researcher"); err == nil || !strings.Contains(out, `role "researcher" does not exist; to list the roles, run: vault list ati/roles`) {
 		t.Errorf("a deleted role: %v\n%s", err, out)
 	}
 	s.vault(s.root, "secrets", "disable", "ati")
@@ -215,7 +215,7 @@ func TestLeases(t *testing.T) {
 	s.vault(s.root, "lease", "revoke", "-sync", creds.LeaseID)
 	claims(t, secret, creds)
 	// Vault sorts the fields of the plugin's log lines by name.
-	if log := s.log(); !strings.Contains(log, "a lease was revoked, but its token lives until it expires: ") || !strings.Contains(log, "jti="+creds.RequestID) {
+	if log := s.log(); !strings.Contains(log, "lease revoked, but its token remains valid until it expires: ") || !strings.Contains(log, "jti="+creds.RequestID) {
 		t.Errorf("the server log does not say that the token remains valid:\n%s", log)
 	}
 	// Unmounting revokes the remaining leases.
@@ -273,7 +273,7 @@ func TestMount_Isolation(t *testing.T) {
 	s.write(s.root, "team/ati2/config", data{"proxy_url": "https://other.example.com"})
 	s.write(s.root, "team/ati2/roles/r", data{"tools": "x"})
 	verdict := s.write(s.root, "team/ati2/validate", data{"token": s.read(s.root, "ati/creds/r").Data["token"]})
-	if verdict.Data["valid"] != false || verdict.Data["error"] != "signed by no key of this mount" {
+	if verdict.Data["valid"] != false || verdict.Data["error"] != "not signed by any key of this mount" {
 		t.Errorf("the second mount returns %v", verdict.Data)
 	}
 	claims(t, secret, s.read(s.root, "ati/creds/r"))
@@ -296,11 +296,11 @@ func TestCLI_Errors(t *testing.T) {
 	s, _ := startEngine(t)
 	s.write(s.root, "ati/roles/r", data{"tools": "x"})
 	for _, c := range []struct{ args, want string }{
-		{"read ati/creds/r tools=", `parameter "tools" is empty; leave it out, or give it a value`},
-		{"read ati/creds/r tool=x", `unknown parameter "tool"; this path takes agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl`},
-		{"read ati/creds/nobody", `role "nobody" does not exist; vault list ati/roles shows those that do`},
-		{"write -f ati/creds/nobody", `role "nobody" does not exist; vault list ati/roles shows those that do`},
-		{"write ati/config secret=abc", "secret must be 64 hex characters; it has 3 characters. One is made by: openssl rand -hex 32"},
+		{"read ati/creds/r tools=", `parameter "tools" is empty; omit it or set a value`},
+		{"read ati/creds/r tool=x", `unknown parameter "tool" (did you mean "tools"?); supported parameters: agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl`},
+		{"read ati/creds/nobody", `role "nobody" does not exist; to list the roles, run: vault list ati/roles`},
+		{"write -f ati/creds/nobody", `role "nobody" does not exist; to list the roles, run: vault list ati/roles`},
+		{"write ati/config secret=abc", `secret must be 64 hexadecimal characters (32 bytes), got 3; for example, use "openssl rand -hex 32"`},
 		{"read ati/config token=x", `unknown parameter "token"`},
 		{"read ati/nothing", "No value found at ati/nothing"},
 		{"read ati/roles/nobody", "No value found at ati/roles/nobody"},

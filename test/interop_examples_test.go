@@ -172,7 +172,7 @@ func TestInteropSandboxAgent(t *testing.T) {
 	// When the mount's proxy changes, Agent gets an error instead of a token.
 	s.write(s.root, "ati/config", data{"proxy_url": "https://elsewhere.example.com"})
 	poll(t, "Agent logs that the mount has no key for its proxy", func() error {
-		if !strings.Contains(a.out.String(), "this mount has no key for it") {
+		if !strings.Contains(a.out.String(), "no active key for proxy_url") {
 			return fmt.Errorf("not in its log")
 		}
 		return nil
@@ -624,7 +624,7 @@ func TestInteropOrchestrators(t *testing.T) {
 		cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+requireEnv(t, "HVAC"))
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
-		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), `scope "tool:shell" is not covered`) {
+		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), `scope "tool:shell" is not granted`) {
 			t.Errorf("%s, more than the role grants: %v\n%s\n%s", name, err, out, stderr.String())
 		}
 	}

@@ -57,7 +57,7 @@ func TestInteropRotateImmediately(t *testing.T) {
 			if got := p.call(old, "web_search"); got != 401 {
 				t.Errorf("rotation %d: token %d returns %d", i, j, got)
 			}
-			if got := s.write(s.root, "ati/validate", data{"token": old}).Data; got["valid"] != false || !strings.HasPrefix(got["error"].(string), "signed by no key of this mount; last rotated at ") {
+			if got := s.write(s.root, "ati/validate", data{"token": old}).Data; got["valid"] != false || !strings.HasPrefix(got["error"].(string), "not signed by any key of this mount (key last rotated at ") {
 				t.Errorf("rotation %d: validate of token %d returns %v", i, j, got)
 			}
 		}
