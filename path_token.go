@@ -247,7 +247,7 @@ func (b *backend) leased(data map[string]any, claims *ati.Claims) (*logical.Resp
 	expires := time.Unix(claims.ExpiresAt, 0)
 	ttl := (expires.Sub(b.now()) - time.Second).Truncate(time.Second)
 	if ttl <= 0 { // for Vault, 0 is its default TTL
-		return nil, fmt.Errorf("token TTL of %v is too short to create a lease", time.Duration(claims.ExpiresAt-claims.IssuedAt)*time.Second)
+		return nil, fmt.Errorf("minting took too long: a token with TTL %v has no time left for a lease", time.Duration(claims.ExpiresAt-claims.IssuedAt)*time.Second)
 	}
 	resp := b.Secret(secretTokenType).Response(data, map[string]any{
 		"jti": claims.ID, "expires": expires.UTC().Format(time.RFC3339),
