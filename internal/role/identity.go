@@ -43,10 +43,11 @@ func (c Caller) subject() (string, error) {
 // round trip to Vault.
 type IdentityNeed int
 
+// The lookups, each of which includes the ones before it.
 const (
 	NeedsNothing IdentityNeed = iota
 	NeedsEntity
-	NeedsGroups // and the entity
+	NeedsGroups
 )
 
 // idClaim is one of the claims of a role: its template sets the claim, and a caller
