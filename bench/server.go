@@ -137,7 +137,7 @@ func (s *server) initialize(ctx context.Context) error {
 			return ctx.Err()
 		}
 		text, _ := os.ReadFile(s.log())
-		return fmt.Errorf("Vault did not start: %w\n%s", err, text)
+		return fmt.Errorf("start Vault: %w\n%s", err, text)
 	}
 	s.SetToken(keys.RootToken)
 	if _, err := s.Sys().UnsealWithContext(ctx, keys.Keys[0]); err != nil {
@@ -146,7 +146,7 @@ func (s *server) initialize(ctx context.Context) error {
 	return poll(ctx, func() error {
 		health, err := s.Sys().HealthWithContext(ctx)
 		if err == nil && health.Standby {
-			err = errors.New("Vault is not active")
+			err = errors.New("node is not active")
 		}
 		return err
 	})
