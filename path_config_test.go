@@ -212,9 +212,6 @@ func TestConfig_Rejects(t *testing.T) {
 			t.Parallel()
 			m := configured(t, nil, nil)
 			m.refused(logical.UpdateOperation, "config", c.data, c.want)
-			if secret, ok := c.data["secret"].(string); ok && len(secret) > 10 && strings.Contains(c.want, secret) {
-				t.Errorf("the error quotes the secret")
-			}
 		})
 	}
 	t.Run("a new config without proxy_url", func(t *testing.T) {

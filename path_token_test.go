@@ -504,14 +504,6 @@ func TestCreds_ChecksCurrentCeiling(t *testing.T) {
 	m.refused(logical.ReadOperation, "creds/r", nil, `audience "mcp" of role "r" is not allowed on this mount (allowed: ati-proxy); add it to accepted_audiences in the config`)
 }
 
-func TestCreds_DisabledRole(t *testing.T) {
-	t.Parallel()
-	m := configured(t, nil, data{"disabled": true})
-	m.refused(logical.ReadOperation, "creds/r", nil, `role "r" is disabled`)
-	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": false})
-	m.ok(logical.ReadOperation, "creds/r", nil)
-}
-
 // TestTokenSize_Boundaries checks, to the byte, where the warning and the error begin.
 // A tool that is a character longer adds one or two characters of base64.
 func TestTokenSize_Boundaries(t *testing.T) {
