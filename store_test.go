@@ -140,6 +140,15 @@ func TestStore_ReadsEachStorageVersion(t *testing.T) {
 	}
 }
 
+func TestStore_NewEntriesHaveNoNull(t *testing.T) {
+	t.Parallel()
+	for key, entry := range configured(t, nil, nil).storage.dump(t) {
+		if strings.Contains(entry, "null") {
+			t.Errorf("%s is stored as %s", key, entry)
+		}
+	}
+}
+
 // TestStore_DamagedKey checks that a damaged key is an internal error that names its
 // version.
 func TestStore_DamagedKey(t *testing.T) {

@@ -38,7 +38,9 @@ var LimitParams = param.Set[Limits]{
 }
 
 // NewLimits returns the limits of a new config.
-func NewLimits() Limits { return Limits{Audience: ati.DefaultAudience, Issuer: ati.DefaultIssuer} }
+func NewLimits() Limits {
+	return Limits{Audience: ati.DefaultAudience, AcceptedAudiences: []string{}, Issuer: ati.DefaultIssuer, AllowedScopes: []string{}}
+}
 
 // Warnings returns warnings about patterns that allow less than they appear to.
 func (l *Limits) Warnings() (warnings []string) {
