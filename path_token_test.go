@@ -499,6 +499,7 @@ func TestCreds_ChecksCurrentCeiling(t *testing.T) {
 	m := configured(t, data{"accepted_audiences": "mcp"}, data{"tools": "web_search,github:*", "audience": "mcp"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "tool:web_search,tool:github:read_*"})
 	m.refused(logical.ReadOperation, "creds/r", nil, `scope "tool:github:*" is not covered by allowed_scopes in the config (tool:web_search, tool:github:read_*)`)
+	m.refused(logical.ReadOperation, "creds/r", data{"tools": "shell"}, `scope "tool:shell" is not granted by role "r"`)
 	m.ok(logical.ReadOperation, "creds/r", data{"tools": "web_search,github:read_file"})
 	m.ok(logical.UpdateOperation, "config", data{"allowed_scopes": "", "accepted_audiences": ""})
 	m.refused(logical.ReadOperation, "creds/r", nil, `audience "mcp" of role "r" is not allowed on this mount (allowed: ati-proxy); add it to accepted_audiences in the config`)

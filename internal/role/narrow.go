@@ -146,16 +146,16 @@ func (r *Role) Narrow(b Bounds, request *Request, now time.Time) (t Draft, warni
 	if len(request.granted) > 0 {
 		scopes, t.scope = request.granted, strings.Join(request.granted, " ")
 	}
+	for _, scope := range request.granted {
+		if !covers(r.Granted, scope) {
+			return t, nil, fmt.Errorf("scope %q is not granted by role %q", scope, r.Name)
+		}
+	}
 	if t.ttl, warnings, err = r.cappedTTL(b, request.ttl); err != nil {
 		return t, nil, err
 	}
 	if err = cmp.Or(r.obstacles(b.Limits, scopes, t.ttl)...); err != nil {
 		return t, nil, err
-	}
-	for _, scope := range request.granted {
-		if !covers(r.Granted, scope) {
-			return t, nil, fmt.Errorf("scope %q is not granted by role %q", scope, r.Name)
-		}
 	}
 	if len(request.rates) > 0 {
 		t.rate, err = r.narrowRates(request.rates)
