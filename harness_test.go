@@ -65,7 +65,7 @@ const (
 	hostFormText     = "invalid host or port; the host must be a DNS name or an IP address, the port 1 to 65535"
 	starMiddle       = `"*" is allowed only at the end of a pattern`
 	starColon        = `a pattern that ends in "*" must contain a colon, as in "tool:github:*", or be exactly "*"`
-	noValue          = "not a supported identity value; see templated policies in the documentation of Vault"
+	noValue          = `not a supported identity value; see "Templated policies" in the Vault documentation`
 	literalText      = "text outside {{…}} may contain only letters, digits, and ._:@/+=-"
 )
 

@@ -17,9 +17,9 @@ import (
 
 func pathCheck(b *backend) []*framework.Path {
 	response := framework.Response{Description: "What the role allows", Fields: map[string]*framework.FieldSchema{
-		"allowed":        {Type: framework.TypeBool, Required: true, Description: "Whether a token with all that the role grants allows it."},
-		"matched_scopes": {Type: framework.TypeStringSlice, Required: true, Description: "Scope patterns of the role that allow it."},
-		"matched_rates":  {Type: framework.TypeKVPairs, Required: true, Description: "Rates of the role that limit calls of this spelling to /call."},
+		"allowed":        {Type: framework.TypeBool, Required: true, Description: "Whether a token with all that the role grants allows the tool, skill, or scope."},
+		"matched_scopes": {Type: framework.TypeStringSlice, Required: true, Description: "Scope patterns of the role that match."},
+		"matched_rates":  {Type: framework.TypeKVPairs, Required: true, Description: "Rates of the role that limit calls to /call with this spelling of the tool."},
 	}}
 	return []*framework.Path{{
 		Pattern:      "check/" + namePattern,

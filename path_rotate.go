@@ -43,7 +43,7 @@ func pathRotate(b *backend) []*framework.Path {
 		stage,
 		path("config/rotate/activate", b.pathRotateActivateWrite, "Make the pending version of the key current.", "activate", "staged-key", pathRotateActivateHelpDesc),
 		path("config/rotate/rollback", b.pathRotateRollbackWrite, "Make the previous version of the key current again.", "roll-back", "key", pathRotateRollbackHelpDesc),
-		path("config/rotate/retire", b.pathRotateRetireWrite, "End minting under the previous version of the key.", "retire", "previous-key", pathRotateRetireHelpDesc),
+		path("config/rotate/retire", b.pathRotateRetireWrite, "Stop minting tokens with the previous version of the key.", "retire", "previous-key", pathRotateRetireHelpDesc),
 	}
 }
 
@@ -94,8 +94,8 @@ func versionFactsOf(name string, version func(*keyring.Keys) *keyring.Key) param
 	}
 	if name == "previous" {
 		facts = append(facts,
-			at("retired_at", "Time at which minting under the previous version ended. Omitted until it is retired.", func(k *keyring.Key) time.Time { return k.RetiredAt }),
-			at("tokens_expire_by", "Time by which all tokens that this mount minted under the previous version have expired. Omitted until it is retired.", func(k *keyring.Key) time.Time { return k.TokensExpireBy }))
+			at("retired_at", "Time at which minting with the previous version stopped. Omitted until it is retired.", func(k *keyring.Key) time.Time { return k.RetiredAt }),
+			at("tokens_expire_by", "Time by which all tokens that this mount signed with the previous version have expired. Omitted until it is retired.", func(k *keyring.Key) time.Time { return k.TokensExpireBy }))
 	}
 	return facts
 }

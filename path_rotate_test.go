@@ -243,7 +243,7 @@ func TestRotate_Rollback(t *testing.T) {
 	// If a third version is staged, activate is for that one.
 	m.step("/rollback", nil)
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
-	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "previous version 2 is not retired; end minting under it first with: vault write -f ati/config/rotate/retire")
+	m.refused(logical.UpdateOperation, "config/rotate/activate", nil, "previous version 2 is not retired; retire it first with: vault write -f ati/config/rotate/retire")
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
 	m.equal("forward, when it is dropped", []any{2, 1, "2027-01-15T09:02:00Z", nil}, versions(m.step("/activate", nil)))
 
@@ -279,7 +279,7 @@ func TestRotate_RejectsStepsOutOfOrder(t *testing.T) {
 	m.step("/activate", nil)
 	refused("/activate", nil, "no version is pending (current version: 2); stage one with ati/config/rotate/stage")
 	m.write("config/rotate/stage", data{"proxy_url": "https://third.example.com"})
-	refused("/activate", nil, "previous version 1 is not retired; end minting under it first with: vault write -f ati/config/rotate/retire")
+	refused("/activate", nil, "previous version 1 is not retired; retire it first with: vault write -f ati/config/rotate/retire")
 	m.step("/retire", nil, importedWarning)
 	refused("/retire", nil, "version 1 was already retired at 2027-01-15T08:00:00Z")
 	m.step("/activate", nil, "Key version 1 was deleted from this mount, but its proxy accepts its tokens until 2027-01-15T09:01:01Z.")

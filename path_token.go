@@ -170,8 +170,8 @@ type mint struct {
 // newMint decides whether the caller gets tokens of the role, and what they contain
 // apart from their IDs.
 func (b *backend) newMint(ctx context.Context, req *logical.Request, d *framework.FieldData, ps param.Set[role.Request]) (*mint, error) {
-	// First the time, then the config: a step that ends minting under a version drops the
-	// cached config before it takes its time, so no token under the version has a later
+	// First the time, then the config: a step that stops minting with a version drops the
+	// cached config before it takes its time, so no token of that version has a later
 	// iat. See rotate.
 	now := b.now()
 	m := new(mint)

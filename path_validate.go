@@ -67,7 +67,7 @@ func validateResponse() map[string]*framework.FieldSchema {
 	fields := claimFields()
 	fields["valid"] = &framework.FieldSchema{Type: framework.TypeBool, Required: true, Description: "Whether the token is valid for this mount's keys and settings. A proxy that has not restarted since a rotation may decide differently."}
 	fields["error"] = &framework.FieldSchema{Type: framework.TypeString, Description: "Reason why the token is not valid."}
-	fields["key_version"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Version of the key that signed the token. Omitted if none of this mount did."}
+	fields["key_version"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Version of the key that signed the token. Omitted if no key of this mount signed it."}
 	fields["allowed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the token is valid and allows the scope now. Only with scope."}
 	return fields
 }
@@ -104,11 +104,11 @@ var validateParams = slices.Concat(tokenParam, param.Set[validateRequest]{
 		func(r *validateRequest) *string { return &r.audience }),
 	param.Text("issuer", param.Display("Issuer", "Check"), "Required issuer. Defaults to the issuer of the config.",
 		func(r *validateRequest) *string { return &r.issuer }),
-	param.Duration("leeway", param.Display("Leeway", "Check"), "Tolerated clock skew, at most 60s. Defaults to 60s, which is that of the proxy.",
+	param.Duration("leeway", param.Display("Leeway", "Check"), "Tolerated clock skew, at most 60s. Defaults to 60s, the leeway of the proxy.",
 		func(r *validateRequest) *time.Duration { return &r.leeway }).
 		Checked(func(r *validateRequest) error {
 			if r.leeway > ati.MaxLeeway {
-				return fmt.Errorf("leeway %v: must be at most %v, which is that of the proxy", r.leeway, ati.MaxLeeway)
+				return fmt.Errorf("leeway %v: must be at most %v, the leeway of the proxy", r.leeway, ati.MaxLeeway)
 			}
 			return nil
 		}),
@@ -283,8 +283,9 @@ older key, and may decide differently.
 const pathInspectHelpSyn = `Decode a token without verifying it.`
 
 const pathInspectHelpDesc = `
-Shows the claims of a token, whether or not it is signed by a known key. A number that JSON cannot represent
-exactly is shown as text. To find out whether a token is valid, use validate.
+Shows the claims of a token, whether or not it is signed by a known key. A number that
+Vault would change, such as one that is too large for a float64, is shown as text. To
+find out whether a token is valid, use validate.
 
     $ vault write ati/inspect token=@token.txt
 `

@@ -97,7 +97,7 @@ func TestValidate_ReturnsReason(t *testing.T) {
 	}{
 		"no token":          {nil, "token is required in the request body"},
 		"an empty token":    {data{"token": " \n"}, emptyTokenText},
-		"too much leeway":   {data{"token": token, "leeway": "61s"}, "leeway 1m1s: must be at most 1m0s, which is that of the proxy"},
+		"too much leeway":   {data{"token": token, "leeway": "61s"}, "leeway 1m1s: must be at most 1m0s, the leeway of the proxy"},
 		"an empty audience": {data{"token": token, "audience": ""}, `parameter "audience" is empty; omit it or set a value`},
 		"an empty issuer":   {data{"token": token, "issuer": ""}, `parameter "issuer" is empty; omit it or set a value`},
 		"an empty scope":    {data{"token": token, "scope": ""}, `parameter "scope" is empty; omit it or set a value`},

@@ -77,7 +77,7 @@ func (s Step) Activate(r *Ring) (warnings []string, err error) {
 	case r.Pending == nil:
 		return nil, fmt.Errorf("no version is pending (current version: %d); stage one with %sconfig/rotate/stage", r.Current.Version, s.Mount)
 	case previous != nil && previous.RetiredAt.IsZero():
-		return nil, fmt.Errorf("previous version %d is not retired; end minting under it first with: vault write -f %sconfig/rotate/retire", previous.Version, s.Mount)
+		return nil, fmt.Errorf("previous version %d is not retired; retire it first with: vault write -f %sconfig/rotate/retire", previous.Version, s.Mount)
 	case previous != nil:
 		warnings = append(warnings, fmt.Sprintf("Key version %d was deleted from this mount, but its proxy accepts its tokens until %s.", previous.Version, previous.TokensExpireBy.Format(time.RFC3339)))
 	}
@@ -106,7 +106,7 @@ func (s Step) Rollback(r *Ring) (warnings []string, err error) {
 	return warnings, nil
 }
 
-// Retire ends minting under the previous version.
+// Retire stops minting with the previous version.
 func (s Step) Retire(r *Ring) (warnings []string, err error) {
 	previous := r.Previous
 	switch {
@@ -128,7 +128,7 @@ func (r *Ring) makeCurrent(e *Entry, now time.Time) {
 	e.ActivatedAt = toSecond(now)
 }
 
-// unretire allows minting under a retired version again.
+// unretire allows minting with a retired version again.
 func (e *Entry) unretire() (warnings []string) {
 	if e.RetiredAt.IsZero() {
 		return nil

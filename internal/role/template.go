@@ -89,7 +89,7 @@ func checkDirective(directive string, jtiAllowed bool) error {
 	}
 	entity, groups := sampleIdentity(directive)
 	if value, err := renderDirective(directive, entity, groups); err != nil || value == "" {
-		return errors.New("not a supported identity value; see templated policies in the documentation of Vault")
+		return errors.New(`not a supported identity value; see "Templated policies" in the Vault documentation`)
 	}
 	return nil
 }
