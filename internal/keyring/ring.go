@@ -5,6 +5,7 @@ package keyring
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -122,15 +123,16 @@ func (ks *Keys) ForProxy(proxyURL string) (*Key, error) {
 
 // Version returns a live version by its number.
 func (ks *Keys) Version(version int, now time.Time) (*Key, error) {
-	var versions []int
-	for _, k := range ks.Live(now) {
+	live := ks.Live(now)
+	slices.SortFunc(live, func(a, b *Key) int { return a.Version - b.Version })
+	var available []string
+	for _, k := range live {
 		if k.Version == version {
 			return k, nil
 		}
-		versions = append(versions, k.Version)
+		available = append(available, strconv.Itoa(k.Version))
 	}
-	slices.Sort(versions)
-	return nil, fmt.Errorf("key version %d does not exist; available versions: %s", version, strings.ReplaceAll(strings.Trim(fmt.Sprint(versions), "[]"), " ", ", "))
+	return nil, fmt.Errorf("key version %d does not exist; available versions: %s", version, strings.Join(available, ", "))
 }
 
 // LogFields returns the numbers of the versions as fields of a log line.

@@ -42,7 +42,7 @@ type Entry struct {
 
 	ActivatedAt time.Time `json:"activated_at,omitzero"` // when it last became the current version
 
-	// Set while a previous version is retired: when minting under it ended, and when
+	// Set while a previous version is retired: when minting with it stopped, and when
 	// the last of its tokens has expired at every proxy.
 	RetiredAt      time.Time `json:"retired_at,omitzero"`
 	TokensExpireBy time.Time `json:"tokens_expire_by,omitzero"`
@@ -216,7 +216,7 @@ func (e *Entry) Parse() (*Key, error) {
 		return nil, fmt.Errorf("read version %d of the stored key: %w", e.Version, err)
 	}
 	k := &Key{Entry: *e, Key: key}
-	if e.Algorithm == ati.HS256 {
+	if e.Algorithm != ati.ES256 {
 		k.Fingerprint = secretFingerprint(e.Secret)
 		return k, nil
 	}
@@ -225,7 +225,7 @@ func (e *Entry) Parse() (*Key, error) {
 	}
 	sum := sha256.Sum256(k.publicKey)
 	k.Fingerprint = hex.EncodeToString(sum[:])[:fingerprintHexDigits]
-	// HS256 tokens have no kid: they are byte for byte those of ati-client.
+	// HS256 tokens have no kid: they are byte for byte the tokens of ati-client.
 	k.Key = key.WithID(k.Fingerprint)
 	return k, nil
 }
@@ -242,7 +242,7 @@ func (k *Key) PublicPEM() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.publicKey}))
 }
 
-// Expired reports whether all tokens under this version have expired.
+// Expired reports whether all tokens of this version have expired.
 func (e *Entry) Expired(now time.Time) bool {
 	return !e.TokensExpireBy.IsZero() && !now.Before(e.TokensExpireBy)
 }
