@@ -2,8 +2,8 @@ package atisecrets
 
 import (
 	"context"
+	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -17,7 +17,7 @@ import (
 
 func pathRotate(b *backend) []*framework.Path {
 	status := framework.Response{Description: "Versions of the key", Fields: versionFacts.Response()}
-	path := func(pattern string, handler framework.OperationFunc, summary, verb, suffix, help string) *framework.Path {
+	step := func(pattern string, handler framework.OperationFunc, summary, verb, suffix, help string) *framework.Path {
 		return &framework.Path{
 			Pattern:      pattern,
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
@@ -28,12 +28,12 @@ func pathRotate(b *backend) []*framework.Path {
 			HelpDescription: help,
 		}
 	}
-	rotate := path("config/rotate", b.pathRotateWrite, "Replace the key immediately, and delete the current and the previous version.", "rotate", "key", pathRotateHelpDesc)
+	rotate := step("config/rotate", b.pathRotateKeyWrite(keyring.Step.Rotate), "Replace the key immediately, and delete the current and the previous version.", "rotate", "key", pathRotateHelpDesc)
 	rotate.Fields = keyring.RequestParams.Fields()
 	rotate.Operations[logical.ReadOperation] = operation(b.pathRotateRead, "Read the versions of the key.", "read", "key-versions", status)
 	rotate.HelpSynopsis = "Read the versions of the key, or replace the key immediately."
 
-	stage := path("config/rotate/stage", b.pathRotateStageWrite, "Create the pending version of the key, which does not sign tokens yet.", "stage", "key", pathRotateStageHelpDesc)
+	stage := step("config/rotate/stage", b.pathRotateKeyWrite(keyring.Step.Stage), "Create the pending version of the key, which does not sign tokens yet.", "stage", "key", pathRotateStageHelpDesc)
 	stage.Fields = keyring.RequestParams.Fields()
 	stage.Operations[logical.DeleteOperation] = onActiveNode(operation(b.pathRotateStageDelete, "Delete the pending version of the key.", "drop", "staged-key", framework.Response{Description: "Deleted"}))
 	stage.HelpSynopsis = "Create or delete the pending version of the key."
@@ -41,9 +41,9 @@ func pathRotate(b *backend) []*framework.Path {
 	return []*framework.Path{
 		rotate,
 		stage,
-		path("config/rotate/activate", b.pathRotateActivateWrite, "Make the pending version of the key current.", "activate", "staged-key", pathRotateActivateHelpDesc),
-		path("config/rotate/rollback", b.pathRotateRollbackWrite, "Make the previous version of the key current again.", "roll-back", "key", pathRotateRollbackHelpDesc),
-		path("config/rotate/retire", b.pathRotateRetireWrite, "Stop minting tokens with the previous version of the key.", "retire", "previous-key", pathRotateRetireHelpDesc),
+		step("config/rotate/activate", b.pathRotateWrite(keyring.Step.Activate), "Make the pending version of the key current.", "activate", "staged-key", pathRotateActivateHelpDesc),
+		step("config/rotate/rollback", b.pathRotateWrite(keyring.Step.Rollback), "Make the previous version of the key current again.", "roll-back", "key", pathRotateRollbackHelpDesc),
+		step("config/rotate/retire", b.pathRotateWrite(keyring.Step.Retire), "Stop minting tokens with the previous version of the key.", "retire", "previous-key", pathRotateRetireHelpDesc),
 	}
 }
 
@@ -108,35 +108,25 @@ func (b *backend) pathRotateRead(ctx context.Context, req *logical.Request, _ *f
 	return &logical.Response{Data: versionFacts.Data(cfg.WithoutExpired(b.now()))}, nil
 }
 
-func (b *backend) pathRotateWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	return b.rotateToNewKey(ctx, req, d, keyring.Step.Rotate)
-}
-
-func (b *backend) pathRotateStageWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	return b.rotateToNewKey(ctx, req, d, keyring.Step.Stage)
-}
-
-func (b *backend) pathRotateActivateWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, nil, keyring.Step.Activate)
-}
-
-func (b *backend) pathRotateRollbackWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, nil, keyring.Step.Rollback)
-}
-
-func (b *backend) pathRotateRetireWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	return b.rotate(ctx, req, nil, keyring.Step.Retire)
-}
-
 // stepFunc is a method of keyring.Step.
 type stepFunc func(keyring.Step, *keyring.Ring) (warnings []string, err error)
 
-func (b *backend) rotateToNewKey(ctx context.Context, req *logical.Request, d *framework.FieldData, apply stepFunc) (*logical.Response, error) {
-	request, err := keyring.ParseRequest(d.Raw)
-	if err != nil {
-		return nil, refuse.Error(err)
+// pathRotateKeyWrite returns the handler of a step that creates a version of the key.
+func (b *backend) pathRotateKeyWrite(apply stepFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		request, err := keyring.ParseRequest(d.Raw)
+		if err != nil {
+			return nil, refuse.Error(err)
+		}
+		return b.rotate(ctx, req, &request, apply)
 	}
-	return b.rotate(ctx, req, &request, apply)
+}
+
+// pathRotateWrite returns the handler of a step without a new key.
+func (b *backend) pathRotateWrite(apply stepFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+		return b.rotate(ctx, req, nil, apply)
+	}
 }
 
 // rotate carries out one step in the life of the key, stores the result in one write,
@@ -173,8 +163,7 @@ func (b *backend) rotate(ctx context.Context, req *logical.Request, request *key
 		return nil, err
 	}
 	cfg := b.config.Load()
-	operation := req.Path[strings.LastIndexByte(req.Path, '/')+1:]
-	b.Logger().Info("rotated signing key", append([]any{"operation", operation, "parameters", parameterList(req)}, cfg.LogFields()...)...)
+	b.Logger().Info("rotated signing key", append([]any{"operation", path.Base(req.Path), "parameters", parameterList(req)}, cfg.LogFields()...)...)
 	return &logical.Response{Data: versionFacts.Data(cfg.WithoutExpired(step.Now)), Warnings: warnings}, nil
 }
 
