@@ -61,8 +61,7 @@ var narrowParams = param.Set[Request]{
 		func(r *Request) *map[string]string { return &r.rate }),
 	param.Text("proxy_url", param.Display("Proxy URL", "Proxy"),
 		"URL of the proxy that will receive the token. Selects the current or previous key version; fails if neither is configured for this URL.",
-		func(r *Request) *string { return &r.ProxyURL }).
-		Checked(func(r *Request) (err error) { r.ProxyURL, err = param.ParseProxyURL(r.ProxyURL); return err }),
+		func(r *Request) *string { return &r.ProxyURL }),
 }.Filled()
 
 // CredsParams are the parameters of creds.
@@ -96,6 +95,11 @@ func checkFormat(field, value string) error {
 func ParseRequest(ps param.Set[Request], raw map[string]any) (r Request, err error) {
 	if err = ps.Apply(raw, &r); err != nil {
 		return r, err
+	}
+	if r.ProxyURL != "" {
+		if r.ProxyURL, err = param.ParseProxyURL(r.ProxyURL); err != nil {
+			return r, err
+		}
 	}
 	if r.granted, err = scopesOf(r.tools, r.skills, r.scopes); err != nil {
 		return r, err
