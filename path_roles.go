@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"vault-plugin-secrets-ati/internal/keyring"
 	"vault-plugin-secrets-ati/internal/param"
 	"vault-plugin-secrets-ati/internal/refuse"
 	"vault-plugin-secrets-ati/internal/role"
@@ -83,6 +84,7 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if err != nil {
 		return nil, err
 	}
+	bounds := cfg.bounds(maxTTL)
 	entry, err := readRoleEntry(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
@@ -92,13 +94,13 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 		if err := role.CheckName(name); err != nil {
 			return nil, refuse.Error(err)
 		}
-		entry = role.NewEntry(cfg.bounds(maxTTL))
+		entry = role.NewEntry(bounds)
 	}
 	r, err := entry.Update(name, d.Raw, created)
 	if err != nil {
 		return nil, refuse.Error(err)
 	}
-	warnings, err := checkRole(cfg, r, cfg.bounds(maxTTL))
+	warnings, err := checkRole(r, bounds, cfg.Current)
 	if err != nil {
 		return nil, err
 	}
@@ -115,13 +117,13 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 // checkRole reports why a role cannot be stored, or returns warnings about it. A
 // disabled role may exceed limits that were lowered after it was written, so that it
 // can be disabled and kept.
-func checkRole(cfg *config, r *role.Role, bounds role.Bounds) (warnings []string, err error) {
+func checkRole(r *role.Role, bounds role.Bounds, key *keyring.Key) (warnings []string, err error) {
 	if !r.Disabled {
 		if err := r.CheckLimits(bounds); err != nil {
 			return nil, refuse.Error(err)
 		}
 	}
-	size, err := r.TokenSize(&cfg.Limits, cfg.Current.Key, cfg.Current.CreatedAt)
+	size, err := r.TokenSize(bounds.Limits, key.Key, key.CreatedAt)
 	if err != nil {
 		return nil, err
 	}
