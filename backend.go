@@ -2,6 +2,7 @@
 package atisecrets
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -189,10 +190,7 @@ func suggestion(unknown string, d *framework.FieldData) string {
 }
 
 func supportedNames(d *framework.FieldData) string {
-	if names := parameterNames(d); len(names) > 0 {
-		return strings.Join(names, ", ")
-	}
-	return "none"
+	return cmp.Or(strings.Join(parameterNames(d), ", "), "none")
 }
 
 func parameterNames(d *framework.FieldData) []string {

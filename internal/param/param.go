@@ -26,9 +26,9 @@ type Param[T any] struct {
 	mayHoldHex   bool
 
 	set   func(to *T, raw any) error // nil if it is not a parameter
-	check func(of *T) error          // nil if any value of the type is valid
-	empty func(of *T) bool           // nil if there is no empty value
-	get   func(of *T) any            // nil if no response has it; a nil result is left out
+	check func(of *T) error
+	empty func(of *T) bool // nil if there is no empty value
+	get   func(of *T) any  // nil if no response has it; a nil result is left out
 }
 
 // Set is the parameters of a path, or the fields of a response.
@@ -81,10 +81,8 @@ func (ps Set[T]) Apply(raw map[string]any, to *T) error {
 		if err := p.set(to, value); err != nil {
 			return err
 		}
-		if p.check != nil {
-			if err := p.check(to); err != nil {
-				return err
-			}
+		if err := p.check(to); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -93,10 +91,8 @@ func (ps Set[T]) Apply(raw map[string]any, to *T) error {
 // Check checks all values of a T, such as one that was read from storage.
 func (ps Set[T]) Check(of *T) error {
 	for _, p := range ps {
-		if p.check != nil {
-			if err := p.check(of); err != nil {
-				return err
-			}
+		if err := p.check(of); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -272,6 +268,7 @@ func declare[T any](name string, requestType, responseType framework.FieldType, 
 		name:     name,
 		request:  framework.FieldSchema{Type: requestType, Description: description, DisplayAttrs: d},
 		response: framework.FieldSchema{Type: responseType, Required: true, Description: description},
+		check:    func(*T) error { return nil },
 	}
 }
 

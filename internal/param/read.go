@@ -168,8 +168,8 @@ func readBool(name string, raw any) (bool, error) {
 	}
 }
 
-// Unique returns the items in their order, each once. Unlike strutil's function it
-// keeps empty ones.
+// Unique returns the items in their order, each once. Unlike
+// strutil.RemoveDuplicatesStable, it does not trim items or drop empty ones.
 func Unique(items []string) []string {
 	out := make([]string, 0, len(items))
 	for _, item := range items {
