@@ -28,7 +28,7 @@ func pathProxyEnv(b *backend) []*framework.Path {
 		publicKeyField:       {Type: framework.TypeString, Description: "ES256 public key in PEM, for the file that ATI_JWT_PUBLIC_KEY names. Omitted with HS256."},
 		envAudience:          {Type: framework.TypeString, Required: true, Description: "Audience of the config."},
 		envAcceptedAudiences: {Type: framework.TypeString, Required: true, Description: "Audience and accepted_audiences of the config, separated by commas. The proxy uses it instead of ATI_JWT_AUDIENCE."},
-		envIssuer:            {Type: framework.TypeString, Description: "Issuer of the config. Omitted if empty: with an empty issuer the proxy rejects every token that has one."},
+		envIssuer:            {Type: framework.TypeString, Description: "Issuer of the config. Omitted if empty: with an empty issuer the proxy rejects every token that has an issuer."},
 	}}
 	path := func(pattern, summary, suffix string) *framework.Path {
 		return &framework.Path{

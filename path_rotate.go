@@ -231,7 +231,7 @@ const pathRotateStageHelpDesc = `
 Writing creates a pending version of the key, which does not sign tokens yet. Set
 proxy_url to the URL of new proxies that start with proxy-env/<version> and run at the
 same time as those of the current version. config/rotate/activate makes the pending
-version current. Deleting drops it.
+version current. Deleting removes the pending version.
 
 ` + needsSudo + `
 
@@ -239,9 +239,9 @@ version current. Deleting drops it.
 `
 
 const pathRotateActivateHelpDesc = `
-The current version becomes the previous one. Requests with its proxy_url still get
-tokens for its proxy until it is retired. After a rollback, this makes the version that
-was rolled back current again.
+The current version becomes the previous version. Until you retire the previous version,
+requests with its proxy_url still get tokens for its proxy. After a rollback, this makes
+the version that was rolled back current again.
 
 ` + needsSudo + `
 
