@@ -27,7 +27,7 @@ const (
 	// 10 MB, which Vault accepts, can have 10 million items.
 	maxRequestBytes = 1 << 20
 
-	maxErrorBytes = 4096 // of a response, whose error may quote a value
+	maxErrorBytes = 4096 // limits the error of a response, which may quote a value
 
 	// mountTTLAge limits the age of the mount's maximum TTL when a token is minted: to
 	// look it up is a round trip to Vault.
@@ -52,7 +52,7 @@ type backend struct {
 
 	now       func() time.Time
 	mountTTL  atomic.Pointer[mountTTL]
-	hexFields map[string]bool // parameters in which 64 hexadecimal digits are no secret
+	hexFields map[string]bool // parameters in which 64 hexadecimal digits are not taken for a secret
 }
 
 type mountTTL struct {

@@ -97,8 +97,8 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	return noContent(warnings), nil
 }
 
-// newConfig returns a new config with the first version of its key. Of a config that
-// was deleted, it continues the numbers of the versions.
+// newConfig returns a new config with the first version of its key. It continues the
+// version numbers of a config that was deleted.
 func (b *backend) newConfig(deleted configEntry, request keyring.Request) (configEntry, error) {
 	request, err := request.WithKey(ati.HS256, b.GetRandomReader())
 	if err != nil {

@@ -186,7 +186,8 @@ func (st *store) invalidate(_ context.Context, key string) {
 	}
 }
 
-// readEntry decodes a storage entry, if there is one.
+// readEntry decodes a storage entry into out, if there is one. version returns the
+// storage version of out.
 func readEntry(ctx context.Context, s logical.Storage, path string, out any, version func() int) error {
 	entry, err := s.Get(ctx, path)
 	if err != nil || entry == nil {

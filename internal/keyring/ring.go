@@ -31,8 +31,8 @@ type Ring struct {
 	// LastRotatedAt is the time of the last immediate rotation.
 	LastRotatedAt time.Time `json:"last_rotated_at,omitzero"`
 
-	// LastKeyVersion is never used again, even after the config was deleted: a version
-	// number names one key.
+	// LastKeyVersion is the highest version number so far. It is kept when the config is
+	// deleted, so that a number never names two keys.
 	LastKeyVersion int `json:"last_key_version"`
 
 	// LongestTTL is the longest TTL that any enabled role of this mount ever allowed. It

@@ -97,7 +97,7 @@ func scopesOf(tools, skills, scopes []string) ([]string, error) {
 	return param.Unique(all), nil
 }
 
-// checkItem reports mistakes that deserve a better message than that of CheckPattern.
+// checkItem reports mistakes that CheckPattern would report less clearly, or accept.
 func checkItem(field, item, foreign string) error {
 	switch {
 	case item == "":

@@ -74,5 +74,5 @@ func (l *Limits) Audiences() []string {
 type Bounds struct {
 	*Limits
 	MountTTL   time.Duration // the mount's maximum TTL
-	LongestTTL time.Duration // see keyring.Ring
+	LongestTTL time.Duration // that any enabled role ever allowed; see keyring.Ring
 }

@@ -25,7 +25,7 @@ type templatePiece struct {
 const (
 	jtiDirective = "jti"
 	sampleUUID   = "00000000-0000-0000-0000-000000000000"
-	sampleJTI    = sampleUUID + ".1000" // the longest: that of a batch's last token
+	sampleJTI    = sampleUUID + ".1000" // the jti of the last token of a batch, which is the longest
 )
 
 var (
@@ -148,7 +148,7 @@ func (t *idTemplate) checkSeparators() error {
 	return nil
 }
 
-// sample returns the shortest ID that the template can render to.
+// sample returns the shortest ID that the template renders to with the longest jti.
 func (t *idTemplate) sample() string {
 	var b strings.Builder
 	for _, p := range t.pieces {
