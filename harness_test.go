@@ -753,7 +753,7 @@ func (p keyPair) jwk(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return `{"kty":"EC","use":"sig","alg":"ES256","kid":"` + p.fingerprint + `","crv":"P-256","x":"` + encode(point[1:33]) + `","y":"` + encode(point[33:]) + `"}`
+	return `{"use":"sig","kty":"EC","kid":"` + p.fingerprint + `","crv":"P-256","alg":"ES256","x":"` + encode(point[1:33]) + `","y":"` + encode(point[33:]) + `"}`
 }
 
 // decodedSegment returns a segment of a token, of which 0 is the header.

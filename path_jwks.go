@@ -2,28 +2,16 @@ package atisecrets
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
-	"vault-plugin-secrets-ati/internal/keyring"
 )
-
-// jwk is the public key of an ES256 key (RFC 7517, and RFC 7518, section 6.2).
-type jwk struct {
-	KeyType   string `json:"kty"`
-	Use       string `json:"use"`
-	Algorithm string `json:"alg"`
-	ID        string `json:"kid"`
-	Curve     string `json:"crv"`
-	X         string `json:"x"`
-	Y         string `json:"y"`
-}
 
 func pathJWKS(b *backend) []*framework.Path {
 	return []*framework.Path{{
@@ -45,20 +33,15 @@ func (b *backend) pathJWKSRead(ctx context.Context, req *logical.Request, _ *fra
 	if err != nil {
 		return nil, err
 	}
-	keys := []jwk{}
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
 	if cfg != nil {
 		for _, k := range cfg.Live(b.now()) {
-			if k.Algorithm != ati.ES256 {
-				continue
+			if k.Algorithm == ati.ES256 {
+				set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.Key.Public(), Use: "sig", Algorithm: ati.ES256, KeyID: k.Fingerprint})
 			}
-			key, err := publicJWK(k)
-			if err != nil {
-				return nil, err
-			}
-			keys = append(keys, key)
 		}
 	}
-	body, err := json.Marshal(map[string][]jwk{"keys": keys})
+	body, err := json.Marshal(set)
 	if err != nil {
 		return nil, fmt.Errorf("encode JWK Set: %w", err)
 	}
@@ -67,19 +50,6 @@ func (b *backend) pathJWKSRead(ctx context.Context, req *logical.Request, _ *fra
 		logical.HTTPRawBody:     body,
 		logical.HTTPStatusCode:  http.StatusOK,
 	}}, nil
-}
-
-func publicJWK(k *keyring.Key) (jwk, error) {
-	point, err := k.Key.Public().Bytes() // 4, X, and Y (SEC 1, section 2.3.3)
-	if err != nil {
-		return jwk{}, fmt.Errorf("encode public key of version %d: %w", k.Version, err)
-	}
-	half := len(point) / 2
-	return jwk{
-		KeyType: "EC", Use: "sig", Algorithm: ati.ES256, ID: k.Fingerprint, Curve: "P-256",
-		X: base64.RawURLEncoding.EncodeToString(point[1 : 1+half]),
-		Y: base64.RawURLEncoding.EncodeToString(point[1+half:]),
-	}, nil
 }
 
 const pathJWKSHelpSyn = `Read the public keys as a JWK Set.`
