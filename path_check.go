@@ -9,7 +9,6 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
-	"vault-plugin-secrets-ati/ati"
 	"vault-plugin-secrets-ati/internal/param"
 	"vault-plugin-secrets-ati/internal/refuse"
 	"vault-plugin-secrets-ati/internal/role"
@@ -63,23 +62,16 @@ func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *fr
 	if err != nil {
 		return nil, err
 	}
-	isSkill := strings.HasPrefix(required, "skill:")
-	matched := ati.Matches(r.Granted, required)
-	rates := map[string]string{}
-	for key, rate := range r.Rate {
-		if !isSkill && ati.MatchesWildcard(required, key) {
-			rates[key] = rate
-		}
-	}
+	scopes, rates := r.Match(required)
 	resp := &logical.Response{Data: map[string]any{
-		"allowed":        len(matched) > 0,
-		"matched_scopes": append([]string{}, matched...),
+		"allowed":        len(scopes) > 0,
+		"matched_scopes": scopes,
 		"matched_rates":  rates,
 	}}
 	if request.tool != "" {
 		resp.AddWarning(fmt.Sprintf("Assumes that the tool's manifest uses the default scope %q. If it sets its own scope, check it with scope=.", required))
 	}
-	if isSkill && len(matched) == 0 {
+	if strings.HasPrefix(required, "skill:") && len(scopes) == 0 {
 		resp.AddWarning("The role does not grant this skill by name, but the proxy may still allow it through a tool that the role grants.")
 	}
 	for _, reason := range r.Obstacles(bounds) {

@@ -146,12 +146,12 @@ func (t Draft) Claims(l *Limits, r *Role) *ati.Claims {
 // says what the role, the config, or the mount does not allow.
 func (r *Role) Narrow(b Bounds, request *Request, now time.Time) (t Draft, warnings []string, err error) {
 	t = Draft{scope: r.scope, rate: r.Rate, now: now}
-	scopes := r.Granted
+	scopes := r.granted
 	if len(request.granted) > 0 {
 		scopes, t.scope = request.granted, strings.Join(request.granted, " ")
 	}
 	for _, scope := range request.granted {
-		if !covers(r.Granted, scope) {
+		if !covers(r.granted, scope) {
 			return t, nil, fmt.Errorf("scope %q is not granted by role %q", scope, r.Name)
 		}
 	}
@@ -174,7 +174,19 @@ func (r *Role) Obstacles(b Bounds) []error {
 	if err != nil {
 		return []error{err}
 	}
-	return r.obstacles(b.Limits, r.Granted, ttl)
+	return r.obstacles(b.Limits, r.granted, ttl)
+}
+
+// Match returns the scope patterns of the role that allow a scope and, if it is not a
+// skill's, the rates that limit calls of the tool with this scope as its name.
+func (r *Role) Match(required string) (scopes []string, rates map[string]string) {
+	rates = map[string]string{}
+	for key, rate := range r.Rate {
+		if !strings.HasPrefix(required, "skill:") && ati.MatchesWildcard(required, key) {
+			rates[key] = rate
+		}
+	}
+	return append([]string{}, ati.Matches(r.granted, required)...), rates
 }
 
 // cappedTTL returns the TTL of a token. It does not exceed b.LongestTTL, which may be

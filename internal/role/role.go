@@ -41,8 +41,8 @@ type Entry struct {
 type Role struct {
 	Entry
 	Name    string
-	Granted []string // scope patterns of a token that is not narrowed
-	scope   string   // Granted, joined with spaces
+	granted []string // scope patterns of a token that is not narrowed
+	scope   string   // granted, joined with spaces
 	rates   map[string]ati.Rate
 	ids     [idCount]idClaim
 }
@@ -130,7 +130,7 @@ func (e *Entry) Parse(name string) (r *Role, err error) {
 		return nil, err
 	}
 	r = &Role{Entry: *e, Name: name}
-	if r.Granted, err = scopesOf(e.Tools, e.Skills, e.Scopes); err != nil {
+	if r.granted, err = scopesOf(e.Tools, e.Skills, e.Scopes); err != nil {
 		return nil, err
 	}
 	if r.rates, err = parseRates(e.Rate); err != nil {
@@ -140,14 +140,14 @@ func (e *Entry) Parse(name string) (r *Role, err error) {
 		return nil, err
 	}
 	switch {
-	case len(r.Granted) == 0:
+	case len(r.granted) == 0:
 		return nil, errors.New("at least one of tools, skills, or scopes is required")
 	case e.TTL <= 0:
 		return nil, errors.New("ttl must be at least 1s")
 	case e.MaxTTL > 0 && e.TTL > e.MaxTTL:
 		return nil, fmt.Errorf("ttl %v is longer than max_ttl %v of the role", e.TTL, e.MaxTTL)
 	}
-	r.scope = strings.Join(r.Granted, " ")
+	r.scope = strings.Join(r.granted, " ")
 	return r, nil
 }
 
@@ -164,7 +164,7 @@ func (r *Role) CheckLimits(b Bounds) error {
 	case longest > b.MountTTL:
 		return fmt.Errorf("%s %v is longer than the mount's maximum TTL %v; lower it, or raise the maximum with vault secrets tune -max-lease-ttl", field, longest, b.MountTTL)
 	}
-	return cmp.Or(r.obstacles(b.Limits, r.Granted, r.TTL)...)
+	return cmp.Or(r.obstacles(b.Limits, r.granted, r.TTL)...)
 }
 
 // LongestTTL returns the longest TTL that a token of this role can have.

@@ -21,7 +21,7 @@ const (
 // Warnings returns warnings about what is valid but useless, or wider than it looks.
 // size is the size of a token in bytes.
 func (r *Role) Warnings(size int) (warnings []string) {
-	for _, scope := range r.Granted {
+	for _, scope := range r.granted {
 		warnings = append(warnings, scopeWarnings(scope)...)
 	}
 	warnings = append(warnings, r.rateWarnings()...)
@@ -65,7 +65,7 @@ func scopeWarnings(scope string) (warnings []string) {
 func (r *Role) rateWarnings() (warnings []string) {
 	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
 	for _, key := range slices.Sorted(maps.Keys(r.rates)) {
-		if !rateApplies(key, r.Granted) {
+		if !rateApplies(key, r.granted) {
 			warn("Rate %q matches no scope of this role. It applies only to a tool whose manifest sets a scope that differs from its name.", key)
 		}
 		if alias := ati.LegacyAlias(key); alias != "" && !r.limitsAsMuch(alias, r.rates[key]) {
