@@ -151,7 +151,7 @@ func TestBatch_Limits(t *testing.T) {
 	// One ID makes its token too large, between two that do not.
 	m.ok(logical.UpdateOperation, "roles/big", data{"tools": manyTools(136), "allowed_agent_ids": "*"})
 	long := strings.Repeat("b", 128)
-	m.refused(logical.UpdateOperation, "batch/big", data{"agent_ids": []any{"a", long, "c"}}, fmt.Sprintf("the token for %q would have 8308 bytes; at most 8192 are allowed: request fewer tools, skills, or scopes", long))
+	m.refused(logical.UpdateOperation, "batch/big", data{"agent_ids": []any{"a", long, "c"}}, fmt.Sprintf("the token for %q would have 8308 bytes, more than the maximum of 8192; request fewer tools, skills, or scopes", long))
 
 	// Let the tokens grow until they exceed 4 MiB in total.
 	tools := manyTools(62)

@@ -128,7 +128,7 @@ func checkRole(r *role.Role, bounds role.Bounds, key *keyring.Key) (warnings []s
 		return nil, err
 	}
 	if size > role.MaxTokenBytes {
-		return nil, refuse.Errorf("a token of this role would have %d bytes; at most %d are allowed: grant less, or use patterns", size, role.MaxTokenBytes)
+		return nil, refuse.Errorf("a token of this role would have %d bytes, more than the maximum of %d; grant less, or use patterns", size, role.MaxTokenBytes)
 	}
 	return r.Warnings(size), nil
 }

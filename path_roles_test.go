@@ -191,11 +191,11 @@ func TestRoles_Rejects(t *testing.T) {
 		"a long skill":                         {data{"skills": long[:129]}, fmt.Sprintf("skills %q: %s", "skill:"+long[:129], skillForm)},
 		"a skill with characters of a scope":   {data{"skills": "a=b"}, `skills "skill:a=b": ` + skillForm},
 		"ten thousand names":                   {data{"tools": many}, "tools has 10000 items; at most 500 are allowed"},
-		"500 rates, for their size":            {data{"rate": manyRates(500)}, "a token of this role would have 12224 bytes; at most 8192 are allowed: grant less, or use patterns"},
+		"500 rates, for their size":            {data{"rate": manyRates(500)}, "a token of this role would have 12224 bytes, more than the maximum of 8192; grant less, or use patterns"},
 		"a template that can only be too long": {data{"job_id": strings.Repeat("a", 88) + "{{jti}}"}, fmt.Sprintf(`job_id "%s{{jti}}": renders to IDs such as "%s00000000-0000-0000-0000-000000000000.1000", which are not valid: an ID %s`, strings.Repeat("a", 88), strings.Repeat("a", 88), idFormText)},
 		"a glob of 129 characters":             {data{"allowed_agent_ids": strings.Repeat("a", 129)}, fmt.Sprintf("allowed_agent_ids %q: %s", strings.Repeat("a", 129), globFormText)},
 		"501 rates":                            {data{"rate": manyRates(501)}, "rate has 501 items; at most 500 are allowed"},
-		"a token over 8 KB":                    {data{"tools": big}, "a token of this role would have 19924 bytes; at most 8192 are allowed: grant less, or use patterns"},
+		"a token over 8 KB":                    {data{"tools": big}, "a token of this role would have 19924 bytes, more than the maximum of 8192; grant less, or use patterns"},
 
 		"an unknown unit":             {data{"rate": data{"*": "1/week"}}, `rate of "*": "1/week": ` + rateFormText},
 		"a fraction":                  {data{"rate": data{"*": "1.5/s"}}, `rate of "*": "1.5/s": ` + rateFormText},

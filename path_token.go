@@ -214,7 +214,7 @@ func (m *mint) mint(agentID, jti string) (*minted, error) {
 		return nil, err
 	}
 	if len(token) > role.MaxTokenBytes {
-		return nil, refuse.Errorf("the token for %q would have %d bytes; at most %d are allowed: request fewer tools, skills, or scopes", claims.Subject, len(token), role.MaxTokenBytes)
+		return nil, refuse.Errorf("the token for %q would have %d bytes, more than the maximum of %d; request fewer tools, skills, or scopes", claims.Subject, len(token), role.MaxTokenBytes)
 	}
 	if len(token) > role.WarnTokenBytes && !m.sizeWarned {
 		m.sizeWarned = true

@@ -565,7 +565,7 @@ func TestTokenSize_CheckedWhenMinting(t *testing.T) {
 	}
 	resp := m.ok(logical.UpdateOperation, "creds/r", tools(70))
 	m.warnings(resp, fmt.Sprintf("The token for \"token\" has %d bytes. Some HTTP servers reject requests with a token over 4096 bytes.", len(resp.Data["token"].(string))))
-	m.refused(logical.UpdateOperation, "creds/r", tools(150), `the token for "token" would have 8696 bytes; at most 8192 are allowed: request fewer tools, skills, or scopes`)
+	m.refused(logical.UpdateOperation, "creds/r", tools(150), `the token for "token" would have 8696 bytes, more than the maximum of 8192; request fewer tools, skills, or scopes`)
 }
 
 // TestParameters_SizeLimit checks that a request's parameters are bounded before
@@ -609,7 +609,7 @@ func TestParameters_SizeLimit(t *testing.T) {
 	glob := func(i int) string { return fmt.Sprintf("%0128d", i) }
 	m.refused(logical.UpdateOperation, "roles/r", data{
 		"tools": list(500, pattern), "scopes": list(500, pattern), "skills": list(500, glob), "allowed_agent_ids": list(500, glob), "allowed_job_ids": list(500, glob), "allowed_sandbox_ids": list(500, glob),
-	}, "a token of this role would have 428337 bytes; at most 8192 are allowed: grant less, or use patterns")
+	}, "a token of this role would have 428337 bytes, more than the maximum of 8192; grant less, or use patterns")
 }
 
 // TestLease_EndsBeforeTokenAndCannotBeRenewed checks that a lease ends before its

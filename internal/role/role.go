@@ -177,7 +177,7 @@ func (r *Role) obstacles(l *Limits, scopes []string, ttl time.Duration) (reasons
 	if r.Disabled {
 		reasons = append(reasons, fmt.Errorf("role %q is disabled", r.Name))
 	}
-	if r.Audience != "" && !slices.Contains(l.Audiences(), r.Audience) {
+	if r.Audience != "" && r.Audience != l.Audience && !slices.Contains(l.AcceptedAudiences, r.Audience) {
 		reasons = append(reasons, fmt.Errorf("audience %q of role %q is not allowed on this mount (allowed: %s); add it to accepted_audiences in the config", r.Audience, r.Name, strings.Join(l.Audiences(), ", ")))
 	}
 	if err := l.checkScopes(scopes); err != nil {
