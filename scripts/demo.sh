@@ -8,7 +8,7 @@ exec 2>&1 # keeps errors in order with the other output
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 
-vault_bin=$(scripts/vault-bin.sh --any)
+vault_bin=$(scripts/vault-bin.sh)
 unset_vault_env
 dir=$(mktemp -d)
 trap 'stop_vault "$dir"; rm -rf "$dir"' EXIT

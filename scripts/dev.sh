@@ -19,7 +19,7 @@ if [ "${1:-}" = stop ]; then
   exit
 fi
 
-vault_bin=$(scripts/vault-bin.sh --any)
+vault_bin=$(scripts/vault-bin.sh)
 unset_vault_env
 mkdir -p "$dir"
 if vault_is_running "$dir" && [ -f "$dir/env" ]; then

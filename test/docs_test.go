@@ -174,13 +174,9 @@ const oldSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e
 // runCommands runs a script with vault in PATH and returns its output.
 func (s *server) runCommands(dir, script string) string {
 	s.t.Helper()
-	path := s.t.TempDir()
-	if err := os.Symlink(vaultBin, filepath.Join(path, "vault")); err != nil {
-		s.t.Fatal(err)
-	}
 	cmd := exec.CommandContext(s.t.Context(), "bash", "-c", prelude+script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "PATH="+path+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "ATI_JWT_SECRET="+oldSecret)
+	cmd.Env = append(os.Environ(), "PATH="+pathWithVault(s.t), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "ATI_JWT_SECRET="+oldSecret)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("%v\n%s", err, out)

@@ -74,15 +74,11 @@ func (s *server) runExample(token, script string, args ...string) {
 
 func (s *server) tryExample(token, script string, args ...string) (string, error) {
 	s.t.Helper()
-	dir := s.t.TempDir()
-	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
-		s.t.Fatal(err)
-	}
 	if !filepath.IsAbs(script) { // otherwise it is a modifiedExample
 		script = filepath.Join("..", "examples", script)
 	}
 	cmd := exec.CommandContext(s.t.Context(), script, args...)
-	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+dir)
+	cmd.Env = append(os.Environ(), "PATH="+pathWithVault(s.t), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "HOME="+s.t.TempDir())
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -53,6 +53,10 @@ func run(m *testing.M) (int, error) {
 		return 1, fmt.Errorf("find or build Vault: %w", err)
 	}
 	vaultBin = strings.TrimSpace(string(out))
+	if tested, err = detectProduct(vaultBin); err != nil {
+		return 1, err
+	}
+	fmt.Printf("testing with %s %s\n", tested.name, tested.version)
 	// Unset variables that are meant for another Vault server, such as VAULT_NAMESPACE.
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "BAO_") {
@@ -228,14 +232,15 @@ func (s *server) start(port string) bool {
 listener "tcp" {
   address     = %q
   tls_disable = true
+  %s
 }
+%s
 %s
 api_addr         = %q
 cluster_addr     = %q
 plugin_directory = %q
-disable_mlock    = true
 log_level        = %q
-`, s.storage, address, socket, s.apiAddr, fmt.Sprintf("http://%s:%d", host, next+1), s.pluginDir(), s.logLevel)
+`, s.storage, address, tested.listener, socket, tested.settings, s.apiAddr, fmt.Sprintf("http://%s:%d", host, next+1), s.pluginDir(), s.logLevel)
 	if err := os.WriteFile(config, []byte(hcl), 0o600); err != nil {
 		s.t.Fatal(err)
 	}

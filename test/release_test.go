@@ -487,13 +487,9 @@ func (s *server) runRegister(version string, args ...string) string {
 	if before[pluginName+"-"+version] != nil {
 		s.t.Errorf("register.sh copied the plugin instead of printing the command")
 	}
-	bin := s.t.TempDir()
-	if err := os.Symlink(vaultBin, filepath.Join(bin, "vault")); err != nil {
-		s.t.Fatal(err)
-	}
 	run := exec.CommandContext(s.t.Context(), "/bin/sh", "-eu", "-c", string(printed))
 	run.Dir = s.t.TempDir()
-	run.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "HOME="+s.dir)
+	run.Env = append(os.Environ(), "PATH="+pathWithVault(s.t), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "HOME="+s.dir)
 	out, err := run.CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("%v\n%s\nof\n%s", err, out, printed)

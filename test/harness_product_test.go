@@ -1,0 +1,63 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// product is the server under test, Vault or OpenBao. What the tests must know about
+// their differences is here.
+type product struct {
+	name    string // Vault or OpenBao
+	version string // such as 1.21.0
+
+	// Settings for the configuration. OpenBao neither knows disable_mlock nor enables audit
+	// devices with requests by default.
+	settings string
+
+	// Settings for each listener. OpenBao's standard limits are below those that
+	// docs/compatibility.md recommends.
+	listener string
+}
+
+var (
+	vault   = product{name: "Vault", settings: "disable_mlock = true"}
+	openBao = product{
+		name:     "OpenBao",
+		settings: "unsafe_allow_api_audit_creation = true\ndisable_standby_reads = true",
+		listener: "max_request_json_strings = 1100\n  max_request_json_memory = 2097152",
+	}
+)
+
+// tested is the product of the binary vaultBin.
+var tested product
+
+// detectProduct returns the product of a binary.
+func detectProduct(binary string) (product, error) {
+	out, err := exec.Command(binary, "version").Output()
+	if err != nil {
+		return product{}, fmt.Errorf("%s version: %w", binary, err)
+	}
+	for _, p := range []product{vault, openBao} {
+		if version, ok := strings.CutPrefix(string(out), p.name+" v"); ok {
+			p.version = strings.TrimRight(strings.Fields(version)[0], ",")
+			return p, nil
+		}
+	}
+	return product{}, fmt.Errorf("%s is neither Vault nor OpenBao: %s", binary, out)
+}
+
+// pathWithVault returns a PATH in which vault, as the documents call it, is the server
+// under test.
+func pathWithVault(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Symlink(vaultBin, filepath.Join(dir, "vault")); err != nil {
+		t.Fatal(err)
+	}
+	return dir + ":" + os.Getenv("PATH")
+}
