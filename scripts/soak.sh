@@ -3,7 +3,8 @@
 # what each test counted.
 #   FUZZ_TIME   total time for fuzzing (default: 5m)
 #   SOAK_KILLS, SOAK_PAUSES, SOAK_PARTITIONS, SOAK_PLUGIN_KILLS, SOAK_PLUGIN_PAUSES,
-#   SOAK_UPGRADES, SOAK_CRASHES   number of rounds for each kind of fault
+#   SOAK_UPGRADES, SOAK_CRASHES, SOAK_STANDBY_WRITES   number of rounds for each kind of
+#               fault
 set -euo pipefail
 unset CDPATH
 
@@ -27,6 +28,6 @@ run() {
 }
 
 run . TestConcurrency_AllRequests TestRotate_RandomSequences
-run ./test TestCluster_LeaderKilled TestCluster_Partition TestPluginProcess_FaultsUnderLoad \
+run ./test TestCluster_LeaderKilled TestCluster_Partition TestCluster_StandbyReads TestPluginProcess_FaultsUnderLoad \
   TestRotate_CrashBetweenStepsIsAtomic TestCluster_SnapshotRestore
 scripts/fuzz.sh

@@ -94,11 +94,12 @@ func rounds(t testing.TB, name string, short, soak int) int {
 
 // cluster is a raft cluster of Vault servers with the engine mounted at ati/.
 type cluster struct {
-	t     testing.TB
-	nodes []*server
-	first *server
-	keys  map[int]ati.Key // by version, including deleted ones
-	last  int             // highest key version
+	t       testing.TB
+	options []option // of each node
+	nodes   []*server
+	first   *server
+	keys    map[int]ati.Key // by version, including deleted ones
+	last    int             // highest key version
 
 	// The data that every node must return.
 	config, role, rotation data
@@ -118,10 +119,10 @@ func raftStorage(t testing.TB, node int, join string) string {
 	return fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"node%d\"\n  performance_multiplier = 1\n  autopilot_reconcile_interval = \"1s\"\n  autopilot_update_interval = \"500ms\"\n  %s\n}", path, node, join)
 }
 
-func startCluster(t testing.TB, nodes int, namespaces []*namespace) *cluster {
+func startCluster(t testing.TB, nodes int, namespaces []*namespace, options ...option) *cluster {
 	t.Helper()
-	c := &cluster{t: t, keys: map[int]ati.Key{}}
-	c.first = launch(t, "info", raftStorage(t, 1, ""), namespaceAt(namespaces, 0))
+	c := &cluster{t: t, options: options, keys: map[int]ati.Key{}}
+	c.first = launch(t, "info", raftStorage(t, 1, ""), namespaceAt(namespaces, 0), options...)
 	c.first.initialize()
 	c.nodes = []*server{c.first}
 	c.first.write(c.first.root, "sys/storage/raft/autopilot/configuration", data{"server_stabilization_time": "1s"})
@@ -145,7 +146,7 @@ func namespaceAt(namespaces []*namespace, i int) *namespace {
 func (c *cluster) join(netns *namespace) {
 	c.t.Helper()
 	id := len(c.nodes) + 1
-	s := launch(c.t, "info", raftStorage(c.t, id, c.leader().apiAddr), netns)
+	s := launch(c.t, "info", raftStorage(c.t, id, c.leader().apiAddr), netns, c.options...)
 	s.root, s.unsealKey, s.audit = c.first.root, c.first.unsealKey, c.first.audit
 	s.install("v0.1.0")
 	c.nodes = append(c.nodes, s)

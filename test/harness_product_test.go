@@ -15,9 +15,13 @@ type product struct {
 	name    string // Vault or OpenBao
 	version string // such as 1.21.0
 
-	// Settings for the configuration. OpenBao neither knows disable_mlock nor enables audit
-	// devices with requests by default.
+	// Settings for the configuration. OpenBao has no disable_mlock, and by default does not
+	// let requests enable audit devices.
 	settings string
+
+	// The setting that makes standbys forward reads, as those of Vault's community edition
+	// always do.
+	noStandbyReads string
 
 	// Settings for each listener. OpenBao's standard limits are below those that
 	// docs/compatibility.md recommends.
@@ -27,9 +31,10 @@ type product struct {
 var (
 	vault   = product{name: "Vault", settings: "disable_mlock = true"}
 	openBao = product{
-		name:     "OpenBao",
-		settings: "unsafe_allow_api_audit_creation = true\ndisable_standby_reads = true",
-		listener: "max_request_json_strings = 1100\n  max_request_json_memory = 2097152",
+		name:           "OpenBao",
+		settings:       "unsafe_allow_api_audit_creation = true",
+		noStandbyReads: "disable_standby_reads = true",
+		listener:       "max_request_json_strings = 1100\n  max_request_json_memory = 2097152",
 	}
 )
 

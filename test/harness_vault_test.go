@@ -106,10 +106,18 @@ type server struct {
 	audit     string
 	logLevel  string
 	storage   string // storage stanza of the configuration
+	settings  string // further settings, which depend on the product
 	process   *os.Process
 	exited    chan struct{}
 	leaks     leaks
 }
+
+// option changes a server before it starts.
+type option func(*server)
+
+// standbyReads lets a standby respond to reads. Those of Vault's community edition forward
+// them nonetheless.
+func standbyReads(s *server) { s.settings = tested.settings }
 
 // startVault starts a server with log level trace, so that tests can search the log for
 // secrets.
@@ -138,14 +146,18 @@ func newServer(t testing.TB, logLevel, storage string) *server {
 }
 
 // launch starts a server that is not initialized and has not joined a cluster. If netns
-// is not nil, the server runs in that namespace.
-func launch(t testing.TB, logLevel, storage string, netns *namespace) *server {
+// is not nil, the server runs in that namespace. The options change the server before it
+// starts.
+func launch(t testing.TB, logLevel, storage string, netns *namespace, options ...option) *server {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage, netns: netns}
+	s := &server{t: t, dir: dir, audit: filepath.Join(dir, "audit.log"), logLevel: logLevel, storage: storage, settings: tested.settings + "\n" + tested.noStandbyReads, netns: netns}
+	for _, change := range options {
+		change(s)
+	}
 	t.Cleanup(func() { s.leaks.checkFiles(t, dir) }) // after the server has ended
 	if err := os.Mkdir(s.pluginDir(), 0o755); err != nil {
 		t.Fatal(err)
@@ -240,7 +252,7 @@ api_addr         = %q
 cluster_addr     = %q
 plugin_directory = %q
 log_level        = %q
-`, s.storage, address, tested.listener, socket, tested.settings, s.apiAddr, fmt.Sprintf("http://%s:%d", host, next+1), s.pluginDir(), s.logLevel)
+`, s.storage, address, tested.listener, socket, s.settings, s.apiAddr, fmt.Sprintf("http://%s:%d", host, next+1), s.pluginDir(), s.logLevel)
 	if err := os.WriteFile(config, []byte(hcl), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
