@@ -15,9 +15,12 @@ type product struct {
 	name    string // Vault or OpenBao
 	version string // such as 1.21.0
 
-	// Settings for the configuration. OpenBao has no disable_mlock, and by default does not
-	// let requests enable audit devices.
+	// Settings for the configuration. OpenBao has no disable_mlock.
 	settings string
+
+	// By default, OpenBao does not let requests enable audit devices. The configuration
+	// declares them instead.
+	declaresAudit bool
 
 	// The setting that makes standbys forward reads, as those of Vault's community edition
 	// always do.
@@ -32,6 +35,7 @@ var (
 	vault   = product{name: "Vault", settings: "disable_mlock = true"}
 	openBao = product{
 		name:           "OpenBao",
+		declaresAudit:  true,
 		settings:       "unsafe_allow_api_audit_creation = true",
 		noStandbyReads: "disable_standby_reads = true",
 		listener:       "max_request_json_strings = 1100\n  max_request_json_memory = 2097152",
