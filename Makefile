@@ -3,6 +3,7 @@ SHELL := bash
 .PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licenses release fmt clean
 
 ROTATION_CALLS ?= 10000
+INTEROP ?= full
 SOAK_KILLS ?= 10
 SOAK_FUZZ_TIME ?= 1h
 
@@ -36,13 +37,21 @@ race: ## Run the unit tests under the race detector (needs a C compiler)
 fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (default: 5m)
 	@scripts/fuzz.sh
 
+# With INTEROP=short, make interop runs the tests of what depends on the server: logins,
+# Agent, the audit log, and JWKS. make rotation then rotates once, to an HS256 key.
+interop_full     = ^TestInterop
+interop_short    = ^TestInterop(AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$
+rotation_full    = ^TestRotation$$
+rotation_short   = ^TestRotation$$/^to_HS256$$
+tests_of_interop = $(or $($(1)_$(INTEROP)),$(error INTEROP is $(INTEROP), but must be full or short))
+
 interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, and Python 3)
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
-	VAULT_BIN=$$vault go test -tags interop -count=1 -run '^TestInterop' ./test
+	VAULT_BIN=$$vault go test -tags interop -count=1 -run '$(call tests_of_interop,interop)' ./test
 
 rotation: ## Rotate the key blue/green under load (two real proxies, eight sandboxes): zero failed requests
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
-	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '^TestRotation$$' ./test
+	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '$(call tests_of_interop,rotation)' ./test
 
 docs-test: ## Run the commands in the documents on a real Vault server (needs openssl)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs.*)$$' -count=1 ./test

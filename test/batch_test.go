@@ -9,6 +9,39 @@ import (
 	"vault-plugin-secrets-ati/ati"
 )
 
+// A batch as a JSON list may exceed a limit of the server, for which docs/compatibility.md
+// has a setting. A string with commas does not.
+func TestBatch_JSONList(t *testing.T) {
+	t.Parallel()
+	plain := freePort(t)
+	s := newServer(t, "info", fmt.Sprintf("storage \"inmem\" {}\nlistener \"tcp\" {\n  address = \"127.0.0.1:%s\"\n  tls_disable = true\n}", plain))
+	s.mountEngine()
+	s.write(s.root, "ati/roles/r", data{"tools": "web_search", "allowed_agent_ids": "sandbox:*"})
+	withSettings := s.addr
+	for _, n := range []int{999, 1000} {
+		ids := make([]string, n)
+		for i := range ids {
+			ids[i] = fmt.Sprintf("sandbox:%d", i)
+		}
+		for _, c := range []struct {
+			name, address string
+			ids           any
+			accepted      bool
+		}{
+			{"a list", withSettings, ids, true},
+			{"a string", withSettings, strings.Join(ids, ","), true},
+			{"a list without settings", "http://127.0.0.1:" + plain, ids, n+1 <= tested.jsonStrings}, // with the parameter's name
+			{"a string without settings", "http://127.0.0.1:" + plain, strings.Join(ids, ","), true},
+		} {
+			s.addr = c.address
+			status, body := s.send(s.root, "PUT", "ati/batch/r", nil, data{"agent_ids": c.ids})
+			if (status == http.StatusOK) != c.accepted || status != http.StatusOK && status != http.StatusBadRequest {
+				t.Errorf("%d IDs in %s: status %d, %.300s", n, c.name, status, body)
+			}
+		}
+	}
+}
+
 // Each token of a batch identifies the one audit log line of its request, which contains
 // no token, and policies treat batch as a separate path.
 func TestBatch_AuditAndPolicies(t *testing.T) {

@@ -26,16 +26,20 @@ type product struct {
 	// always do.
 	noStandbyReads string
 
+	// Strings in a JSON request that a listener without settings accepts, or at least accepts.
+	jsonStrings int
+
 	// Settings for each listener. OpenBao's standard limits are below those that
 	// docs/compatibility.md recommends.
 	listener string
 }
 
 var (
-	vault   = product{name: "Vault", settings: "disable_mlock = true"}
+	vault   = product{name: "Vault", jsonStrings: 10_000, settings: "disable_mlock = true"}
 	openBao = product{
 		name:           "OpenBao",
 		declaresAudit:  true,
+		jsonStrings:    1000,
 		settings:       "unsafe_allow_api_audit_creation = true",
 		noStandbyReads: "disable_standby_reads = true",
 		listener:       "max_request_json_strings = 1100\n  max_request_json_memory = 2097152",

