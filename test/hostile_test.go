@@ -28,8 +28,9 @@ const (
 var vaultJSONError = regexp.MustCompile(`^{"errors":\["(malformed JSON|duplicate key '|JSON [a-z ]+ exceeds allowed )`)
 
 // TestHostileRequests sends very deep and very large JSON to each path that accepts a
-// body: through a listener with Vault's limits, which rejects most of it, and through one
-// without them, whose requests reach the plugin.
+// body: through a listener with limits, which rejects most of it, and through one without
+// them, whose requests reach the plugin. OpenBao ignores the settings of the latter. Its
+// default limits reject less than those of the former.
 func TestHostileRequests(t *testing.T) {
 	t.Parallel()
 	open := freePort(t)
