@@ -61,7 +61,6 @@ func TestCluster_LeaderKilled(t *testing.T) {
 func TestCluster_StandbyReads(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, nil, standbyReads)
-	c.checkState(nil)
 	leader := c.leader()
 	standby := c.nodes[slices.IndexFunc(c.nodes, func(s *server) bool { return s != leader })]
 	for i := range rounds(t, "SOAK_STANDBY_WRITES", 5, 100) {
