@@ -65,7 +65,7 @@ bench: ## Run the benchmarks, including those on a real Vault server, and write 
 check: lint ## Run lint, unit tests, and documentation checks (before each commit; under a minute)
 	@go test -count=1 . ./ati ./internal/... ./tools/...
 	@cd tools/release && go test -count=1 ./...
-	@go test -count=1 -tags docs -run '^Test(Assurance|Examples_NameTheirTest|ThirdPartyLicenses|ErrorsPage|DocsLinks)' ./test
+	@go test -count=1 -tags docs -run '^Test(Assurance|Compatibility|Examples_NameTheirTest|ThirdPartyLicenses|ErrorsPage|DocsLinks)' ./test
 
 lint: ## Run gofmt, go vet, staticcheck, revive, the word list and govulncheck
 	@scripts/lint.sh

@@ -15,11 +15,12 @@ type product struct {
 	name    string // Vault or OpenBao
 	version string // such as 1.21.0
 
-	// Settings for the configuration. OpenBao has no disable_mlock.
+	// Settings for the configuration. Only Vault has disable_mlock. OpenBao needs another one
+	// for tests that enable audit devices with a request.
 	settings string
 
-	// By default, OpenBao does not let requests enable audit devices. The configuration
-	// declares them instead.
+	// Whether audit devices are declared in the configuration, unless a setting allows
+	// requests to enable them.
 	declaresAudit bool
 
 	// The setting that makes standbys forward reads, as those of Vault's community edition
@@ -29,8 +30,7 @@ type product struct {
 	// Strings in a JSON request that a listener without settings accepts, or at least accepts.
 	jsonStrings int
 
-	// Settings for each listener. OpenBao's standard limits are below those that
-	// docs/compatibility.md recommends.
+	// Settings for each listener, which docs/compatibility.md recommends.
 	listener string
 }
 
