@@ -85,7 +85,7 @@ COMMANDS
 else
   cat <<COMMANDS
 vault secrets tune -plugin-version=$version $(quote "$mount")
-vault plugin reload -plugin=$name
+vault plugin reload -plugin=$name -scope=global
 # Must print $version:
 vault read -field=running_plugin_version sys/mounts/$(quote "$mount")
 COMMANDS

@@ -572,7 +572,7 @@ cp {dir}/vault-plugin-secrets-ati '/a b/vault-plugin-secrets-ati-v0.1.0'
 # Once per cluster:
 vault plugin register -sha256=` + sum + ` -command=vault-plugin-secrets-ati-v0.1.0 -version=v0.1.0 secret vault-plugin-secrets-ati
 vault secrets tune -plugin-version=v0.1.0 'it'\''s'
-vault plugin reload -plugin=vault-plugin-secrets-ati
+vault plugin reload -plugin=vault-plugin-secrets-ati -scope=global
 # Must print v0.1.0:
 vault read -field=running_plugin_version sys/mounts/'it'\''s'
 `},
