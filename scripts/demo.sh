@@ -1,60 +1,45 @@
 #!/usr/bin/env bash
-# Demonstrates the engine on a temporary Vault dev server: what the security team
-# configures, what an orchestrator receives, and what is rejected.
+# Demonstrates the engine on a temporary dev server: what the security team configures,
+# what an orchestrator receives and is refused, and what the audit log shows. Each line
+# that starts with $ can be run in a shell, from the clone.
+# DEMO_DIR is the directory for its files (default: bin/demo).
 set -euo pipefail
 unset CDPATH
 exec 2>&1 # keeps errors in order with the other output
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
+dir=${DEMO_DIR:-bin/demo}
+trap 'DEV_DIR=$dir scripts/dev.sh stop' EXIT
 
-vault_bin=$(scripts/vault-bin.sh)
+echo "# Each line after \$ can be run in a shell. Success messages are left out, and long lines cut."
+echo "# Compile the plugin, and start a dev server with an audit log."
+run "DEV_DIR=$dir scripts/dev.sh server"
 unset_vault_env
-dir=$(mktemp -d)
-trap 'stop_vault "$dir"; rm -rf "$dir"' EXIT
+run ". $dir/env"
+find_cli
 
-say "Start a Vault dev server: $vault_bin"
-start_vault "$dir"
-root_token=$VAULT_TOKEN
-printf '$ export VAULT_ADDR=%s VAULT_TOKEN=%s\n' "$VAULT_ADDR" "$VAULT_TOKEN"
-
-say "Register the plugin with its SHA-256 and mount it."
+say "The security team mounts the plugin with a new key, and writes a role, a policy, and a login."
 register_plugin "$dir"
-show vault secrets enable -path=ati "$plugin"
-
-say "The security team sets the proxy's URL and defines what a researcher may do."
-show vault write ati/config proxy_url=https://ati.example.com
+show "$cli secrets enable -path=ati $plugin"
+show "$cli write ati/config proxy_url=https://ati.example.com"
 write_role
+show "$cli auth enable userpass"
+show "$cli write auth/userpass/users/orchestrator password=demo token_policies=ati-orchestrator"
 
-write_policy
-echo '$ export VAULT_TOKEN=$(vault token create -policy=researcher-orchestrator -display-name=orchestrator -field=token)'
-VAULT_TOKEN=$(vault token create -policy=researcher-orchestrator -display-name=orchestrator -field=token)
+say "The orchestrator logs in and requests a token for a sandbox. It never sees the key."
+run "export VAULT_TOKEN=\$($cli write -field=token auth/userpass/login/orchestrator password=demo)"
+show "$cli read ati/creds/researcher agent_id=sandbox:42"
+run "token=\$($cli read -field=token ati/creds/researcher agent_id=sandbox:42)"
 
-say "The orchestrator requests a token for a sandbox. It never sees the signing secret."
-show vault read ati/creds/researcher | tee "$dir/creds"
-token=$(awk '$1 == "token" { print $2 }' "$dir/creds")
+say "It is refused what the role does not grant, a misspelled parameter, and the key."
+expect_failure "$cli read ati/creds/researcher tools=github:delete_repo"
+expect_failure "$cli read ati/creds/researcher tool=web_search"
+expect_failure "$cli read ati/proxy-env"
 
-say "A request can narrow what the role grants."
-show vault read ati/creds/researcher tools=web_search ttl=10m
-
-say "The same token as environment variables for the sandbox."
-show vault read ati/creds/researcher tools=web_search ttl=10m format=env
-
-say "A request for more than the role grants is rejected."
-expect_failure vault read ati/creds/researcher tools=github:delete_repo
-
-say "Unknown parameters and other paths are rejected too."
-expect_failure vault read ati/creds/researcher tool=web_search
-expect_failure vault read ati/creds/admin
-expect_failure vault read ati/config
-
-say "The security team validates the token and reads its claims."
-export VAULT_TOKEN=$root_token
-echo '$ printf %s "$token" | vault write ati/validate token=- scope=tool:web_search'
-printf %s "$token" | vault write ati/validate token=- scope=tool:web_search
-
-say "The security team checks what the role grants."
-show vault read ati/check/researcher scope=tool:arxiv:search
-show vault read ati/check/researcher scope=tool:github:delete_repo
-
-say "Done. This server is stopped now; to keep one running, use make dev."
+say "The security team validates the token, and finds in the audit log who requested it."
+run ". $dir/env"
+show "$cli write ati/validate token=\$token | grep -E '^(rate|scope|sub|valid) '"
+run "jti=\$($cli write -field=jti ati/validate token=\$token)"
+show "grep -m 1 \$jti $dir/audit.log | grep -oE '\"(time|display_name|path)\":\"[^\"]*\"' | xargs"
+run "DEV_DIR=$dir scripts/dev.sh stop"

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -49,35 +50,43 @@ func goEnv(t testing.TB) []string {
 	return []string{"GOCACHE=" + dirs[0], "GOMODCACHE=" + dirs[1], "GOPATH=" + dirs[2]}
 }
 
+// make demo prints at most 60 lines, of which all that start with $ are commands that do the
+// same in another shell.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	out := runScript(t, nil, "demo.sh")
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "demo")
+	t.Cleanup(func() { stopDev(dir) })
+	out := runScript(t, []string{"DEMO_DIR=" + dir}, "demo.sh")
+	cli := map[string]string{"Vault": "vault", "OpenBao": "bao"}[tested.name]
 	for _, want := range []string{
-		"$ vault plugin register \\\n    -sha256=",
-		"$ vault secrets enable -path=ati vault-plugin-secrets-ati\nSuccess!",
-		"$ vault write ati/config proxy_url=https://ati.example.com\n",
-		"Vault generated a new signing key",
-		"$ vault write ati/roles/researcher tools=web_search,arxiv:search \\\n    skills=summarize rate=tool:web_search=30/hour ttl=1h max_ttl=4h \\\n    description='reads the web and arXiv'\nSuccess!",
-		"$ vault read ati/creds/researcher\nKey",
-		"scope          tool:web_search tool:arxiv:search skill:summarize\nsub            token-orchestrator\n",
-		"scope          tool:web_search\nsub            token-orchestrator\n",
-		"token_ttl      10m\n",
-		"$ vault read ati/creds/researcher tools=web_search ttl=10m format=env\nKey                  Value\n---                  -----\nATI_PROXY_URL        https://ati.example.com\nATI_SESSION_TOKEN    eyJ",
-		"* scope \"tool:github:delete_repo\" is not granted by role \"researcher\"\n",
-		"* unknown parameter \"tool\" (did you mean \"tools\"?); supported parameters: ",
-		"$ vault read ati/creds/admin\nError reading ati/creds/admin: Error making API request.\n",
-		"$ vault read ati/config\nError reading ati/config: Error making API request.\n",
-		"rate           map[tool:web_search:30/hour]\nscope          tool:web_search tool:arxiv:search skill:summarize\nsub            token-orchestrator\nvalid          true\n",
-		"matched_scopes    [tool:arxiv:search]\n",
-		"allowed           false\nmatched_rates     map[]\nmatched_scopes    []\n",
-		"# Done. This server is stopped now; to keep one running, use make dev.\n",
+		"Starting " + tested.name + " " + tested.version + " at http://127.0.0.1:",
+		"\n$ " + cli + " plugin register -sha256=$sum secret vault-plugin-secrets-ati\n$ " + cli + " secrets enable -path=ati vault-plugin-secrets-ati\n",
+		"\n$ " + cli + " write ati/config proxy_url=https://ati.example.com\n  * Vault generated a new signing key.",
+		" \\\n    rate=tool:web_search=30/hour allowed_agent_ids='sandbox:*' ttl=1h max_ttl=4h\n",
+		"\n$ " + cli + " policy write ati-orchestrator examples/policies/orchestrator.hcl\n",
+		"\n$ " + cli + " read ati/creds/researcher agent_id=sandbox:42\nKey            Value\n",
+		"\nscope          tool:web_search tool:arxiv:search skill:summarize\nsub            sandbox:42\ntoken          eyJ",
+		"\ntoken_ttl      1h\n",
+		"\n$ " + cli + " read ati/creds/researcher tools=github:delete_repo\n* scope \"tool:github:delete_repo\" is not granted by role \"researcher\"\n",
+		"\n$ " + cli + " read ati/creds/researcher tool=web_search\n* unknown parameter \"tool\" (did you mean \"tools\"?); supported parameters: ",
+		"\n$ " + cli + " read ati/proxy-env\n* permission denied\n",
+		"\nrate           map[tool:web_search:30/hour]\nscope          tool:web_search tool:arxiv:search skill:summarize\nsub            sandbox:42\nvalid          true\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("make demo does not print %q", want)
 		}
 	}
-	if got := strings.Count(out, "permission denied"); got != 2 {
-		t.Errorf("%d requests were denied, want 2", got)
+	if !regexp.MustCompile(`(?m)^.*\bdisplay_name:userpass-orchestrator path:ati/creds/researcher\b.*$`).MatchString(out) {
+		t.Error("make demo does not print who requested the token")
+	}
+	if got := strings.Count(out, "\n"); got > 60 {
+		t.Errorf("make demo prints %d lines, want at most 60", got)
+	}
+	for line := range strings.Lines(strings.ReplaceAll(out, dir, "bin/demo")) {
+		if got := utf8.RuneCountInString(line) - 1; got > 100 {
+			t.Errorf("%d columns, want at most 100: %s", got, line)
+		}
 	}
 	addr := regexp.MustCompile(`VAULT_ADDR=(http://\S+)`).FindStringSubmatch(out)
 	if addr == nil {
@@ -87,9 +96,80 @@ func TestDemo(t *testing.T) {
 		resp.Body.Close()
 		t.Error("the demo's server is still running")
 	}
+	if files := cachedFiles(t, parent); len(files) != 0 {
+		t.Errorf("the demo leaves %v", files)
+	}
+	checkReplay(t, out)
 	if t.Failed() {
 		t.Log(out)
 	}
+}
+
+// checkReplay runs the commands that a script has printed in another shell, and checks that
+// each prints the same.
+func checkReplay(t *testing.T, printed string) {
+	t.Helper()
+	const end = "end of command"
+	type step struct{ command, output string }
+	var steps []step
+	for line := range strings.Lines(printed) {
+		command, found := strings.CutPrefix(line, "$ ")
+		last := len(steps) - 1
+		switch {
+		case found:
+			steps = append(steps, step{command, ""})
+		case strings.HasPrefix(line, "#") || line == "\n" || last < 0:
+		case strings.HasSuffix(steps[last].command, "\\\n"):
+			steps[last].command += line
+		default:
+			steps[last].output += line
+		}
+	}
+	var script strings.Builder
+	for _, s := range steps {
+		fmt.Fprintf(&script, "%secho; echo %s\n", s.command, end)
+	}
+	cmd := exec.CommandContext(t.Context(), "bash", "-u", "-c", script.String())
+	cmd.Dir = ".."
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT_BIN=" + vaultBin}, goEnv(t)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("the commands return %v:\n%s", err, out)
+	}
+	outputs := strings.Split(normalizeOutput(string(out)), end+"\n")
+	if len(outputs) != len(steps)+1 {
+		t.Fatalf("%d of %d commands ran:\n%s", len(outputs)-1, len(steps), out)
+	}
+	for i, s := range steps {
+		for line := range strings.Lines(normalizeOutput(s.output)) {
+			// The script may have cut the line.
+			if want := strings.TrimRight(line, "…\n"); !strings.Contains(outputs[i], want) {
+				t.Errorf("%s prints %q in a script, but in a shell\n%s", s.command, want, outputs[i])
+			}
+		}
+	}
+}
+
+// normalizeOutput replaces what differs between two runs.
+func normalizeOutput(s string) string {
+	for pattern, replacement := range map[string]string{
+		`127\.0\.0\.1:\d+`:                     "127.0.0.1:PORT",
+		`\bdev-[0-9a-f]{24}\b`:                 "TOKEN",
+		`\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-\w+\b`: "ID",
+		`\beyJ\S+`:                             "JWT",
+		`\b\d{10}\b`:                           "SECONDS",
+		`\b20\d\d-\S+Z\b`:                      "TIME",
+	} {
+		s = regexp.MustCompile(pattern).ReplaceAllString(s, replacement)
+	}
+	return s
+}
+
+// stopDev stops a server of scripts/dev.sh, if a test has not.
+func stopDev(dir string) {
+	stop := exec.Command(filepath.Join("..", "scripts", "dev.sh"), "stop")
+	stop.Env = append(os.Environ(), "DEV_DIR="+dir)
+	_ = stop.Run()
 }
 
 // make dev starts a server, or rebuilds and reloads the plugin if it is running. make
@@ -98,12 +178,7 @@ func TestDev(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "dev")
 	env := []string{"DEV_DIR=" + dir}
-	t.Cleanup(func() {
-		// If the test ends before it has stopped the server.
-		stop := exec.Command(filepath.Join("..", "scripts", "dev.sh"), "stop")
-		stop.Env = append(os.Environ(), env...)
-		_ = stop.Run()
-	})
+	t.Cleanup(func() { stopDev(dir) })
 	out := runScript(t, append(env, "ATI_JWT_SECRET="), "dev.sh")
 	export := func(name string) string {
 		m := regexp.MustCompile(`(?m)^export .*\b` + name + `=(\S+)`).FindStringSubmatch(out)
@@ -121,6 +196,7 @@ func TestDev(t *testing.T) {
 	if c.Scope != "tool:web_search tool:arxiv:search skill:summarize" {
 		t.Errorf("scope %q", c.Scope)
 	}
+	checkQuickStart(t, dir)
 	sum := func() string { return s.read(s.root, "sys/mounts/ati").Data["running_sha256"].(string) }
 	first := sum()
 
@@ -134,7 +210,7 @@ func TestDev(t *testing.T) {
 		t.Errorf("the server runs the plugin %s, the rebuilt one is %s, the first one was %s", sum(), want, first)
 	}
 	claims(t, secret, s.read(s.root, "ati/creds/researcher"))
-	for _, file := range []string{"env", "vault.log"} {
+	for _, file := range []string{"env", "server.log", "audit.log"} {
 		b := readFile(t, filepath.Join(dir, file))
 		if strings.Contains(string(b), secret) {
 			t.Errorf("%s contains the secret", file)
@@ -145,6 +221,34 @@ func TestDev(t *testing.T) {
 	if resp, err := http.Get(s.addr + "/v1/sys/health"); err == nil {
 		resp.Body.Close()
 		t.Error("after make dev-stop, the server is still running")
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Errorf("make dev-stop leaves %v", cachedFiles(t, dir))
+	}
+}
+
+// checkQuickStart runs the README's quick start in a shell where the server is running, and
+// compares the output. Variables for other servers do not matter.
+func checkQuickStart(t *testing.T, dir string) {
+	t.Helper()
+	_, text, _ := strings.Cut(string(readFile(t, "../README.md")), "\n<!-- run by TestDev -->\n```console\n$ make dev\n")
+	text, _, found := strings.Cut(text, "```\n")
+	if !found {
+		t.Fatal("the README has no quick start")
+	}
+	var script, want strings.Builder
+	for line := range strings.Lines(text) {
+		if command, found := strings.CutPrefix(line, "$ "); found {
+			script.WriteString(strings.ReplaceAll(command, "bin/dev", dir))
+		} else {
+			want.WriteString(line)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "bash", "-eu", "-c", script.String())
+	cmd.Env = append(os.Environ(), "BAO_ADDR=http://127.0.0.1:1", "BAO_TOKEN=x", "VAULT_NAMESPACE=x", "HOME="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if diff := cmp.Diff(normalizeOutput(want.String()), normalizeOutput(string(out))); err != nil || diff != "" {
+		t.Errorf("the quick start (%v, -README +output):\n%s", err, diff)
 	}
 }
 
