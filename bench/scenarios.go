@@ -139,6 +139,7 @@ func scenarios(o options) []*scenario {
 	return []*scenario{
 		{name: echoScenario, path: fixed("echo/creds/one"), tokens: 1, plugin: echoName},
 		{name: singleScenario, path: fixed("ati/creds/one"), tokens: 1, plugin: engineName},
+		{name: bareScenario, path: fixed("echo/bare/one"), tokens: 1, plugin: echoName},
 		{name: "narrowed", method: http.MethodPut, path: fixed("ati/creds/one"), body: data{"agent_id": "sandbox:000001", "tools": []string{"github:search"}, "ttl": "10m", "rate": data{"tool:github:*": "5/hour"}}, tokens: 1, plugin: engineName},
 		{name: "identity template", path: fixed("ati/creds/identity"), tokens: 1, plugin: engineName},
 		{name: "with lease", path: fixed("ati/creds/leased"), tokens: 1, plugin: engineName},

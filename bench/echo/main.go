@@ -49,6 +49,12 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 			Pattern:    "creds/" + framework.GenericNameRegex("name"),
 			Fields:     map[string]*framework.FieldSchema{"name": {Type: framework.TypeString}},
 			Operations: map[logical.Operation]framework.OperationHandler{logical.ReadOperation: &framework.PathOperation{Callback: read}},
+		}, {
+			// For an operation declared like this, the SDK does not look up the replication
+			// state, which is a second round trip.
+			Pattern:   "bare/" + framework.GenericNameRegex("name"),
+			Fields:    map[string]*framework.FieldSchema{"name": {Type: framework.TypeString}},
+			Callbacks: map[logical.Operation]framework.OperationFunc{logical.ReadOperation: read},
 		}},
 	}
 	return b, b.Setup(ctx, conf)
