@@ -181,7 +181,7 @@ func TestCreds_RejectsIdentityValues(t *testing.T) {
 		t.Parallel()
 		m := configured(t, nil, data{"subject": "{{identity.entity.name}}"})
 		m.entityID = testEntity
-		m.refused(logical.ReadOperation, "creds/r", nil, "subject: cannot render {{identity.entity.name}}: the caller's token has no identity entity (root tokens and tokens created from them have none); log in with an auth method")
+		m.refused(logical.ReadOperation, "creds/r", nil, "subject: cannot render {{identity.entity.name}}: entity "+testEntity+" of the caller's token does not exist in this mount's namespace; it was merged, or belongs to a different namespace: log in again, in this namespace")
 	})
 	t.Run("a display name that is not a valid ID", func(t *testing.T) {
 		t.Parallel()

@@ -110,7 +110,7 @@ func (c idClaim) value(role, chosen string, who Caller, jti string) (string, err
 	case chosen != "":
 		return "", fmt.Errorf("%s %q is not allowed by role %q: allowed_%ss is [%s]", c.param, chosen, role, c.param, strings.Join(c.allowed, ", "))
 	case c.template != nil:
-		return c.template.render(jti, who.Entity, who.Groups)
+		return c.template.render(jti, who)
 	}
 	return "", nil
 }

@@ -180,7 +180,7 @@ func (t *idTemplate) references(prefix string) bool {
 }
 
 // render replaces the directives with the caller's values. The result must be an ID.
-func (t *idTemplate) render(jti string, entity *logical.Entity, groups []*logical.Group) (string, error) {
+func (t *idTemplate) render(jti string, who Caller) (string, error) {
 	var b strings.Builder
 	for _, p := range t.pieces {
 		switch {
@@ -188,15 +188,17 @@ func (t *idTemplate) render(jti string, entity *logical.Entity, groups []*logica
 			b.WriteString(p.text)
 		case p.text == jtiDirective:
 			b.WriteString(jti)
-		case entity == nil:
+		case who.EntityID != "" && who.Entity == nil:
+			return "", fmt.Errorf("%s: cannot render {{%s}}: entity %s of the caller's token does not exist in this mount's namespace; it was merged, or belongs to a different namespace: log in again, in this namespace", t.field, p.text, who.EntityID)
+		case who.Entity == nil:
 			return "", fmt.Errorf("%s: cannot render {{%s}}: the caller's token has no identity entity (root tokens and tokens created from them have none); log in with an auth method", t.field, p.text)
 		default:
-			value, err := renderDirective(p.text, entity, groups)
+			value, err := renderDirective(p.text, who.Entity, who.Groups)
 			if err != nil || value == "" {
-				return "", fmt.Errorf("%s: {{%s}} has no value for entity %s; to see its values, run: vault read identity/entity/id/%s", t.field, p.text, entity.ID, entity.ID)
+				return "", fmt.Errorf("%s: {{%s}} has no value for entity %s; to see its values, run: vault read identity/entity/id/%s", t.field, p.text, who.EntityID, who.EntityID)
 			}
 			if len(t.pieces) > 1 && !joinedForm.MatchString(value) {
-				return "", fmt.Errorf("%s: {{%s}} resolves to %q for entity %s; combined with other text, a value must start with a letter or digit and contain only letters, digits, and ._@+-", t.field, p.text, value, entity.ID)
+				return "", fmt.Errorf("%s: {{%s}} resolves to %q for entity %s; combined with other text, a value must start with a letter or digit and contain only letters, digits, and ._@+-", t.field, p.text, value, who.EntityID)
 			}
 			b.WriteString(value)
 		}
