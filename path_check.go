@@ -25,8 +25,8 @@ func pathCheck(b *backend) []*framework.Path {
 		Fields:       merged(roleName("Name of the role."), checkParams.Fields()),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   operation(b.pathCheckRead, "Check whether a role allows a tool, a skill, or a scope.", "check", "role", response),
-			logical.UpdateOperation: operation(b.pathCheckRead, "Check whether a role allows a tool, a skill, or a scope.", "check", "role-with-parameters", response),
+			logical.ReadOperation:   b.operation(mintingNode, b.pathCheckRead, "Check whether a role allows a tool, a skill, or a scope.", "check", "role", response),
+			logical.UpdateOperation: b.operation(mintingNode, b.pathCheckRead, "Check whether a role allows a tool, a skill, or a scope.", "check", "role-with-parameters", response),
 		},
 		HelpSynopsis:    pathCheckHelpSyn,
 		HelpDescription: pathCheckHelpDesc,
@@ -58,7 +58,7 @@ func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *fr
 	if err != nil {
 		return nil, refuse.Error(err)
 	}
-	bounds, err := b.recentBounds(cfg)
+	maxTTL, err := b.recentMaxMountTTL()
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (b *backend) pathCheckRead(ctx context.Context, req *logical.Request, d *fr
 	if strings.HasPrefix(required, "skill:") && len(scopes) == 0 {
 		resp.AddWarning("The role does not grant this skill by name, but the proxy may still allow it through a tool that the role grants.")
 	}
-	for _, reason := range r.Obstacles(bounds) {
+	for _, reason := range r.Obstacles(cfg.bounds(maxTTL)) {
 		resp.AddWarning(fmt.Sprintf("No token with all that the role grants can be minted now: %v", reason))
 	}
 	return resp, nil

@@ -27,8 +27,8 @@ func pathConfig(b *backend) []*framework.Path {
 	fields := merged(keyring.RequestParams.Fields(), role.LimitParams.Fields())
 	fields["proxy_url"].Description += " Required for a new config."
 	fields["algorithm"].Default = ati.HS256
-	write := onActiveNode(operation(b.pathConfigWrite,
-		"Configure the proxy, the signing key, and the limits for all roles.", "configure", "", framework.Response{Description: "Stored"}))
+	write := b.operation(writingNode, b.pathConfigWrite,
+		"Configure the proxy, the signing key, and the limits for all roles.", "configure", "", framework.Response{Description: "Stored"})
 	return []*framework.Path{{
 		Pattern:        "config",
 		Fields:         fields,
@@ -37,10 +37,10 @@ func pathConfig(b *backend) []*framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
-			logical.ReadOperation: operation(b.pathConfigRead,
+			logical.ReadOperation: b.operation(activeNode, b.pathConfigRead,
 				"Read the configuration, without the key.", "read", "configuration", framework.Response{Description: "Configuration", Fields: merged(role.LimitParams.Response(), keyFacts.Response())}),
-			logical.DeleteOperation: onActiveNode(operation(b.pathConfigDelete,
-				"Delete the configuration and all keys.", "delete", "configuration", framework.Response{Description: "Deleted"})),
+			logical.DeleteOperation: b.operation(writingNode, b.pathConfigDelete,
+				"Delete the configuration and all keys.", "delete", "configuration", framework.Response{Description: "Deleted"}),
 		},
 		HelpSynopsis:    pathConfigHelpSyn,
 		HelpDescription: pathConfigHelpDesc,

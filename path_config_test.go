@@ -15,18 +15,18 @@ func TestConfig_DefaultsAndPartialUpdate(t *testing.T) {
 	m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": "https://ati.example.com/base//", "secret": testSecret}))
 	want := data{
 		"proxy_url": "https://ati.example.com/base", "algorithm": "HS256", "audience": "ati-proxy", "accepted_audiences": []string{},
-		"issuer": "ati-orchestrator", "allowed_scopes": []string{}, "max_ttl": int64(0),
+		"issuer": "ati-orchestrator", "allowed_scopes": []string{}, "max_ttl": int64(0), "allow_standby_minting": false,
 		"key_version": 1, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": testFingerprint,
 	}
 	m.equal("after creation", want, m.ok(logical.ReadOperation, "config", nil).Data)
 
 	changes := data{
-		"audience": "a", "accepted_audiences": "b,c, b", "issuer": "", "allowed_scopes": []any{"tool:github:*", "help"}, "max_ttl": "2h",
+		"audience": "a", "accepted_audiences": "b,c, b", "issuer": "", "allowed_scopes": []any{"tool:github:*", "help"}, "max_ttl": "2h", "allow_standby_minting": true,
 	}
 	m.now = m.now.Add(time.Hour)
-	m.ok(logical.UpdateOperation, "config", changes)
+	m.warnings(m.ok(logical.UpdateOperation, "config", changes), standbyMintingWarning)
 	for k, v := range (data{
-		"audience": "a", "accepted_audiences": []string{"b", "c"}, "issuer": "", "allowed_scopes": []string{"tool:github:*", "help"}, "max_ttl": int64(7200),
+		"audience": "a", "accepted_audiences": []string{"b", "c"}, "issuer": "", "allowed_scopes": []string{"tool:github:*", "help"}, "max_ttl": int64(7200), "allow_standby_minting": true,
 	}) {
 		want[k] = v
 	}

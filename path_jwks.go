@@ -18,7 +18,7 @@ func pathJWKS(b *backend) []*framework.Path {
 		Pattern:      "jwks",
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation: operation(b.pathJWKSRead, "Read the public keys as a JWK Set.", "read", "jwks",
+			logical.ReadOperation: b.operation(anyNode, b.pathJWKSRead, "Read the public keys as a JWK Set.", "read", "jwks",
 				framework.Response{Description: "JWK Set (RFC 7517), without Vault's response envelope", MediaType: "application/json", Fields: map[string]*framework.FieldSchema{
 					"keys": {Type: framework.TypeSlice, Required: true, Description: "Public keys, as JWKs."},
 				}}),

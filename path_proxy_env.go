@@ -35,7 +35,7 @@ func pathProxyEnv(b *backend) []*framework.Path {
 			Pattern:      pattern,
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.ReadOperation: operation(b.pathProxyEnvRead, summary, "read", suffix, response),
+				logical.ReadOperation: b.operation(activeNode, b.pathProxyEnvRead, summary, "read", suffix, response),
 			},
 			HelpSynopsis:    pathProxyEnvHelpSyn,
 			HelpDescription: pathProxyEnvHelpDesc,

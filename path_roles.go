@@ -14,13 +14,13 @@ import (
 )
 
 func pathRoles(b *backend) []*framework.Path {
-	write := onActiveNode(operation(b.pathRolesWrite, "Create or update a role.", "write", "role", framework.Response{Description: "Stored"}))
+	write := b.operation(writingNode, b.pathRolesWrite, "Create or update a role.", "write", "role", framework.Response{Description: "Stored"})
 	return []*framework.Path{
 		{
 			Pattern:      "roles/?",
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.ListOperation: operation(b.pathRolesList,
+				logical.ListOperation: b.operation(anyNode, b.pathRolesList,
 					"List the roles.", "list", "roles", framework.Response{Description: "Names of the roles", Fields: map[string]*framework.FieldSchema{
 						"keys": {Type: framework.TypeStringSlice, Description: "Names of the roles."},
 					}}),
@@ -36,10 +36,10 @@ func pathRoles(b *backend) []*framework.Path {
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.CreateOperation: write,
 				logical.UpdateOperation: write,
-				logical.ReadOperation: operation(b.pathRolesRead,
+				logical.ReadOperation: b.operation(anyNode, b.pathRolesRead,
 					"Read a role.", "read", "role", framework.Response{Description: "Role", Fields: role.Params.Response()}),
-				logical.DeleteOperation: onActiveNode(operation(b.pathRolesDelete,
-					"Delete a role.", "delete", "role", framework.Response{Description: "Deleted"})),
+				logical.DeleteOperation: b.operation(writingNode, b.pathRolesDelete,
+					"Delete a role.", "delete", "role", framework.Response{Description: "Deleted"}),
 			},
 			HelpSynopsis:    pathRolesHelpSyn,
 			HelpDescription: pathRolesHelpDesc,

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
-	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/internal/keyring"
@@ -22,7 +21,7 @@ func pathRotate(b *backend) []*framework.Path {
 			Pattern:      pattern,
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: onActiveNode(operation(handler, summary, verb, suffix, status)),
+				logical.UpdateOperation: b.operation(writingNode, handler, summary, verb, suffix, status),
 			},
 			HelpSynopsis:    summary,
 			HelpDescription: help,
@@ -30,12 +29,12 @@ func pathRotate(b *backend) []*framework.Path {
 	}
 	rotate := step("config/rotate", b.pathRotateKeyWrite(keyring.Step.Rotate), "Replace the key immediately, and delete the current and the previous version.", "rotate", "key", pathRotateHelpDesc)
 	rotate.Fields = keyring.RequestParams.Fields()
-	rotate.Operations[logical.ReadOperation] = operation(b.pathRotateRead, "Read the versions of the key.", "read", "key-versions", status)
+	rotate.Operations[logical.ReadOperation] = b.operation(activeNode, b.pathRotateRead, "Read the versions of the key.", "read", "key-versions", status)
 	rotate.HelpSynopsis = "Read the versions of the key, or replace the key immediately."
 
 	stage := step("config/rotate/stage", b.pathRotateKeyWrite(keyring.Step.Stage), "Create the pending version of the key, which does not sign tokens yet.", "stage", "key", pathRotateStageHelpDesc)
 	stage.Fields = keyring.RequestParams.Fields()
-	stage.Operations[logical.DeleteOperation] = onActiveNode(operation(b.pathRotateStageDelete, "Delete the pending version of the key.", "drop", "staged-key", framework.Response{Description: "Deleted"}))
+	stage.Operations[logical.DeleteOperation] = b.operation(writingNode, b.pathRotateStageDelete, "Delete the pending version of the key.", "drop", "staged-key", framework.Response{Description: "Deleted"})
 	stage.HelpSynopsis = "Create or delete the pending version of the key."
 
 	return []*framework.Path{
@@ -190,10 +189,8 @@ func (b *backend) purgeExpiredKey(ctx context.Context, req *logical.Request) err
 	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.Previous == nil || !cfg.Previous.Expired(b.now()) {
 		return err
 	}
-	// A standby cannot write to storage, and a secondary only for a local mount.
-	state := b.System().ReplicationState()
-	if state.HasState(consts.ReplicationPerformanceStandby) || state.HasState(consts.ReplicationPerformanceSecondary) && !b.System().LocalMount() {
-		return nil
+	if standby, err := b.isStandby(); standby || err != nil {
+		return err
 	}
 	b.lock.Lock()
 	defer b.lock.Unlock()

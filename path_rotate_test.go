@@ -1127,7 +1127,7 @@ func TestRotate_PurgeRunsOnWritableNodes(t *testing.T) {
 		m.activateGreen()
 		m.write("config/rotate/retire", nil)
 		m.now = m.now.Add(2 * time.Hour)
-		m.system.ReplicationStateVal, m.system.LocalMountVal = c.state, c.local
+		m.setState(c.state, c.local)
 		puts := len(m.storage.order)
 		m.periodic()
 		if got := len(m.storage.order) > puts; got != c.want {

@@ -33,8 +33,8 @@ func pathCreds(b *backend) []*framework.Path {
 		Fields:       merged(roleName("Name of the role."), role.CredsParams.Fields()),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   operation(b.pathCredsRead, "Mint a token.", "generate", "credentials", response),
-			logical.UpdateOperation: operation(b.pathCredsRead, "Mint a token, narrowed by parameters.", "generate", "credentials-with-parameters", response),
+			logical.ReadOperation:   b.operation(mintingNode, b.pathCredsRead, "Mint a token.", "generate", "credentials", response),
+			logical.UpdateOperation: b.operation(mintingNode, b.pathCredsRead, "Mint a token, narrowed by parameters.", "generate", "credentials-with-parameters", response),
 		},
 		HelpSynopsis:    pathCredsHelpSyn,
 		HelpDescription: pathCredsHelpDesc,
@@ -47,7 +47,7 @@ func pathBatch(b *backend) []*framework.Path {
 		Fields:       merged(roleName("Name of the role."), role.BatchParams.Fields()),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.UpdateOperation: operation(b.pathBatchWrite, "Mint a token for each of many agents.", "generate", "credentials-batch",
+			logical.UpdateOperation: b.operation(mintingNode, b.pathBatchWrite, "Mint a token for each of many agents.", "generate", "credentials-batch",
 				framework.Response{Description: "Token for each agent", Fields: merged(batchFacts.Response(), sharedFacts.Response())}),
 		},
 		HelpSynopsis:    pathBatchHelpSyn,
@@ -122,6 +122,9 @@ func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *fr
 	}
 	resp := &logical.Response{Data: data}
 	if m.role.GenerateLease {
+		if err := b.checkNode(ctx, req, activeNode); err != nil {
+			return nil, err // a standby cannot create a lease
+		}
 		if resp, err = b.leased(data, token.claims); err != nil {
 			return nil, err
 		}
@@ -194,11 +197,11 @@ func (b *backend) newMint(ctx context.Context, req *logical.Request, d *framewor
 	if m.caller, err = b.lookUpCaller(req, m.role.IdentityNeeded(&m.request)); err != nil {
 		return nil, err
 	}
-	bounds, err := b.recentBounds(m.cfg)
+	maxTTL, err := b.recentMaxMountTTL()
 	if err != nil {
 		return nil, err
 	}
-	m.draft, m.warnings, err = m.role.Narrow(bounds, &m.request, now)
+	m.draft, m.warnings, err = m.role.Narrow(m.cfg.bounds(maxTTL), &m.request, now)
 	return m, refuse.Error(err)
 }
 

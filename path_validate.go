@@ -26,7 +26,7 @@ func pathValidate(b *backend) []*framework.Path {
 			Fields:       validateParams.Fields(),
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: operation(b.pathValidateWrite, "Validate a token against this mount's keys and settings.", "validate", "token",
+				logical.UpdateOperation: b.operation(mintingNode, b.pathValidateWrite, "Validate a token against this mount's keys and settings.", "validate", "token",
 					framework.Response{Description: "Result, and the claims of a valid token", Fields: validateResponse()}),
 			},
 			HelpSynopsis:    pathValidateHelpSyn,
@@ -37,7 +37,7 @@ func pathValidate(b *backend) []*framework.Path {
 			Fields:       tokenParam.Fields(),
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: operation(b.pathInspectWrite, "Decode a token without verifying it.", "inspect", "token",
+				logical.UpdateOperation: b.operation(anyNode, b.pathInspectWrite, "Decode a token without verifying it.", "inspect", "token",
 					framework.Response{Description: "Claims of the token", Fields: inspectResponse()}),
 			},
 			HelpSynopsis:    pathInspectHelpSyn,

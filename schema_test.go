@@ -38,6 +38,8 @@ func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 		"issuer":             {value: "i"},
 		"allowed_scopes":     {value: "tool:*", reads: []string{"tool:*"}},
 		"max_ttl":            {value: "2h", reads: int64(7200)},
+
+		"allow_standby_minting": {value: true},
 	})
 	role := map[string]sample{
 		"tools":               {value: "a,b", reads: []string{"a", "b"}},

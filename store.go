@@ -175,6 +175,14 @@ func (st *store) deleteRole(ctx context.Context, s logical.Storage, name string)
 	return nil
 }
 
+// dropCaches makes the next requests read from storage.
+func (st *store) dropCaches() {
+	st.lock.Lock()
+	defer st.lock.Unlock()
+	st.config.Store(nil)
+	st.roles.Purge()
+}
+
 // invalidate drops from the caches what another node of the cluster has changed.
 func (st *store) invalidate(_ context.Context, key string) {
 	st.lock.Lock()

@@ -16,6 +16,9 @@ type Limits struct {
 	Issuer            string        `json:"issuer"`
 	AllowedScopes     []string      `json:"allowed_scopes"`
 	MaxTTL            time.Duration `json:"max_ttl"` // 0: no limit
+
+	// AllowStandbyMinting lets standbys answer requests for tokens by what they know.
+	AllowStandbyMinting bool `json:"allow_standby_minting,omitempty"`
 }
 
 // LimitParams are the parameters of config that set Limits.
@@ -35,6 +38,9 @@ var LimitParams = param.Set[Limits]{
 	param.Duration("max_ttl", param.Display("Maximum TTL", "Ceiling"),
 		"Maximum TTL of a token, whatever its role allows. 0 means no limit.",
 		func(l *Limits) *time.Duration { return &l.MaxTTL }),
+	param.Bool("allow_standby_minting", param.Display("Allow standby minting", "Cluster"),
+		"Whether standby nodes answer creds, batch, check, and validate themselves, where the server lets them. What they know is typically a quarter of a second old, but after some faults older without bound. Defaults to false.",
+		func(l *Limits) *bool { return &l.AllowStandbyMinting }),
 }
 
 // NewLimits returns the limits of a new config.
@@ -48,6 +54,9 @@ func (l *Limits) Warnings() (warnings []string) {
 		if strings.HasPrefix(pattern, "skill:") && strings.HasSuffix(pattern, "*") {
 			warnings = append(warnings, fmt.Sprintf("allowed_scopes %q allows no skill: the proxy matches skills by exact name.", pattern))
 		}
+	}
+	if l.AllowStandbyMinting {
+		warnings = append(warnings, "With allow_standby_minting, a standby that has missed a change still mints tokens by the old key, role, or limits, so previous_tokens_expire_by no longer applies to all tokens.")
 	}
 	return warnings
 }
