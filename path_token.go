@@ -185,7 +185,7 @@ func (b *backend) newMint(ctx context.Context, req *logical.Request, d *framewor
 	if req.ID == "" {
 		return nil, errors.New("request has no ID")
 	}
-	if m.request, err = role.ParseRequest(ps, d.Raw); err != nil {
+	if err := m.request.Parse(ps, d.Raw); err != nil {
 		return nil, refuse.Error(err)
 	}
 	if m.key, err = m.cfg.ForProxy(m.request.ProxyURL); err != nil {

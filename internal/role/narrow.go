@@ -91,21 +91,21 @@ func checkFormat(field, value string) error {
 	return nil
 }
 
-// ParseRequest reads the parameters of a request.
-func ParseRequest(ps param.Set[Request], raw map[string]any) (r Request, err error) {
-	if err = ps.Apply(raw, &r); err != nil {
-		return r, err
+// Parse reads the parameters of a request.
+func (r *Request) Parse(ps param.Set[Request], raw map[string]any) (err error) {
+	if err = ps.Apply(raw, r); err != nil {
+		return err
 	}
 	if r.ProxyURL != "" {
 		if r.ProxyURL, err = param.ParseProxyURL(r.ProxyURL); err != nil {
-			return r, err
+			return err
 		}
 	}
 	if r.granted, err = scopesOf(r.tools, r.skills, r.scopes); err != nil {
-		return r, err
+		return err
 	}
 	r.rates, err = parseRates(r.rate)
-	return r, err
+	return err
 }
 
 // AgentID returns the subject that the caller chose, or "".
