@@ -17,7 +17,7 @@ type Limits struct {
 	AllowedScopes     []string      `json:"allowed_scopes"`
 	MaxTTL            time.Duration `json:"max_ttl"` // 0: no limit
 
-	// AllowStandbyMinting lets standbys answer requests for tokens by what they know.
+	// AllowStandbyMinting lets standby nodes mint tokens.
 	AllowStandbyMinting bool `json:"allow_standby_minting,omitempty"`
 }
 
@@ -39,7 +39,7 @@ var LimitParams = param.Set[Limits]{
 		"Maximum TTL of a token, whatever its role allows. 0 means no limit.",
 		func(l *Limits) *time.Duration { return &l.MaxTTL }),
 	param.Bool("allow_standby_minting", param.Display("Allow standby minting", "Cluster"),
-		"Whether standby nodes answer creds, batch, check, and validate themselves, where the server lets them. What they know is typically a quarter of a second old, but after some faults older without bound. Defaults to false.",
+		"Whether standby nodes that serve reads answer creds, batch, check, and validate, instead of forwarding them to the active node. The state of a standby is typically at most 0.25s old, but has no bound after some faults, so previous_tokens_expire_by is not guaranteed. Defaults to false.",
 		func(l *Limits) *bool { return &l.AllowStandbyMinting }),
 }
 
