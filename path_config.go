@@ -142,12 +142,12 @@ find out whether two places hold the same key. For HS256 it is the first 16
 hexadecimal digits of HMAC-SHA256(secret, "ati key fingerprint"), for ES256 those of
 the SHA-256 of the DER-encoded public key. To replace the key, use config/rotate.
 
-allow_standby_minting spreads the load over the nodes of a cluster whose standbys serve
-reads, at the cost that its description states.
-
 audience, accepted_audiences, and issuer are for the claims of the tokens, and must
 match the settings of the proxy. allowed_scopes and max_ttl limit what all roles may
 grant, so that you can let other teams write roles.
+
+allow_standby_minting spreads the load over the nodes of a cluster whose standbys serve
+reads, at the cost that its description states.
 
 ` + needsSudo + `
 
