@@ -19,13 +19,19 @@ import (
 func TestPaths_Declarations(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	if got, want := len(m.b.Paths), len(paths); got != want {
-		t.Errorf("the backend has %d paths, and this test knows %d", got, want)
+	requested := map[*framework.Path]bool{}
+	for name := range paths {
+		requested[m.b.Route(name)] = true
+	}
+	for _, p := range m.b.Paths {
+		if !requested[p] {
+			t.Errorf("no test requests the path %q: add it to paths in harness_test.go, with its operations", p.Pattern)
+		}
 	}
 	for name, want := range paths {
 		p := m.b.Route(name)
 		if p == nil {
-			t.Fatalf("no path %s", name)
+			t.Fatalf("the backend has no path for %s in paths in harness_test.go: add its function to newBackend, or remove it from paths", name)
 		}
 		if p.HelpSynopsis == "" || p.HelpDescription == "" {
 			t.Errorf("%s has no help", name)
@@ -110,7 +116,7 @@ func TestOpenAPI_OperationIDs(t *testing.T) {
 		"post /validate":               "ati-validate-token",
 		"post /inspect":                "ati-inspect-token",
 	}
-	m.equal("operation IDs", want, got)
+	m.equal("operation IDs, which generated clients depend on (add those of a new path to this test)", want, got)
 }
 
 func TestPaths_ProtectSecrets(t *testing.T) {
@@ -165,6 +171,10 @@ func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	}
 	m := configured(t, nil, nil)
 	for path, operations := range paths {
+		if known[path] == "" {
+			t.Errorf("%s: add its parameters to known in this test, or \"none\"", path)
+			continue
+		}
 		for _, op := range operations {
 			m.refused(op, path, data{"other": "x", "zz": "y"}, fmt.Sprintf("unknown parameter \"other\"; supported parameters: %s", known[path]))
 			for field := range m.b.Route(path).Fields {
@@ -227,7 +237,7 @@ func TestSecretDetection_DoesNotQuoteKeys(t *testing.T) {
 					mayHoldHex := strings.Contains(field, "_id") || field == "subject" || field == "description" // a container's ID has 64 hexadecimal digits
 					for _, part := range []string{testSecret[:20], strings.ToUpper(testSecret[:20]), token[len(token)-20:]} {
 						if strings.Contains(output, part) && !(mayHoldHex && !strings.Contains(key, "-----") && key != token) {
-							t.Errorf("%s %s=%.40v exposes a key: %.200s", path, field, value, output)
+							t.Errorf("%s %s=%.40v exposes a key (if %s is declared with MayHoldHex, add it to mayHoldHex in this test): %.200s", path, field, value, field, output)
 						}
 					}
 				}

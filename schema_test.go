@@ -21,7 +21,7 @@ type sample struct {
 
 // TestSchema_FieldsAreStoredAndReturned writes each field that a path's schema
 // declares, and reads it back after a restart. It fails on a field that is
-// checkDeclared but not parsed, not stored, or not returned.
+// declared but not parsed, not stored, or not returned.
 func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 	t.Parallel()
 	pair := newPair(t)
@@ -120,7 +120,7 @@ func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 
 // TestSchema_ParametersChangeTheResponse makes each request with and without each
 // parameter that its path's schema declares. It fails on a parameter that is
-// checkDeclared but has no effect.
+// declared but has no effect.
 func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 	t.Parallel()
 	narrow := map[string]sample{
@@ -139,7 +139,7 @@ func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 	m.write("config/rotate/stage", data{"proxy_url": greenProxy, "secret": greenSecret})
 	m.write("config/rotate/activate", nil)
 	m.now = m.now.Add(time.Hour + 30*time.Second) // the token is valid only with leeway
-	for path, c := range map[string]struct {
+	requests := map[string]struct {
 		required data
 		samples  map[string]sample
 	}{
@@ -163,7 +163,17 @@ func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 			"scope":    {value: "tool:web_search"},
 		}},
 		"inspect": {data{"token": token}, map[string]sample{"token": {value: token}}},
-	} {
+	}
+	for path := range paths {
+		_, ok := requests[path]
+		stored := slices.Contains([]string{"config", "config/rotate", "config/rotate/stage", "roles/r"}, path) // by TestSchema_FieldsAreStoredAndReturned
+		for name, field := range m.b.Route(path).Fields {
+			if !ok && !stored && !attributes(field).Identifier {
+				t.Errorf("%s declares %q, but no test sets it: add the path with a sample to requests in this test", path, name)
+			}
+		}
+	}
+	for path, c := range requests {
 		for _, name := range sampled(t, path, c.samples) {
 			t.Run(path+" "+name, func(t *testing.T) {
 				t.Parallel()
@@ -200,7 +210,7 @@ func sampled(t *testing.T, path string, samples map[string]sample) (names []stri
 		if _, ok := samples[name]; ok {
 			names = append(names, name)
 		} else if !attributes(fields[name]).Identifier {
-			t.Errorf("%s declares the field %q, for which this test has no sample: add a valid value that differs from the default", path, name)
+			t.Errorf("%s declares %q, which has no sample: add a valid value that differs from the default to the samples of %s in %s", path, name, path, t.Name())
 		}
 	}
 	if len(names) < len(samples) {

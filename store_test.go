@@ -111,7 +111,7 @@ func TestStore_ReadsEachStorageVersion(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	m.loadStorage("v1")
-	m.equal("config", data{
+	m.equal("config (a field that was added since v1 has its zero value: add it here, and leave testdata/storage/v1.json unchanged)", data{
 		"proxy_url": greenProxy, "algorithm": "ES256", "audience": "a", "accepted_audiences": []string{"b"}, "issuer": "i", "allowed_scopes": []string{"tool:*", "skill:summarize"},
 		"max_ttl": int64(7200), "allow_standby_minting": false, "key_version": 2, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": "00ba44da43c736c6",
 	}, m.ok(logical.ReadOperation, "config", nil).Data)
@@ -123,7 +123,7 @@ func TestStore_ReadsEachStorageVersion(t *testing.T) {
 		"previous_version":   1, "previous_proxy_url": testProxy, "previous_algorithm": "HS256", "previous_fingerprint": testFingerprint, "previous_generated": false,
 		"previous_created_at": "2027-01-15T08:00:00Z", "previous_activated_at": "2027-01-15T08:00:00Z", "previous_retired_at": "2027-01-15T08:02:00Z", "previous_tokens_expire_by": "2027-01-15T10:03:01Z",
 	}, m.ok(logical.ReadOperation, "config/rotate", nil).Data)
-	m.equal("role", data{
+	m.equal("role (a field that was added since v1 has its zero value: add it here, and leave testdata/storage/v1.json unchanged)", data{
 		"tools": []string{"web_search", "github:*"}, "skills": []string{"summarize"}, "scopes": []string{}, "rate": map[string]string{"tool:github:*": "10/hour"},
 		"ttl": int64(1800), "max_ttl": int64(7200), "audience": "b", "subject": "x/{{identity.entity.name}}", "job_id": "{{jti}}", "sandbox_id": "box",
 		"allowed_agent_ids": []string{"sandbox:*"}, "allowed_job_ids": []string{"*"}, "allowed_sandbox_ids": []string{"s-*"},
@@ -145,7 +145,7 @@ func TestStore_NewEntriesHaveNoNull(t *testing.T) {
 	t.Parallel()
 	for key, entry := range configured(t, nil, nil).storage.dump(t) {
 		if strings.Contains(entry, "null") {
-			t.Errorf("%s is stored as %s", key, entry)
+			t.Errorf("%s is stored with a null; set an empty list or map in NewEntry or NewLimits of internal/role: %s", key, entry)
 		}
 	}
 }
@@ -237,7 +237,7 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 	for path, operations := range paths {
 		for _, op := range operations {
 			if !tried[fmt.Sprintf("%s %s", op, path)] {
-				t.Errorf("%s %s is not tried", op, path)
+				t.Errorf("%s %s is not tried: add it to requests in this test", op, path)
 			}
 		}
 	}

@@ -21,6 +21,7 @@ go mod tidy -diff
 for module in bench tools/release; do
   (
     cd "$module"
+    trap 'echo "the paths above are in the module $module" >&2' ERR
     go vet ./...
     go tool -modfile="$tools" staticcheck ./...
     go mod tidy -diff

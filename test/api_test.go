@@ -44,7 +44,8 @@ The examples omit the response envelope (` + "`request_id`" + `, ` + "`lease_id`
 creates leases. Tokens and keys are shortened.
 `
 
-// apiPaths has an example of each path, in the order of the page.
+// apiPaths has an example of each path, in the order of the page. apiSession has at least
+// one request for each of their operations.
 var apiPaths = []string{
 	"config", "config/rotate", "config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/retire",
 	"proxy-env", "proxy-env/1", "jwks", "roles", "roles/researcher", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect",
@@ -107,8 +108,10 @@ func TestDocsAPI(t *testing.T) {
 	s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
 
 	_, paths := s.operations()
-	if got, want := len(paths), len(apiPaths); got != want {
-		t.Errorf("the engine has %d paths, but the page has %d", got, want)
+	for _, path := range paths {
+		if name := examplePath(path); !slices.Contains(apiPaths, name) {
+			t.Errorf("the page has no section for %s: add %q to apiPaths, and a request for each operation to apiSession", path, name)
+		}
 	}
 	samples, shown := apiSamples(t, s)
 	var sections, contents strings.Builder
@@ -119,7 +122,10 @@ func TestDocsAPI(t *testing.T) {
 		fmt.Fprintf(&sections, "\n## %s\n\n%s%s", heading, section, samples[path])
 	}
 	page := apiIntro + "\n" + contents.String() + sections.String()
-	if os.Getenv("UPDATE") != "" && !t.Failed() {
+	if os.Getenv("UPDATE") != "" {
+		if t.Failed() {
+			t.Fatalf("%s was not written", apiPage)
+		}
 		if err := os.WriteFile(apiPage, []byte(page), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -132,6 +138,12 @@ func TestDocsAPI(t *testing.T) {
 	if diff := cmp.Diff(strings.Split(string(old), "\n"), strings.Split(page, "\n")); diff != "" {
 		t.Errorf("docs/api.md is out of date; make api writes it (-page +now):\n%s", diff)
 	}
+}
+
+// examplePath returns the path of an example for a path of the OpenAPI document, such as
+// roles/researcher for ati/roles/{name}.
+func examplePath(path string) string {
+	return strings.NewReplacer("ati/", "", "{name}", "researcher", "{version}", "1").Replace(path)
 }
 
 // apiSamples returns the requests and responses of apiSession by section, and the methods
@@ -319,7 +331,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	_, description, ok := strings.Cut(help.Help, "## DESCRIPTION\n\n")
 	description, commands, example := strings.Cut(description, "\n\n    $ ")
 	if !ok || !example {
-		t.Fatalf("the help of %s has no description or no command:\n%s", path, help.Help)
+		t.Fatalf("HelpDescription of %s must have a description, an empty line, and a command that begins with \"    $ \":\n%s", path, help.Help)
 	}
 	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```console\n$ %s\n```\n\n", escapeMarkdown(synopsis), escapeMarkdown(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
 
@@ -346,7 +358,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 			o.needs = "none"
 		}
 		if !slices.Contains(shown, o.method) {
-			t.Errorf("no sample for %s %s", o.method, heading)
+			t.Errorf("apiSession has no request for %s %s: add one with the section %q", o.method, heading, path)
 		}
 		section += fmt.Sprintf("| `%s /v1/%s` | %s | %s |\n", o.method, heading, o.needs, escapeMarkdown(o.op.Summary))
 		resolve := func(c apiContent) (schema apiSchema) {

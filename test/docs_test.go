@@ -383,8 +383,15 @@ func (s *server) list(path string) []any {
 func TestDocsPathHelp(t *testing.T) {
 	s, _ := startEngine(t)
 	var script strings.Builder
-	for _, path := range []string{"config", "roles/researcher", "roles", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect", "proxy-env", "proxy-env/1", "jwks",
-		"config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/activate", "config/rotate/retire", "config/rotate"} {
+	order := []string{"config", "roles/researcher", "roles", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect", "proxy-env", "proxy-env/1", "jwks",
+		"config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/activate", "config/rotate/retire", "config/rotate"}
+	_, paths := s.operations()
+	for _, path := range paths {
+		if !slices.Contains(order, examplePath(path)) {
+			t.Errorf("the command in the help of %s is not run: add %q to order in this test", path, examplePath(path))
+		}
+	}
+	for _, path := range order {
 		if path == "validate" {
 			fmt.Fprintln(&script, "vault read -field=token ati/creds/researcher > token.txt")
 		}

@@ -61,7 +61,7 @@ func TestErrorsPage_ListsEveryMessage(t *testing.T) {
 		case left && page[text] != 0:
 			t.Errorf("%s: left out by this test (%s), but in line %d of the page: %s", at, reason, page[text], text)
 		case !left && page[text] == 0:
-			t.Errorf("%s: no row of %s has the message: %s", at, errorsPage, text)
+			t.Errorf("%s: no row of %s has this message; add a row, with the message in backticks, what it means, and what to do: %s", at, errorsPage, text)
 		case strings.ContainsAny(text, "|`\n"):
 			t.Errorf("%s: not possible in a table: %s", at, text)
 		}

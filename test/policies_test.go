@@ -70,8 +70,8 @@ func TestPolicies_EveryPath(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	known, paths := s.operations()
-	if len(known) != 24 || len(paths) != 16 {
-		t.Errorf("the OpenAPI document has %d operations on %d paths", len(known), len(paths))
+	if len(known) < 24 || len(paths) < 16 {
+		t.Errorf("the OpenAPI document has only %d operations on %d paths", len(known), len(paths))
 	}
 
 	tokens := map[string]string{"broad": s.policy("broad", broadPolicy)}
@@ -149,7 +149,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 		}
 	}
 	if len(known) > 0 {
-		t.Errorf("the table has no row for %q", known)
+		t.Errorf("policyRows has no row for %q: add one, with the status under each policy", known)
 	}
 	if keys = slices.Compact(keys); len(keys) < 3 {
 		t.Errorf("the test used only %d keys", len(keys))
