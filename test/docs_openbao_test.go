@@ -1,0 +1,204 @@
+//go:build docs
+
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// TestDocsOpenBao runs the commands in the section OpenBao of docs/install-production.md,
+// which set up a server with examples/openbao/openbao.hcl. Whatever the server under test
+// is, it uses OpenBao. Then it restarts the server, which must unseal itself and return
+// tokens without the files that the page deletes.
+func TestDocsOpenBao(t *testing.T) {
+	t.Parallel()
+	binary := openBaoBinary(t)
+	work, err := filepath.EvalSymlinks(t.TempDir()) // OpenBao rejects a plugin directory with symbolic links
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, bin := filepath.Join(work, "release"), filepath.Join(work, "bin")
+	for _, dir := range []string{release, bin} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	examples, err := filepath.Abs("../examples")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{
+		filepath.Join(bin, "bao"):          binary,
+		filepath.Join(release, pluginName): buildPlugin(t, "v0.1.0"),
+	} {
+		if err := os.Symlink(target, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.CopyFS(filepath.Join(release, "examples"), os.DirFS(examples)); err != nil {
+		t.Fatal(err)
+	}
+	port := freePort(t)
+	next, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	etc := filepath.Join(work, "etc")
+	place := strings.NewReplacer(
+		"/etc/openbao", etc, "/opt/openbao", filepath.Join(work, "opt"), "/var/log/openbao", filepath.Join(work, "log"),
+		"127.0.0.1:8200", "127.0.0.1:"+port, "127.0.0.1:8201", fmt.Sprintf("127.0.0.1:%d", next+1),
+	).Replace
+	config := filepath.Join(release, "examples/openbao/openbao.hcl")
+	if err := os.WriteFile(config, []byte(place(string(readFile(t, config)))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	script, printed := consoleCommands(t, "../docs/install-production.md", "OpenBao")
+	// Keep the secrets that the page deletes.
+	script = strings.Replace(script, "\nrm -r /etc/openbao/secrets\n", "\nmv /etc/openbao/secrets "+work+"\n", 1)
+
+	environment := append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+work)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	run := exec.CommandContext(ctx, "bash", "-c", prelude+"trap 'kill $(jobs -p); wait' EXIT\n"+place(script))
+	run.Dir, run.Env = release, environment
+	out, err := run.CombinedOutput()
+	log := filepath.Join(work, "log", "server.log")
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, out, readFile(t, log))
+	}
+	for _, line := range printed {
+		pattern := strings.ReplaceAll(regexp.QuoteMeta(line), "…", ".+")
+		if !regexp.MustCompile(`(?m)^` + pattern + `$`).Match(out) {
+			t.Errorf("the commands do not print the page's line %q:\n%s", line, out)
+		}
+	}
+
+	bao := func(token string, args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, binary, args...)
+		cmd.Env = append(environment, "BAO_ADDR=https://127.0.0.1:"+port, "BAO_CACERT="+filepath.Join(etc, "tls/cert.pem"), "BAO_TOKEN="+token)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	server := exec.Command(binary, "server", "-config="+filepath.Join(etc, "openbao.hcl"))
+	server.Env = environment
+	output, err := os.OpenFile(log, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer output.Close()
+	server.Stdout, server.Stderr = output, output
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := func() {
+		_ = server.Process.Signal(os.Interrupt)
+		_ = server.Wait()
+	}
+	defer stop()
+	secret := func(name string) string { return string(readFile(t, filepath.Join(work, "secrets", name))) }
+	var login string
+	poll(t, "the orchestrator logs in after the restart", func() (err error) {
+		login, err = bao("", "write", "-field=token", "auth/approle/login", "role_id=orchestrator", "secret_id="+secret("orchestrator-secret-id"))
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, login)
+		}
+		return err
+	})
+	response, err := bao(login, "write", "-format=json", "ati/creds/researcher", "agent_id=sandbox:1")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, response)
+	}
+	var creds api.Secret
+	if err := json.Unmarshal([]byte(response), &creds); err != nil {
+		t.Fatal(err)
+	}
+	if c := claims(t, secret("ati-secret"), &creds); c.Subject != "sandbox:1" {
+		t.Errorf("the token is for %q", c.Subject)
+	}
+	for _, args := range [][]string{{"read", "ati/proxy-env"}, {"read", "ati/config"}, {"list", "ati/roles"}, {"policy", "list"}} {
+		if out, err := bao(login, args...); err == nil || !strings.Contains(out, "Code: 403") {
+			t.Errorf("as the orchestrator, bao %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+
+	stop()
+	for _, file := range []string{"audit.log", "server.log"} {
+		text := string(readFile(t, filepath.Join(work, "log", file)))
+		if file == "audit.log" && (!strings.Contains(text, `"path":"ati/config"`) || !strings.Contains(text, `"path":"ati/creds/researcher"`)) {
+			t.Errorf("the audit log lacks the first start's or the orchestrator's requests")
+		}
+		for name, value := range map[string]string{
+			"secret": secret("ati-secret"), "secret ID": secret("orchestrator-secret-id"), "password": secret("admin-password"),
+			"Vault token": login, "token": creds.Data["token"].(string),
+		} {
+			if strings.Contains(text, value) {
+				t.Errorf("%s contains the %s", file, name)
+			}
+		}
+	}
+}
+
+// openBaoBinary returns the server under test if it is OpenBao, or else OpenBao from its
+// Python package.
+func openBaoBinary(t *testing.T) string {
+	t.Helper()
+	if tested.name == openBao.name {
+		return vaultBin
+	}
+	find := exec.Command("../scripts/vault-bin.sh", "openbao")
+	find.Stderr = os.Stderr
+	out, err := find.Output()
+	if err != nil {
+		t.Fatalf("this test needs OpenBao: %v; set VAULT_BIN to a bao binary, or install pip", err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// consoleCommands returns a script with the commands in the console blocks of a section, and
+// the lines that they print according to the page. A prompt starts a command, and a
+// backslash continues it.
+func consoleCommands(t *testing.T, path, section string) (script string, printed []string) {
+	t.Helper()
+	_, text, found := strings.Cut(string(readFile(t, path)), "\n## "+section+"\n")
+	if !found {
+		t.Fatalf("%s has no section %q", path, section)
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	var lines strings.Builder
+	for _, m := range block.FindAllStringSubmatch(text, -1) {
+		if m[1] != "console" {
+			continue
+		}
+		continued := false
+		for _, line := range strings.Split(m[2], "\n") {
+			line = strings.TrimSpace(line)
+			command, prompt := strings.CutPrefix(line, "$ ")
+			switch {
+			case prompt || continued:
+				continued = strings.HasSuffix(command, `\`)
+				if r := refused.FindStringSubmatch(command); r != nil {
+					command = fmt.Sprintf("must_fail %s %s", shellQuote(r[2]), shellQuote(r[1]))
+				}
+				fmt.Fprintln(&lines, command)
+			case line != "":
+				printed = append(printed, line)
+			}
+		}
+	}
+	if lines.Len() == 0 || len(printed) == 0 {
+		t.Fatalf("section %q of %s has no commands, or does not show what they print", section, path)
+	}
+	return lines.String(), printed
+}
