@@ -50,7 +50,9 @@ def provision_sandbox(vault, role, *, agent_id, tools=None, skills=None, extra_s
 
 
 if __name__ == "__main__":
-    client = hvac.Client(url=os.environ["VAULT_ADDR"], token=os.environ["VAULT_TOKEN"])
+    client = hvac.Client(
+        url=os.environ["VAULT_ADDR"], token=os.environ["VAULT_TOKEN"], namespace=os.environ.get("VAULT_NAMESPACE")
+    )
     env = provision_sandbox(client, sys.argv[1], agent_id=sys.argv[2], tools=sys.argv[3:] or None)
     # A real orchestrator would start the sandbox with env here.
     print(json.dumps(env))
