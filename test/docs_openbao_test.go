@@ -4,7 +4,9 @@ package test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,7 +24,7 @@ import (
 // TestDocsOpenBao runs the commands in the section OpenBao of docs/install-production.md,
 // which set up a server with examples/openbao/openbao.hcl. Whatever the server under test
 // is, it uses OpenBao. Then it restarts the server, which must unseal itself and return
-// tokens without the files that the page deletes.
+// tokens without the files that the page deletes, and upgrades the plugin.
 func TestDocsOpenBao(t *testing.T) {
 	t.Parallel()
 	binary := openBaoBinary(t)
@@ -133,6 +136,46 @@ func TestDocsOpenBao(t *testing.T) {
 		}
 	}
 
+	// The administrator upgrades the plugin with a second plugin block.
+	upgrade := buildPlugin(t, "v0.2.0")
+	if err := os.WriteFile(filepath.Join(etc, "plugins", filepath.Base(upgrade)), readFile(t, upgrade), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	config = filepath.Join(etc, "openbao.hcl")
+	text := string(readFile(t, config)) + fmt.Sprintf(`
+plugin "secret" %q {
+  command   = %q
+  version   = "v0.2.0"
+  sha256sum = "%x"
+}`, pluginName, filepath.Base(upgrade), sha256.Sum256(readFile(t, upgrade)))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	admin, err := bao("", "write", "-field=token", "auth/userpass/login/admin", "password="+secret("admin-password"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, admin)
+	}
+	poll(t, "v0.2.0 is registered", func() error {
+		out, err := bao(admin, "secrets", "tune", "-plugin-version=v0.2.0", "ati")
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
+	if out, err := bao(admin, "plugin", "reload", "-scope=global", "-plugin="+pluginName); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	poll(t, "v0.2.0 runs", func() error {
+		out, err := bao(admin, "read", "-field=running_plugin_version", "sys/mounts/ati")
+		if err == nil && out != "v0.2.0" {
+			err = errors.New(out)
+		}
+		return err
+	})
+
 	stop()
 	for _, file := range []string{"audit.log", "server.log"} {
 		text := string(readFile(t, filepath.Join(work, "log", file)))
@@ -141,7 +184,7 @@ func TestDocsOpenBao(t *testing.T) {
 		}
 		for name, value := range map[string]string{
 			"secret": secret("ati-secret"), "secret ID": secret("orchestrator-secret-id"), "password": secret("admin-password"),
-			"Vault token": login, "token": creds.Data["token"].(string),
+			"Vault token": login, "admin's Vault token": admin, "token": creds.Data["token"].(string),
 		} {
 			if strings.Contains(text, value) {
 				t.Errorf("%s contains the %s", file, name)
