@@ -273,17 +273,7 @@ func (b *backend) requireConfig(ctx context.Context, req *logical.Request) (*con
 }
 
 func noConfig(req *logical.Request) error {
-	return refuse.Errorf("this mount has no config; create it with: vault write %sconfig proxy_url=https://ati.example.com", mountPath(req))
-}
-
-// mountPath returns the path of the mount for a command in a message. The mount point of a
-// request includes the namespace, which a command inside the namespace must omit, and
-// which looks like the first part of a mount's path.
-func mountPath(req *logical.Request) string {
-	if strings.Count(req.MountPoint, "/") > 1 {
-		return "<mount>/"
-	}
-	return req.MountPoint
+	return refuse.Errorf("this mount has no config; create it with: vault write %sconfig proxy_url=https://ati.example.com", param.CommandPath(req.MountPoint))
 }
 
 // requireRole returns the config and the role that the path names.
@@ -295,7 +285,7 @@ func (b *backend) requireRole(ctx context.Context, req *logical.Request, d *fram
 	name := d.Get(nameField).(string)
 	r, err := b.getRole(ctx, req.Storage, name)
 	if r == nil && err == nil {
-		err = refuse.Errorf("role %q does not exist; to list the roles, run: vault list %sroles", name, mountPath(req))
+		err = refuse.Errorf("role %q does not exist; to list the roles, run: vault list %sroles", name, param.CommandPath(req.MountPoint))
 	}
 	return cfg, r, err
 }

@@ -405,15 +405,15 @@ func TestLog_RecordsChangesWithoutSecrets(t *testing.T) {
 	}
 }
 
-// TestMessages_InNamespace checks that commands in messages can be used inside a
-// namespace, which Vault puts before the path of the mount.
+// TestMessages_InNamespace checks that commands in messages work inside a namespace, which
+// Vault puts before the path of the mount.
 func TestMessages_InNamespace(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	for mountPoint, want := range map[string]string{
 		"ati/":         "ati/",
-		"ns1/ati/":     "<mount>/",
-		"ns1/sub/ati/": "<mount>/",
+		"ns1/ati/":     "-namespace=/ ns1/ati/",
+		"ns1/sub/ati/": "-namespace=/ ns1/sub/ati/",
 	} {
 		resp, err := m.b.HandleRequest(t.Context(), &logical.Request{ID: testID, Operation: logical.ReadOperation, Path: "creds/r", Storage: m.storage, MountPoint: mountPoint})
 		if want := "this mount has no config; create it with: vault write " + want + "config proxy_url=https://ati.example.com"; err != nil || resp.Error().Error() != want {

@@ -89,7 +89,7 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 		return nil, err
 	}
 	if created && entry.Current.Generated {
-		warnings = append(warnings, "Vault generated a new signing key. Configure the proxy with the values from "+mountPath(req)+"proxy-env and restart it; until then it rejects tokens from this mount.")
+		warnings = append(warnings, "Vault generated a new signing key. Configure the proxy with the values from "+req.MountPoint+"proxy-env and restart it; until then it rejects tokens from this mount.")
 	}
 	warnings = append(warnings, param.PlaintextWarning(entry.Current.ProxyURL)...)
 	warnings = append(warnings, entry.Limits.Warnings()...)

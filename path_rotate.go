@@ -144,7 +144,7 @@ func (b *backend) rotate(ctx context.Context, req *logical.Request, request *key
 	// First the cache, then the time: every mint that uses the cached config has taken
 	// its time before. See newMint.
 	b.config.Store(nil)
-	step := keyring.Step{Now: b.now(), Mount: mountPath(req)}
+	step := keyring.Step{Now: b.now(), Mount: req.MountPoint}
 	entry.DropExpired(step.Now)
 	if _, err := entry.Ring.Parse(); err != nil {
 		return nil, err

@@ -272,7 +272,7 @@ func TestMount_Isolation(t *testing.T) {
 	s, secret := startEngine(t)
 	s.vault(s.root, "secrets", "enable", "-path=team/ati2", pluginName)
 	s.write(s.root, "ati/roles/r", data{"tools": "x"})
-	if _, err := s.client(s.root).Logical().Read("team/ati2/creds/r"); err == nil || !strings.Contains(err.Error(), "vault write team/ati2/config proxy_url=") {
+	if _, err := s.client(s.root).Logical().Read("team/ati2/creds/r"); err == nil || !strings.Contains(err.Error(), "vault write -namespace=/ team/ati2/config proxy_url=") {
 		t.Errorf("the second mount returns %v", err)
 	}
 	s.write(s.root, "team/ati2/config", data{"proxy_url": "https://other.example.com"})

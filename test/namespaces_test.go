@@ -248,9 +248,10 @@ func (s *server) checkUnknownEntity(t *testing.T, token, mount, secret string) {
 	if got := claims(t, secret, s.read(token, mount+"/creds/none")).Subject; got != entity {
 		t.Errorf("without a template, the subject is %q, want %q", got, entity)
 	}
+	cause := "entity " + entity + " of the caller's token does not exist in this mount's namespace"
 	for role, want := range map[string]string{
-		"identity": "subject: cannot render {{identity.entity.id}}: ",
-		"group":    "job_id: cannot render {{identity.groups.names.g.id}}: ",
+		"identity": "subject: cannot render {{identity.entity.id}}: " + cause,
+		"group":    "job_id: cannot render {{identity.groups.names.g.id}}: " + cause,
 	} {
 		if status, body := s.send(token, "GET", mount+"/creds/"+role, nil, nil); status != http.StatusBadRequest || !strings.Contains(body, want) {
 			t.Errorf("role %s returns %d, %s", role, status, body)

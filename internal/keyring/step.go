@@ -14,7 +14,7 @@ import (
 // not be stored.
 type Step struct {
 	Now     time.Time
-	Mount   string  // such as "ati/", for the commands in messages
+	Mount   string  // mount point, such as "ati/", for messages
 	Request Request // with a key, for Rotate and Stage
 }
 
@@ -36,7 +36,7 @@ func (s Step) Rotate(r *Ring) (warnings []string, err error) {
 		warnings = append(warnings, fmt.Sprintf("Key version %d was also deleted. Stop its proxy at %s.", previous.Version, previous.ProxyURL))
 	}
 	if pending != nil {
-		warnings = append(warnings, fmt.Sprintf("Pending version %d was kept. If its key may be compromised, run: vault delete %sconfig/rotate/stage", pending.Version, s.Mount))
+		warnings = append(warnings, fmt.Sprintf("Pending version %d was kept. If its key may be compromised, run: vault delete %sconfig/rotate/stage", pending.Version, param.CommandPath(s.Mount)))
 	}
 	key.ActivatedAt = key.CreatedAt
 	r.Current, r.Previous, r.RolledBack, r.LastRotatedAt = key, nil, false, key.CreatedAt
@@ -46,7 +46,7 @@ func (s Step) Rotate(r *Ring) (warnings []string, err error) {
 // Stage makes the pending version.
 func (s Step) Stage(r *Ring) (warnings []string, err error) {
 	if p := r.Pending; p != nil {
-		return nil, fmt.Errorf("version %d is already pending; activate it with: vault write -f %sconfig/rotate/activate, or drop it with: vault delete %sconfig/rotate/stage", p.Version, s.Mount, s.Mount)
+		return nil, fmt.Errorf("version %d is already pending; activate it with: vault write -f %sconfig/rotate/activate, or drop it with: vault delete %sconfig/rotate/stage", p.Version, param.CommandPath(s.Mount), param.CommandPath(s.Mount))
 	}
 	key, err := r.newVersion(s.Request, s.Now)
 	if err != nil {
@@ -77,7 +77,7 @@ func (s Step) Activate(r *Ring) (warnings []string, err error) {
 	case r.Pending == nil:
 		return nil, fmt.Errorf("no version is pending (current version: %d); stage one with %sconfig/rotate/stage", r.Current.Version, s.Mount)
 	case previous != nil && previous.RetiredAt.IsZero():
-		return nil, fmt.Errorf("previous version %d is not retired; retire it first with: vault write -f %sconfig/rotate/retire", previous.Version, s.Mount)
+		return nil, fmt.Errorf("previous version %d is not retired; retire it first with: vault write -f %sconfig/rotate/retire", previous.Version, param.CommandPath(s.Mount))
 	case previous != nil:
 		warnings = append(warnings, fmt.Sprintf("Key version %d was deleted from this mount, but its proxy accepts its tokens until %s.", previous.Version, previous.TokensExpireBy.Format(time.RFC3339)))
 	}
@@ -98,7 +98,7 @@ func (s Step) Rollback(r *Ring) (warnings []string, err error) {
 	case previous == nil:
 		return nil, fmt.Errorf("there is no previous version to roll back to (current version: %d)", r.Current.Version)
 	case r.RolledBack:
-		return nil, fmt.Errorf("version %d is already current after a rollback; to return to version %d, run: vault write -f %sconfig/rotate/activate", r.Current.Version, previous.Version, s.Mount)
+		return nil, fmt.Errorf("version %d is already current after a rollback; to return to version %d, run: vault write -f %sconfig/rotate/activate", r.Current.Version, previous.Version, param.CommandPath(s.Mount))
 	}
 	warnings = previous.unretire()
 	r.makeCurrent(previous, s.Now)
