@@ -51,9 +51,9 @@ type backend struct {
 	hexFields map[string]bool // parameters in which 64 hexadecimal digits are not taken for a secret
 }
 
-// Setup keeps the system view from the framework. With one, the framework looks up the
-// replication state for every request: a second round trip, and a fifth of a mint's
-// cost. checkNode does that instead, only when it matters.
+// Setup hides the system view from the framework, which would look up the replication
+// state for every request, which is a second round trip to Vault. checkNode looks it up
+// when it matters.
 func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error {
 	b.system = conf.System
 	bare := *conf

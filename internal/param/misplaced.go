@@ -13,24 +13,6 @@ const SecretBytes = 32
 // tokenForm matches the beginning of a JWT: header and payload begin with {".
 var tokenForm = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.`)
 
-// Size returns the bytes in all strings of a value, plus one for each of its items.
-func Size(value any) int {
-	n := 1
-	switch v := value.(type) {
-	case string:
-		n += len(v)
-	case []any:
-		for _, item := range v {
-			n += Size(item)
-		}
-	case map[string]any:
-		for key, item := range v {
-			n += len(key) + Size(item)
-		}
-	}
-	return n
-}
-
 // HoldsKey reports whether a value contains a token, a private key in PEM or, unless
 // hex is allowed, an HS256 secret. Errors and warnings quote values, and Vault writes
 // some of them to its audit log: so such a value is rejected before anything quotes it.
@@ -74,23 +56,4 @@ func holdsSecret(text string) bool {
 		begin, hex = i+1, true
 	}
 	return false
-}
-
-// Truncate returns at most that many bytes of a text, followed by "…" if there are
-// more.
-func Truncate(text string, bytes int) string {
-	if len(text) <= bytes {
-		return text
-	}
-	return strings.ToValidUTF8(text[:bytes], "") + "…"
-}
-
-// CommandPath returns the path of a mount for a command in a message. A mount point
-// includes the namespace, which the command adds again if it is set in the environment,
-// and which cannot be told from the first part of the mount's path.
-func CommandPath(mountPoint string) string {
-	if strings.Count(mountPoint, "/") > 1 {
-		return "-namespace=/ " + mountPoint
-	}
-	return mountPoint
 }

@@ -20,6 +20,24 @@ const maxDuration = math.MaxInt64 * time.Nanosecond // 292 years
 // ASCIISpace is the white space that is trimmed from the ends of values.
 const ASCIISpace = " \t\r\n"
 
+// Size returns the bytes in all strings of a value, plus one for each of its items.
+func Size(value any) int {
+	n := 1
+	switch v := value.(type) {
+	case string:
+		n += len(v)
+	case []any:
+		for _, item := range v {
+			n += Size(item)
+		}
+	case map[string]any:
+		for key, item := range v {
+			n += len(key) + Size(item)
+		}
+	}
+	return n
+}
+
 // CheckType reports a value that the reader of its type rejects.
 func CheckType(name string, raw any, kind framework.FieldType) (err error) {
 	switch kind {
