@@ -18,17 +18,16 @@ start_server() {
   local binary path product i
   mkdir -p "$dir/plugins" "$dir/bin"
   path=$(cd "$dir" && pwd -P)
+  trap clean_up EXIT
   echo "Compiling the plugin. The first time, this takes about a minute."
   build_plugin &
-  trap 'kill $! 2>/dev/null || true; clean_up' EXIT
-  binary=$(scripts/vault-bin.sh)
+  binary=$(scripts/vault-bin.sh) || { kill $!; exit 1; }
   wait $!
-  trap clean_up EXIT
   unset_vault_env
   ln -s "$binary" "$dir/bin/vault"
   ln -s "$binary" "$dir/bin/bao"
   PATH=$path/bin:$PATH
-  product=$(product)
+  product=$(server_version)
 
   printf 'plugin_directory = "%s/plugins"\n' "$path" >"$dir/server.hcl"
   if [[ $product == OpenBao* ]]; then # does not let requests enable audit devices
@@ -36,10 +35,10 @@ start_server() {
   fi
   # Random, so that wait_for_server cannot take another server on this machine for ours.
   export VAULT_TOKEN="dev-$(od -An -tx1 -N12 /dev/urandom | tr -d ' \n')"
+  echo "Starting $product (log: $dir/server.log)."
   # If another program has the port, try a different one.
   for i in 1 2 3 4 5; do
     export VAULT_ADDR="http://127.0.0.1:$((20000 + RANDOM % 10000))"
-    echo "Starting $product at $VAULT_ADDR (log: $dir/server.log)."
     nohup "$binary" server -dev -dev-no-store-token -dev-root-token-id="$VAULT_TOKEN" \
       -dev-listen-address="${VAULT_ADDR#http://}" -config="$path/server.hcl" >"$dir/server.log" 2>&1 </dev/null &
     echo $! >"$dir/server.pid"
@@ -55,7 +54,8 @@ start_server() {
   exit 1
 }
 
-product() { vault version | sed -n '1s/^\([A-Za-z]*\) v\([0-9.]*\).*/\1 \2/p'; }
+# server_version prints the server's name and version, such as OpenBao 2.7.2.
+server_version() { vault version | sed -n '1s/^\([A-Za-z]*\) v\([0-9.]*\).*/\1 \2/p'; }
 
 # print_env prints what a user's shell needs. bao prefers BAO_TOKEN to VAULT_TOKEN, which
 # the examples set.
@@ -109,13 +109,18 @@ stop_server() {
 clean_up() {
   if [ ! -d "$dir" ]; then return; fi
   stop_server
-  rm -f "$dir"/{server.hcl,server.log,server.pid,audit.log,env,"$plugin.new"} "$dir/plugins/$plugin" "$dir"/bin/{vault,bao}
+  rm -f "$dir"/{server.hcl,server.log,server.pid,audit.log,build.log,env,"$plugin.new"} "$dir/plugins/$plugin" "$dir"/bin/{vault,bao}
   rmdir "$dir/plugins" "$dir/bin" "$dir" 2>/dev/null || true
 }
 
-# build_plugin does not overwrite the old file, because the server may be running it.
+# build_plugin does not overwrite the old file, because the server may be running it. It
+# prints the messages of go only if the build fails: there may be a hundred downloads.
 build_plugin() {
-  scripts/build.sh "$dir/$plugin.new"
+  if ! scripts/build.sh "$dir/$plugin.new" >"$dir/build.log" 2>&1; then
+    cat "$dir/build.log" >&2
+    return 1
+  fi
+  rm "$dir/build.log"
   mv "$dir/$plugin.new" "$dir/plugins/$plugin"
 }
 
@@ -163,7 +168,7 @@ else
   trap - EXIT
 fi
 
-say "$(product) is running at $VAULT_ADDR. To use it, run in your shell:"
+say "$(server_version) is running at $VAULT_ADDR. To use it, run in your shell:"
 echo "eval \"\$(cat $(printf %q "$dir/env"))\""
 echo "$cli read ati/creds/researcher agent_id=sandbox:42"
 say "The first of these commands sets:"

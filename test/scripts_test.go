@@ -60,7 +60,7 @@ func TestDemo(t *testing.T) {
 	out := runScript(t, []string{"DEMO_DIR=" + dir}, "demo.sh")
 	cli := map[string]string{"Vault": "vault", "OpenBao": "bao"}[tested.name]
 	for _, want := range []string{
-		"Starting " + tested.name + " " + tested.version + " at http://127.0.0.1:",
+		"\nStarting " + tested.name + " " + tested.version + " (log: ",
 		"\n$ " + cli + " plugin register -sha256=$sum secret vault-plugin-secrets-ati\n$ " + cli + " secrets enable -path=ati vault-plugin-secrets-ati\n",
 		"\n$ " + cli + " write ati/config proxy_url=https://ati.example.com\n  * Vault generated a new signing key.",
 		" \\\n    rate=tool:web_search=30/hour allowed_agent_ids='sandbox:*' ttl=1h max_ttl=4h\n",
@@ -224,6 +224,41 @@ func TestDev(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); err == nil {
 		t.Errorf("make dev-stop leaves %v", cachedFiles(t, dir))
+	}
+}
+
+// If make dev fails, it prints the reason, and leaves nothing.
+func TestDev_Errors(t *testing.T) {
+	t.Parallel()
+	server := filepath.Join(t.TempDir(), "server")
+	fakeCommand(t, server, `[ "$1" != version ] || exec echo OpenBao v2.7.2; echo "$1 is broken" >&2; exit 1`)
+	for name, c := range map[string]struct {
+		env  []string
+		want string
+	}{
+		"without a server":              {[]string{"VAULT_BIN=/none"}, "VAULT_BIN: cannot execute /none\n"},
+		"with a server that fails":      {[]string{"VAULT_BIN=" + server}, "server is broken\nOpenBao 2.7.2 did not start; see its log above\n"},
+		"with a plugin that fails":      {[]string{"GOFLAGS=-mod=x"}, "-mod=x not supported"},
+		"with words that are not known": {nil, "usage: dev.sh [server | stop]\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "dev")
+			t.Cleanup(func() { stopDev(dir) })
+			args := []string{"server"}
+			if c.env == nil {
+				args = []string{"sever"}
+			}
+			cmd := exec.CommandContext(t.Context(), filepath.Join("..", "scripts", "dev.sh"), args...)
+			cmd.Env = append(append(os.Environ(), "VAULT_BIN="+vaultBin, "DEV_DIR="+dir), c.env...)
+			out, err := cmd.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), c.want) {
+				t.Errorf("dev.sh returns %v, without printing %q:\n%s", err, c.want, out)
+			}
+			if _, err := os.Stat(dir); err == nil {
+				t.Errorf("dev.sh leaves %v", cachedFiles(t, dir))
+			}
+		})
 	}
 }
 
