@@ -14,13 +14,13 @@ build: ## Build the plugin into bin/
 	@scripts/build.sh bin/vault-plugin-secrets-ati
 	@echo bin/vault-plugin-secrets-ati
 
-demo: ## Demonstrate the engine on a temporary Vault dev server
+demo: ## Demonstrate the engine on a temporary dev server
 	@scripts/demo.sh
 
-dev: ## Start a Vault dev server with the plugin (run again to rebuild and reload)
+dev: ## Start a dev server with the plugin (run again to rebuild and reload)
 	@scripts/dev.sh
 
-dev-stop: ## Stop the Vault dev server
+dev-stop: ## Stop the dev server
 	@scripts/dev.sh stop
 
 test: ## Run all tests that need only Go, including those on a real Vault server
@@ -53,7 +53,7 @@ rotation: ## Rotate the key blue/green under load (two real proxies, eight sandb
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
 	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '$(call tests_of_interop,rotation)' ./test
 
-docs-test: ## Run the commands in the documents on a real Vault server (needs openssl)
+docs-test: ## Run the commands in the documents on a real Vault server (needs openssl, and OpenBao or pip)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs.*)$$' -count=1 ./test
 
 api: ## Write docs/api.md from the path schemas and responses of a real server
@@ -79,5 +79,5 @@ release: ## Build a release into dist/ (VERSION=v1.2.3, PLATFORMS="linux/amd64 â
 fmt: ## Format the Go files
 	@gofmt -w $$(git ls-files '*.go')
 
-clean: dev-stop ## Stop the Vault dev server and remove bin/ and dist/
+clean: dev-stop ## Stop the dev server and remove bin/ and dist/
 	@rm -rf bin dist
