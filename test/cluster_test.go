@@ -2,14 +2,11 @@ package test
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
-
-	"vault-plugin-secrets-ati/ati"
 )
 
 // Guarantee: whenever the leader is killed under load, requests succeed again, no
@@ -54,44 +51,6 @@ func TestCluster_LeaderKilled(t *testing.T) {
 		})
 	}
 	l.check(c.keys, c.first.audit)
-}
-
-// With standby reads on as well, a node that is not active returns the leader's state after
-// a short time, and tokens that are valid under it.
-func TestCluster_StandbyReads(t *testing.T) {
-	t.Parallel()
-	c := startCluster(t, 2, nil, standbyReads)
-	leader := c.leader()
-	standby := c.nodes[slices.IndexFunc(c.nodes, func(s *server) bool { return s != leader })]
-	for i := range rounds(t, "SOAK_STANDBY_WRITES", 5, 100) {
-		tool := "tool" + strconv.Itoa(i)
-		leader.write(leader.root, "ati/roles/r", data{"tools": tool})
-		written := time.Now()
-		poll(t, "the standby knows the new role", func() error {
-			creds, err := standby.client(standby.root).Logical().Read("ati/creds/r")
-			if err == nil && creds.Data["scope"] != "tool:"+tool+" skill:summarize" {
-				err = fmt.Errorf("scope %v", creds.Data["scope"])
-			}
-			return err
-		})
-		t.Logf("write %d: the standby minted by it after %v", i+1, time.Since(written).Round(time.Millisecond))
-	}
-	// Writes to a standby reach the leader.
-	standby.write(standby.root, "ati/roles/r", data{"tools": "from_standby"})
-	if got := leader.read(leader.root, "ati/creds/r").Data["scope"]; got != "tool:from_standby skill:summarize" {
-		t.Errorf("after a write to the standby, the leader mints with scope %v", got)
-	}
-	c.recordState()
-	c.activateNext(nil)
-	poll(t, "the standby mints with the new key", func() error {
-		creds, err := standby.client(standby.root).Logical().Read("ati/creds/r")
-		if err != nil {
-			return err
-		}
-		_, err = ati.ValidateToken(creds.Data["token"].(string), c.keys[c.last])
-		return err
-	})
-	c.checkState(nil)
 }
 
 // Guarantee: when the leader or a follower is partitioned, requests to the other nodes

@@ -49,6 +49,9 @@ var (
 // tested is the product of the binary vaultBin.
 var tested product
 
+// hasStandbyReads reports whether standbys run the plugin and respond to reads.
+func (p product) hasStandbyReads() bool { return p.noStandbyReads != "" }
+
 // detectProduct returns the product of a binary.
 func detectProduct(binary string) (product, error) {
 	out, err := exec.Command(binary, "version").Output()
