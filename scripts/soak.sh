@@ -3,8 +3,9 @@
 # what each test counted.
 #   FUZZ_TIME   total time for fuzzing (default: 5m)
 #   SOAK_KILLS, SOAK_PAUSES, SOAK_PARTITIONS, SOAK_PLUGIN_KILLS, SOAK_PLUGIN_PAUSES,
-#   SOAK_UPGRADES, SOAK_CRASHES, SOAK_STANDBY_WRITES   number of rounds for each kind of
-#               fault
+#   SOAK_UPGRADES, SOAK_CRASHES, SOAK_STANDBY_WRITES, SOAK_STANDBY_FAULTS   number of
+#               rounds for each kind of fault
+#   SOAK_STANDBY_ENTRIES   number of entries that a paused node misses
 set -euo pipefail
 unset CDPATH
 
@@ -28,6 +29,7 @@ run() {
 }
 
 run . TestConcurrency_AllRequests TestRotate_RandomSequences
-run ./test TestCluster_LeaderKilled TestCluster_Partition TestCluster_StandbyReads TestPluginProcess_FaultsUnderLoad \
+run ./test TestCluster_LeaderKilled TestCluster_Partition TestPluginProcess_FaultsUnderLoad \
+  TestStandby_Default TestStandby_Faults TestStandby_SnapshotCatchUp TestStandby_SnapshotCatchUpMinting TestStandby_AllowMinting \
   TestRotate_CrashBetweenStepsIsAtomic TestCluster_SnapshotRestore
 scripts/fuzz.sh

@@ -184,7 +184,7 @@ func (h *history) mintEverywhere(nodes ...*server) {
 					h.t.Errorf("%s, after the role was disabled: scope %q, %v", s.addr, got.scope, err)
 				}
 			case err != nil || got.scope != want.scope || got.version != want.version:
-				h.t.Errorf("%s: scope %q, version %d, %v; want %+v", s.addr, got.scope, got.version, err, want)
+				h.t.Errorf("%s: scope %q, version %d, %v; want scope %q, version %d", s.addr, got.scope, got.version, err, want.scope, want.version)
 			}
 		})
 	}
