@@ -269,8 +269,17 @@ func TestStandby_SnapshotCatchUpMinting(t *testing.T) {
 		t.Log("not run: only make soak runs this test")
 		return
 	}
-	h, _, took := catchUp(t, 300, true, standbyReads, earlySnapshots)
+	h, s, took := catchUp(t, 300, true, standbyReads, earlySnapshots)
 	t.Logf("with the server's storage cache, the node minted by an old state for %v, after which the test no longer waits", took)
+	h.setNextTools(h.c.leader())
+	h.rotate(h.c.leader(), "")
+	poll(t, "the node mints by an entry that changed again", func() error {
+		got, err := h.mint(s, clusterTimeout)
+		if want := h.newest(); err == nil && (got.scope != want.scope || got.version != want.version) {
+			err = fmt.Errorf("scope %q, version %d", got.scope, got.version)
+		}
+		return err
+	})
 	h.stop()
 	h, _, took = catchUp(t, 300, true, standbyReads, earlySnapshots, func(s *server) { s.settings += "\ndisable_cache = true" })
 	if took > 7*time.Second {
