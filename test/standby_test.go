@@ -326,6 +326,9 @@ func catchUp(t *testing.T, entries int, minting bool, options ...option) (h *his
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	if got, err := h.mint(s, clusterTimeout); err == nil {
+		t.Logf("the node mints with scope %q and key version %d; the newest are %q and %d", got.scope, got.version, h.newest().scope, h.newest().version)
+	}
 	return h, s, time.Since(resumed).Round(time.Millisecond)
 }
 
