@@ -341,7 +341,13 @@ func (c *cluster) writeEntries(leader *server, entries int) {
 		writers.Go(func() {
 			client := leader.client(leader.root)
 			for n := i; n < entries; n += loadClients {
-				if err := writeRole(client, "n"+strconv.Itoa(n)); err != nil {
+				// A leader without one of its followers can lose an election when the machine is busy.
+				err := writeRole(client, "n"+strconv.Itoa(n))
+				for attempt := 0; err != nil && attempt < 100; attempt++ {
+					time.Sleep(200 * time.Millisecond)
+					err = writeRole(client, "n"+strconv.Itoa(n))
+				}
+				if err != nil {
 					c.t.Errorf("write %d: %v", n, err)
 					return
 				}
