@@ -11,12 +11,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 dir=${DEMO_DIR:-bin/demo}
 trap 'DEV_DIR=$dir scripts/dev.sh stop' EXIT
+quoted=$(printf %q "$dir")
 
 echo "# Each line after \$ can be run in a shell. Success messages are left out, and long lines cut."
 echo "# Compile the plugin, and start a dev server with an audit log."
-run "DEV_DIR=$dir scripts/dev.sh server"
+run "DEV_DIR=$quoted scripts/dev.sh server"
 unset_vault_env
-run ". $dir/env"
+run ". $quoted/env"
 find_cli
 
 say "The security team mounts the plugin with a new key, and writes a role, a policy, and a login."
@@ -38,8 +39,8 @@ expect_failure "$cli read ati/creds/researcher tool=web_search"
 expect_failure "$cli read ati/proxy-env"
 
 say "The security team validates the token, and finds in the audit log who requested it."
-run ". $dir/env"
+run ". $quoted/env"
 show "$cli write ati/validate token=\$token | grep -E '^(rate|scope|sub|valid) '"
 run "jti=\$($cli write -field=jti ati/validate token=\$token)"
-show "grep -m 1 \$jti $dir/audit.log | grep -oE '\"(time|display_name|path)\":\"[^\"]*\"' | xargs"
-run "DEV_DIR=$dir scripts/dev.sh stop"
+show "grep -m 1 \$jti $quoted/audit.log | grep -oE '\"(time|display_name|path)\":\"[^\"]*\"' | xargs"
+run "DEV_DIR=$quoted scripts/dev.sh stop"

@@ -62,7 +62,7 @@ server_version() { vault version | sed -n '1s/^\([A-Za-z]*\) v\([0-9.]*\).*/\1 \
 print_env() {
   printf 'export VAULT_ADDR=%s VAULT_TOKEN=%s\n' "$VAULT_ADDR" "$VAULT_TOKEN"
   printf 'export PATH=%q:"$PATH"\n' "$1"
-  echo 'unset VAULT_NAMESPACE BAO_ADDR BAO_TOKEN BAO_NAMESPACE'
+  echo 'unset VAULT_NAMESPACE VAULT_FORMAT BAO_ADDR BAO_TOKEN BAO_NAMESPACE BAO_FORMAT'
 }
 
 wait_for_server() {

@@ -55,7 +55,7 @@ func goEnv(t testing.TB) []string {
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
-	dir := filepath.Join(parent, "demo")
+	dir := filepath.Join(parent, "the demo")
 	t.Cleanup(func() { stopDev(dir) })
 	out := runScript(t, []string{"DEMO_DIR=" + dir}, "demo.sh")
 	cli := map[string]string{"Vault": "vault", "OpenBao": "bao"}[tested.name]
@@ -83,7 +83,7 @@ func TestDemo(t *testing.T) {
 	if got := strings.Count(out, "\n"); got > 60 {
 		t.Errorf("make demo prints %d lines, want at most 60", got)
 	}
-	for line := range strings.Lines(strings.ReplaceAll(out, dir, "bin/demo")) {
+	for line := range strings.Lines(strings.NewReplacer(dir, "bin/demo", strings.ReplaceAll(dir, " ", `\ `), "bin/demo").Replace(out)) {
 		if got := utf8.RuneCountInString(line) - 1; got > 100 {
 			t.Errorf("%d columns, want at most 100: %s", got, line)
 		}
@@ -131,7 +131,7 @@ func checkReplay(t *testing.T, printed string) {
 	}
 	cmd := exec.CommandContext(t.Context(), "bash", "-u", "-c", script.String())
 	cmd.Dir = ".."
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT_BIN=" + vaultBin}, goEnv(t)...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT_BIN=" + vaultBin, "VAULT_FORMAT=json", "BAO_FORMAT=json"}, goEnv(t)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("the commands return %v:\n%s", err, out)
@@ -521,6 +521,19 @@ func TestVaultBin_NotAvailable(t *testing.T) {
 				t.Errorf("the script keeps %v", files)
 			}
 		})
+	}
+}
+
+// Without a directory to download into, pip would write to the working directory.
+func TestVaultBin_CacheNotWritable(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, messages, err := vaultBinScript(t, vaultBinPath, []string{"PATH=" + pathWithPython(t), "PIP_NO_INDEX=1", "XDG_CACHE_HOME=" + file}, "openbao")
+	if want := "\ncannot get OpenBao: cannot write to " + file + "/vault-plugin-secrets-ati\n"; err == nil || got != "" || !strings.HasSuffix(messages, want) {
+		t.Errorf("the script prints %q and %q (%v)", got, messages, err)
 	}
 }
 
