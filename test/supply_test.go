@@ -147,7 +147,7 @@ func TestCompatibility_VersionsAndSettings(t *testing.T) {
 	blanks := regexp.MustCompile(` +`)
 	_, block, _ := strings.Cut(page, "```text\n")
 	block, _, _ = strings.Cut(block, "```")
-	for _, setting := range strings.Split(openBao.listener+"\n"+openBao.noStandbyReads, "\n") {
+	for _, setting := range strings.Split(openBao.listener, "\n") {
 		if setting = strings.TrimSpace(setting); !strings.Contains(blanks.ReplaceAllString(block, " "), setting+"\n") {
 			t.Errorf("the page does not recommend %q", setting)
 		}
