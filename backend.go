@@ -263,7 +263,7 @@ func roleName(description string) map[string]*framework.FieldSchema {
 	}}
 }
 
-// requireConfig returns the config. That there is none is the caller's error.
+// requireConfig returns the config. If there is no config, the error is the caller's.
 func (b *backend) requireConfig(ctx context.Context, req *logical.Request) (*config, error) {
 	cfg, err := b.getConfig(ctx, req.Storage)
 	if cfg == nil && err == nil {

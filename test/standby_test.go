@@ -111,16 +111,22 @@ func TestStandby_Default(t *testing.T) {
 	h.check()
 }
 
+// networkIfPossible starts a network of three nodes. Where that is not possible, it returns
+// nil, and no node can be cut off.
+func networkIfPossible(t *testing.T) (*network, []*namespace) {
+	t.Helper()
+	network, err := startNetwork(t, 3)
+	if err != nil {
+		t.Logf("no node is cut off: cannot create network namespaces: %v", err)
+		return nil, nil
+	}
+	return network, network.nodes
+}
+
 // Guarantee: by default, no node returns a token under an old state, whatever it missed.
 func TestStandby_Faults(t *testing.T) {
 	t.Parallel()
-	network, err := startNetwork(t, 3)
-	var namespaces []*namespace
-	if err != nil {
-		t.Logf("no node is cut off: cannot create network namespaces: %v", err)
-	} else {
-		namespaces = network.nodes
-	}
+	network, namespaces := networkIfPossible(t)
 	c := startCluster(t, 3, namespaces, standbyReads, earlySnapshots)
 	h := startHistory(c)
 	for range rounds(t, "SOAK_STANDBY_FAULTS", 1, 5) {
@@ -374,13 +380,7 @@ func (s *server) installedSnapshot() {
 // them after a short time. Prints that time, and what standbys mint by after faults.
 func TestStandby_AllowMinting(t *testing.T) {
 	t.Parallel()
-	network, err := startNetwork(t, 3)
-	var namespaces []*namespace
-	if err != nil {
-		t.Logf("no node is cut off: cannot create network namespaces: %v", err)
-	} else {
-		namespaces = network.nodes
-	}
+	network, namespaces := networkIfPossible(t)
 	c := startCluster(t, 3, namespaces, standbyReads)
 	c.auditToLog()
 	leader, standbys := c.leader(), c.standbys()
