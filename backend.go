@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -72,14 +73,18 @@ func (b *backend) GetRandomReader() io.Reader {
 	return rand.Reader
 }
 
-// HandleRequest checks all parameters before the framework does. The framework accepts
-// a number as an ID after it was converted to a float, so that two IDs become one; and
-// its errors quote values, which would write a misplaced secret to the audit log.
+// HandleRequest reads and checks all parameters before the framework does. The
+// framework accepts a number as an ID after it was converted to a float, so that two
+// IDs become one; its errors quote values, and its warnings names, which would write a
+// misplaced secret to the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
-	if err := b.checkParameters(req); err != nil {
+	data, err := b.readParameters(req)
+	if err != nil {
 		return logical.ErrorResponse(param.Truncate(err.Error(), maxErrorBytes)), nil
 	}
-	resp, err := b.Backend.HandleRequest(ctx, req)
+	read := *req
+	read.Data = data
+	resp, err := b.Backend.HandleRequest(ctx, &read)
 	if resp.IsError() {
 		resp.Data["error"] = param.Truncate(resp.Error().Error(), maxErrorBytes)
 	}
@@ -95,38 +100,62 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-// checkParameters reports a parameter of the wrong type, and one that contains a
-// misplaced key or token.
-func (b *backend) checkParameters(req *logical.Request) error {
-	switch req.Operation {
-	case logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation, logical.ListOperation:
-	default:
-		return nil // the data of a revocation is the response that created the lease
+// readParameters returns the parameters of a request that its operation takes.
+func (b *backend) readParameters(req *logical.Request) (map[string]any, error) {
+	route := b.Route(req.Path)
+	if route == nil || len(req.Data) == 0 {
+		return req.Data, nil
 	}
-	if len(req.Data) == 0 {
-		return nil
+	op, ok := route.Operations[req.Operation].(*operation)
+	if !ok {
+		return req.Data, nil // the data of a revocation is the response that created the lease
 	}
 	if n := param.Size(req.Data); n > maxRequestBytes {
-		return fmt.Errorf("parameters have %d bytes in total; at most %d are allowed", n, maxRequestBytes)
+		return nil, fmt.Errorf("parameters have %d bytes in total; at most %d are allowed", n, maxRequestBytes)
 	}
-	path := b.Route(req.Path)
-	if path == nil {
-		return nil
-	}
+	data := make(map[string]any, len(req.Data))
 	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
-		field, value := path.Fields[name], req.Data[name]
-		if field == nil || value == nil {
-			continue // checkNames reports it
+		field, value := route.Fields[name], req.Data[name]
+		switch {
+		case op.ignores(req.Operation, field):
+			// Servers and clients add parameters, such as a limit or a cache buster.
+			if param.HoldsKey(name, false) || param.HoldsKey(value, false) {
+				return nil, errors.New("a parameter that is not supported here appears to contain a key or token")
+			}
+			continue
+		case isPartOfPath(name) && value == path.Base(req.Path):
+			continue
 		}
-		if !isSensitive(field) && param.HoldsKey(value, b.hexFields[name]) {
-			return fmt.Errorf("%s appears to contain a key or token, which is not allowed in this parameter", name)
+		if err := b.checkParameter(name, value, route.Fields); err != nil {
+			return nil, err
 		}
-		if err := param.CheckType(name, value, field.Type); err != nil {
-			return err
+		read := param.Read
+		if req.Operation == logical.PatchOperation {
+			read = param.ReadPatch
+		} else if value == nil {
+			return nil, fmt.Errorf("parameter %q is null; omit it or set a value", name)
 		}
-		if text, ok := value.(string); ok && field.Type == framework.TypeKVPairs && param.IsBlank(text) {
-			req.Data[name] = map[string]any{} // the framework rejects an empty string
+		var err error
+		if data[name], err = read(name, value, field.Type); err != nil {
+			return nil, err
 		}
+	}
+	return data, nil
+}
+
+// checkParameter reports an unknown parameter (a request with "tool" for "tools" would
+// mint the whole role), and one that contains a misplaced key or token.
+func (b *backend) checkParameter(name string, value any, fields map[string]*framework.FieldSchema) error {
+	field := fields[name]
+	switch {
+	case field == nil && param.HoldsKey(name, false):
+		return fmt.Errorf("the name of a parameter appears to contain a key or token; supported parameters: %s", supportedNames(fields))
+	case field == nil:
+		return fmt.Errorf("unknown parameter %q%s; supported parameters: %s", name, suggestion(name, fields), supportedNames(fields))
+	case isPartOfPath(name):
+		return fmt.Errorf("parameter %q is part of the path and cannot also be set in the request", name)
+	case !isSensitive(field) && param.HoldsKey(value, b.hexFields[name]):
+		return fmt.Errorf("%s appears to contain a key or token, which is not allowed in this parameter", name)
 	}
 	return nil
 }
@@ -168,19 +197,31 @@ func (b *backend) checkNode(ctx context.Context, req *logical.Request, on nodes)
 	return err
 }
 
-// operation declares an operation of a path. Its parameters are checked before the
-// handler is called, and an error that is marked as the caller's becomes a response
-// with status 400.
-func (b *backend) operation(on nodes, handler framework.OperationFunc, summary, verb, suffix string, response framework.Response) *framework.PathOperation {
+// operation is an operation of a path.
+type operation struct {
+	framework.PathOperation
+	on nodes
+}
+
+// ignores reports whether the operation ignores a parameter, instead of rejecting it:
+// a read, list, or delete that does not mint, unless the field is declared for it.
+func (o *operation) ignores(op logical.Operation, field *framework.FieldSchema) bool {
+	switch op {
+	case logical.ReadOperation, logical.ListOperation, logical.DeleteOperation:
+		return o.on != mintingNode && (field == nil || !field.Query)
+	}
+	return false
+}
+
+// operation declares an operation of a path. An error of the handler that is marked as
+// the caller's becomes a response with status 400.
+func (b *backend) operation(on nodes, handler framework.OperationFunc, summary, verb, suffix string, response framework.Response) *operation {
 	status := 200
 	if response.Fields == nil {
 		status = 204
 	}
-	return &framework.PathOperation{
+	return &operation{on: on, PathOperation: framework.PathOperation{
 		Callback: func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-			if err := checkNames(req.Data, d); err != nil {
-				return logical.ErrorResponse(err.Error()), nil
-			}
 			if err := b.checkNode(ctx, req, on); err != nil {
 				return nil, err
 			}
@@ -194,34 +235,16 @@ func (b *backend) operation(on nodes, handler framework.OperationFunc, summary, 
 		Summary:      summary,
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix},
 		Responses:    map[int][]framework.Response{status: {response}},
-	}
-}
-
-// checkNames reports what the framework ignores, or only warns of: an unknown
-// parameter (a request with "tool" for "tools" would mint the whole role), and null.
-func checkNames(data map[string]any, d *framework.FieldData) error {
-	for _, name := range slices.Sorted(maps.Keys(data)) {
-		switch {
-		case d.Schema[name] == nil && param.HoldsKey(name, false):
-			return fmt.Errorf("the name of a parameter appears to contain a key or token; supported parameters: %s", supportedNames(d))
-		case d.Schema[name] == nil:
-			return fmt.Errorf("unknown parameter %q%s; supported parameters: %s", name, suggestion(name, d), supportedNames(d))
-		case isPartOfPath(name):
-			return fmt.Errorf("parameter %q is part of the path and cannot also be set in the request", name)
-		case data[name] == nil:
-			return fmt.Errorf("parameter %q is null; omit it or set a value", name)
-		}
-	}
-	return nil
+	}}
 }
 
 func isPartOfPath(name string) bool { return name == nameField || name == versionField }
 
 // suggestion returns a hint at the parameter that an unknown name is probably meant to
 // be: one that differs in its end or its separators, such as tools for tool.
-func suggestion(unknown string, d *framework.FieldData) string {
+func suggestion(unknown string, fields map[string]*framework.FieldSchema) string {
 	plain := func(name string) string { return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name)) }
-	for _, name := range parameterNames(d) {
+	for _, name := range parameterNames(fields) {
 		a, b := plain(unknown), plain(name)
 		if len(a) > 2 && (strings.HasPrefix(a, b) || strings.HasPrefix(b, a)) {
 			return fmt.Sprintf(" (did you mean %q?)", name)
@@ -230,12 +253,12 @@ func suggestion(unknown string, d *framework.FieldData) string {
 	return ""
 }
 
-func supportedNames(d *framework.FieldData) string {
-	return cmp.Or(strings.Join(parameterNames(d), ", "), "none")
+func supportedNames(fields map[string]*framework.FieldSchema) string {
+	return cmp.Or(strings.Join(parameterNames(fields), ", "), "none")
 }
 
-func parameterNames(d *framework.FieldData) []string {
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(d.Schema)), isPartOfPath)
+func parameterNames(fields map[string]*framework.FieldSchema) []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(fields)), isPartOfPath)
 }
 
 // noContent returns a response with only warnings, or nil without any: status 204.
@@ -276,6 +299,10 @@ func noConfig(req *logical.Request) error {
 	return refuse.Errorf("this mount has no config; create it with: vault write %sconfig proxy_url=https://ati.example.com", param.CommandPath(req.MountPoint))
 }
 
+func noRole(req *logical.Request, name string) error {
+	return refuse.Errorf("role %q does not exist; to list the roles, run: vault list %sroles", name, param.CommandPath(req.MountPoint))
+}
+
 // requireRole returns the config and the role that the path names.
 func (b *backend) requireRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*config, *role.Role, error) {
 	cfg, err := b.requireConfig(ctx, req)
@@ -285,7 +312,7 @@ func (b *backend) requireRole(ctx context.Context, req *logical.Request, d *fram
 	name := d.Get(nameField).(string)
 	r, err := b.getRole(ctx, req.Storage, name)
 	if r == nil && err == nil {
-		err = refuse.Errorf("role %q does not exist; to list the roles, run: vault list %sroles", name, param.CommandPath(req.MountPoint))
+		err = noRole(req, name)
 	}
 	return cfg, r, err
 }

@@ -105,6 +105,8 @@ func TestOpenAPI_OperationIDs(t *testing.T) {
 		"post /config/rotate/retire":   "ati-retire-previous-key",
 		"get /jwks":                    "ati-read-jwks",
 		"get /roles/":                  "ati-list-roles",
+		"patch /config":                "ati-patch-configuration",
+		"patch /roles/{name}":          "ati-patch-role",
 		"get /roles/{name}":            "ati-read-role",
 		"post /roles/{name}":           "ati-write-role",
 		"delete /roles/{name}":         "ati-delete-role",
@@ -152,15 +154,16 @@ func TestFactory(t *testing.T) {
 	}
 }
 
-// TestParameters_RejectsUnknownAndNull checks that each path rejects an unknown
-// parameter, null, and a parameter that is part of the path.
+// TestParameters_RejectsUnknownAndNull checks that each operation that mints, decides,
+// or writes rejects an unknown parameter, null, and a parameter that is part of the
+// path, and that the others ignore what they do not take.
 func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
-		"config":        "accepted_audiences, algorithm, allow_standby_minting, allowed_scopes, audience, issuer, max_ttl, private_key, proxy_url, secret",
+		"config":        "accepted_audiences, algorithm, allow_standby_minting, allowed_scopes, audience, issuer, key_created_at, key_fingerprint, key_version, max_ttl, private_key, proxy_url, secret",
 		"config/rotate": "algorithm, private_key, proxy_url, secret", "config/rotate/stage": "algorithm, private_key, proxy_url, secret",
 		"config/rotate/activate": "none", "config/rotate/rollback": "none", "config/rotate/retire": "none", "jwks": "none",
-		"roles/":    "none",
+		"roles/":    "after, limit",
 		"roles/r":   "allowed_agent_ids, allowed_job_ids, allowed_sandbox_ids, audience, description, disabled, generate_lease, job_id, max_ttl, rate, sandbox_id, scopes, skills, subject, tools, ttl",
 		"proxy-env": "none", "proxy-env/1": "none",
 		"creds/r":  "agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl",
@@ -176,11 +179,21 @@ func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 			continue
 		}
 		for _, op := range operations {
+			if op != logical.PatchOperation && op != logical.CreateOperation && op != logical.UpdateOperation && known[path] != known["creds/r"] && known[path] != known["check/r"] {
+				m := configured(t, nil, nil)
+				want := m.ok(op, path, nil)
+				m = configured(t, nil, nil)
+				m.equal(fmt.Sprintf("%s %s", op, path), want, m.ok(op, path, data{"other": "x", "zz": nil, "t": 1, "secret": []any{}, "name": "y"}))
+				for _, misplaced := range []data{{"other": testSecret}, {testSecret: "x"}, {"secret": testSecret}} {
+					m.refused(op, path, misplaced, "a parameter that is not supported here appears to contain a key or token")
+				}
+				continue
+			}
 			m.refused(op, path, data{"other": "x", "zz": "y"}, fmt.Sprintf("unknown parameter \"other\"; supported parameters: %s", known[path]))
 			for field := range m.b.Route(path).Fields {
 				if field == "name" || field == "version" {
 					m.refused(op, path, data{field: "7"}, fmt.Sprintf("parameter %q is part of the path and cannot also be set in the request", field))
-				} else {
+				} else if op != logical.PatchOperation {
 					m.refused(op, path, data{field: nil}, fmt.Sprintf("parameter %q is null; omit it or set a value", field))
 				}
 			}
@@ -252,8 +265,11 @@ func TestSecretDetection_DoesNotQuoteKeys(t *testing.T) {
 		"config/rotate/stage secret", "config/rotate/stage private_key", "validate token", "inspect token",
 	} {
 		path, field, _ := strings.Cut(target, " ")
-		for _, value := range []any{[]any{testSecret}, data{"x": testSecret}, []string{testSecret}, 5} {
+		for _, value := range []any{data{"x": testSecret}, 5} {
 			m.refused(logical.UpdateOperation, path, data{field: value}, field+" must be a string")
+		}
+		for _, value := range []any{[]any{testSecret}, []string{testSecret}} {
+			m.refused(logical.UpdateOperation, path, data{field: value}, field+" must be a string, not a list"+repeatedText)
 		}
 	}
 	m.refused(logical.UpdateOperation, "creds/r", data{testSecret: "x"}, "the name of a parameter appears to contain a key or token; supported parameters: agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl")

@@ -85,14 +85,16 @@ func FuzzTemplates(f *testing.F) {
 	f.Add("!", "#", "#", "a..b", "", "${JWT_SUB}")
 	f.Add("!'#", "!'#", "(", "a", "b", "a/b")
 	f.Add("{{identity.entity.name", "}}", "{{jti}}{{jti}}", "..", "\u00a0", "{{jti}}")
+	f.Add(" !\n", "\t'", " ", "a", "b", "x")
 	f.Add(")identity.groups.names.g.name*", "plain", "a..b", "a", "..", ".")
 	f.Fuzz(func(t *testing.T, subject, jobID, sandboxID, one, two, value string) {
 		m := newMount(t)
 		m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy, "secret": testSecret})
-		texts := map[string]string{"subject": directives.Replace(subject), "job_id": directives.Replace(jobID), "sandbox_id": directives.Replace(sandboxID)}
+		texts := map[string]string{"subject": subject, "job_id": jobID, "sandbox_id": sandboxID}
 		role := data{"tools": "x"}
 		for field, text := range texts {
-			role[field] = text
+			role[field] = directives.Replace(text)
+			texts[field] = strings.Trim(directives.Replace(text), " \t\r\n")
 		}
 		if m.try(logical.CreateOperation, "roles/r", role) == nil {
 			return
@@ -205,6 +207,8 @@ func FuzzRates(f *testing.F) {
 	f.Add("rate=tool:a=10/hour", "rate=tool:b=1/hour")
 	f.Add("rate=tool:p:*=10/min", "rate=tool:p:*=10/m")
 	f.Add("rate=tool:a=1/s,tool:b=2/s", "rate=tool:a=+1/s")
+	f.Add(`{"rate":"tool:a=1/s,\r\n tool:b=2/s\n"}`, `{"rate":"{\"tool:a\":\"1/m\"}"}`)
+	f.Add(`{"rate":" {\"tool:a\":\"1/s\",\"tool:a\":\"2/s\"}"}`, `{"rate":"tool:a=1/s,,"}`)
 	f.Add(`{"rate":{"tool:a":"10/hour","tool:b=c":"007/h"}}`, `{"rate":{"tool:a":"11/hour"}}`)
 	f.Add(`{"rate":["tool:a=10/hour","*=5/d"]}`, `{"rate":{"tool:a":null}}`)
 	f.Add(`{"rate":{}}`, `{"rate":{"tool:a":1}}`)
@@ -221,8 +225,7 @@ func FuzzRates(f *testing.F) {
 			return
 		}
 		have := m.ok(logical.ReadOperation, "roles/r", nil).Data["rate"].(map[string]string)
-		given, isMap := role["rate"].(map[string]any)
-		if isMap && len(given) != len(have) {
+		if given := requestedRates(role["rate"]); len(given) != len(have) {
 			t.Errorf("of the rates %v the role has %v", given, have)
 		}
 		checkRates(t, m.claims(m.ok(logical.ReadOperation, "creds/r", nil)).ATI.Rate, have)
@@ -241,8 +244,8 @@ func FuzzRates(f *testing.F) {
 	})
 }
 
-// requestedRates parses rates that the engine has accepted: an object, an item, or a
-// list of items.
+// requestedRates parses rates that the engine has accepted: an object, a list of items,
+// or either in a string.
 func requestedRates(value any) map[string]string {
 	rates := map[string]string{}
 	item := func(text string) {
@@ -252,7 +255,15 @@ func requestedRates(value any) map[string]string {
 	}
 	switch v := value.(type) {
 	case string:
-		item(v)
+		var object map[string]any
+		if json.Unmarshal([]byte(v), &object) == nil {
+			return requestedRates(object)
+		}
+		for text := range strings.FieldsFuncSeq(v, func(r rune) bool { return r == ',' || r == '\n' }) {
+			if strings.Trim(text, " \t\r") != "" {
+				item(text)
+			}
+		}
 	case []any:
 		for _, text := range v {
 			item(text.(string))
@@ -462,6 +473,8 @@ func FuzzRequest(f *testing.F) {
 		"tools=a,b\nskills=s\nscopes=help\nrate=tool:a=5/m\nttl=600\nsubject={{identity.entity.name}}\naudience=b\ngenerate_lease=true",
 		"agent_id=sandbox:1\njob_id=job:1\ntools=github:search\nttl=5m\nrate=tool:github:*=5/h\nproxy_url=https://ati.example.com",
 		`{"agent_ids":["a","b"],"ttl":60.0,"tools":["web_search"]}`, `#{"ttl":1e3,"agent_ids":"a,b"}`, "format=env",
+		`{"tools":"[\"web_search\", \"a\"]\n","rate":"{\"*\":\"1/s\",\"*\":\"2/s\"}","ttl":" 5m\n"}`, `{"agent_ids":"a\r\nb,\n\nc\n","limit":"2","after":"a","t":1}`,
+		`{"rate":{"*":null,"tool:x":"1/s"},"max_ttl":null,"key_version":1,"name":"r"}`, `{"proxy_url":" HTTPS://a_b/%7e//c/..\n","description":"a\tb"}`,
 		`{"name":"x"}`, `{"x":null,"tools":[[]],"rate":{"a":{}}}`, `{"tools":{"a":1},"token":["TOKEN"],"secret":["x"],"disabled":"t"}`,
 	}
 	for i := range requests {

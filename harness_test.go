@@ -54,7 +54,7 @@ const testEntity = "a3f5d7c1-0b6d-4d52-9a5b-2f5c1f0e9d11"
 const testFingerprint = "605611d75fa41291"
 
 const (
-	patternForm      = `scope pattern must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+~%=,()#- (1 to 255 characters, plus an optional "*" at the end)`
+	patternForm      = `scope pattern must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+~%()#- (1 to 255 characters, plus an optional "*" at the end)`
 	skillForm        = `skill name must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+- (1 to 128 characters, plus an optional "*" at the end)`
 	rateFormText     = `must be a count from 0 to 999999999, "/", and a unit (s, sec, second, m, min, minute, h, hr, hour, d, or day), as in "10/hour"`
 	durationFormText = `must be a non-negative duration in whole seconds, such as "90s", "1h", or 3600, and less than 292 years`
@@ -62,7 +62,8 @@ const (
 	globFormText     = "must be 1 to 128 characters and contain only letters, digits, and ._:@/+=-*"
 	audienceFormText = "must be 1 to 128 characters, start with a letter or digit, and contain only letters, digits, and ._:/@-"
 	urlFormText      = "must have at most 2048 characters, all of them letters, digits, or ._~:/%+=,;!()[]-"
-	urlPathFormText  = `path must be in normal form, without "//", ".", "..", or unnecessary percent-encoding`
+	oneItemText      = "contains a comma, but each value of a JSON array, or of a parameter that is given more than once, is one item"
+	repeatedText     = "; if the parameter was given more than once, give it once"
 	hostFormText     = "invalid host or port; the host must be a DNS name or an IP address, the port 1 to 65535"
 	starMiddle       = `"*" is allowed only at the end of a pattern`
 	starColon        = `a pattern that ends in "*" must contain a colon, as in "tool:github:*", or be exactly "*"`
@@ -234,6 +235,18 @@ func (m *mount) try(op logical.Operation, path string, d data) *logical.Response
 		return new(logical.Response)
 	}
 	return resp
+}
+
+// put stores an entry, such as one of an older version.
+func (m *mount) put(path string, value any) {
+	m.t.Helper()
+	entry, err := logical.StorageEntryJSON(path, value)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := m.storage.Put(m.t.Context(), entry); err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 // do makes a request without the checks of ok, for measurements.
@@ -706,7 +719,7 @@ func (brokenRandom) GetRandom(int) ([]byte, error) { return nil, io.ErrUnexpecte
 
 // paths lists the backend's paths as requests name them, with their operations.
 var paths = map[string][]logical.Operation{
-	"config":                 {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"config":                 {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.PatchOperation, logical.DeleteOperation},
 	"config/rotate":          {logical.ReadOperation, logical.UpdateOperation},
 	"config/rotate/stage":    {logical.UpdateOperation, logical.DeleteOperation},
 	"config/rotate/activate": {logical.UpdateOperation},
@@ -714,7 +727,7 @@ var paths = map[string][]logical.Operation{
 	"config/rotate/retire":   {logical.UpdateOperation},
 	"jwks":                   {logical.ReadOperation},
 	"roles/":                 {logical.ListOperation},
-	"roles/r":                {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation},
+	"roles/r":                {logical.CreateOperation, logical.ReadOperation, logical.UpdateOperation, logical.PatchOperation, logical.DeleteOperation},
 	"creds/r":                {logical.ReadOperation, logical.UpdateOperation},
 	"batch/r":                {logical.UpdateOperation},
 	"proxy-env":              {logical.ReadOperation},

@@ -18,13 +18,13 @@ import (
 var keyFacts = param.Set[keyring.Keys]{
 	param.Fact("proxy_url", framework.TypeString, "URL of the ATI proxy that holds the current key.", func(ks *keyring.Keys) any { return ks.Current.ProxyURL }),
 	param.Fact("algorithm", framework.TypeString, "Signing algorithm.", func(ks *keyring.Keys) any { return ks.Current.Algorithm }),
-	param.Fact("key_version", framework.TypeInt, "Current version of the key.", func(ks *keyring.Keys) any { return ks.Current.Version }),
-	param.Fact("key_created_at", framework.TypeTime, "Time at which the key was generated or imported.", func(ks *keyring.Keys) any { return ks.Current.CreatedAt.Format(time.RFC3339) }),
-	param.Fact("key_fingerprint", framework.TypeString, keyring.FingerprintDescription, func(ks *keyring.Keys) any { return ks.Current.Fingerprint }),
+	param.Precondition("key_version", framework.TypeInt, param.Display("Key version", "Precondition"), "Current version of the key.", func(ks *keyring.Keys) any { return ks.Current.Version }),
+	param.Precondition("key_created_at", framework.TypeTime, param.Display("Key created at", "Precondition"), "Time at which the key was generated or imported.", func(ks *keyring.Keys) any { return ks.Current.CreatedAt.Format(time.RFC3339) }),
+	param.Precondition("key_fingerprint", framework.TypeString, param.Display("Key fingerprint", "Precondition"), keyring.FingerprintDescription, func(ks *keyring.Keys) any { return ks.Current.Fingerprint }),
 }
 
 func pathConfig(b *backend) []*framework.Path {
-	fields := merged(keyring.RequestParams.Fields(), role.LimitParams.Fields())
+	fields := merged(keyring.RequestParams.Fields(), role.LimitParams.Fields(), keyFacts.Fields())
 	fields["proxy_url"].Description += " Required for a new config."
 	fields["algorithm"].Default = ati.HS256
 	write := b.operation(writingNode, b.pathConfigWrite,
@@ -37,6 +37,8 @@ func pathConfig(b *backend) []*framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
+			logical.PatchOperation: b.operation(writingNode, b.pathConfigWrite,
+				"Update parts of the configuration.", "patch", "configuration", framework.Response{Description: "Stored"}),
 			logical.ReadOperation: b.operation(activeNode, b.pathConfigRead,
 				"Read the configuration, without the key.", "read", "configuration", framework.Response{Description: "Configuration", Fields: merged(role.LimitParams.Response(), keyFacts.Response())}),
 			logical.DeleteOperation: b.operation(writingNode, b.pathConfigDelete,
@@ -74,14 +76,19 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	}
 	created := entry.Current == nil
 	var warnings []string
-	if created {
-		entry, err = b.newConfig(entry, request)
-	} else {
-		warnings, err = b.updateKeys(&entry, request)
+	switch {
+	case created && req.Operation == logical.PatchOperation:
+		err = noConfig(req)
+	case created:
+		entry, err = b.newConfig(entry, request, d.Raw)
+	default:
+		warnings, err = b.updateKeys(&entry, request, d.Raw)
 	}
 	if err != nil {
 		return nil, err
 	}
+	fresh := role.NewLimits()
+	role.LimitParams.Reset(d.Raw, &entry.Limits, &fresh)
 	if err := role.LimitParams.Apply(d.Raw, &entry.Limits); err != nil {
 		return nil, refuse.Error(err)
 	}
@@ -99,7 +106,10 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 
 // newConfig returns a new config with the first version of its key. It continues the
 // version numbers of a config that was deleted.
-func (b *backend) newConfig(deleted configEntry, request keyring.Request) (configEntry, error) {
+func (b *backend) newConfig(deleted configEntry, request keyring.Request, raw map[string]any) (configEntry, error) {
+	if err := keyFacts.CheckFacts(raw, nil); err != nil {
+		return configEntry{}, refuse.Error(err)
+	}
 	request, err := request.WithKey(ati.HS256, b.GetRandomReader())
 	if err != nil {
 		return configEntry{}, err
@@ -108,11 +118,14 @@ func (b *backend) newConfig(deleted configEntry, request keyring.Request) (confi
 	return configEntry{Limits: role.NewLimits(), Ring: ring}, refuse.Error(err)
 }
 
-func (b *backend) updateKeys(entry *configEntry, request keyring.Request) (warnings []string, err error) {
+func (b *backend) updateKeys(entry *configEntry, request keyring.Request, raw map[string]any) (warnings []string, err error) {
 	entry.DropExpired(b.now())
 	keys, err := entry.Ring.Parse()
 	if err != nil {
 		return nil, err
+	}
+	if err := keyFacts.CheckFacts(raw, keys); err != nil {
+		return nil, refuse.Error(err)
 	}
 	entry.Ring, warnings, err = keys.Update(request)
 	return warnings, refuse.Error(err)
@@ -145,6 +158,10 @@ the SHA-256 of the DER-encoded public key. To replace the key, use config/rotate
 audience, accepted_audiences, and issuer are for the claims of the tokens, and must
 match the settings of the proxy. allowed_scopes and max_ttl limit what all roles may
 grant, so that you can let other teams write roles.
+
+What a read returns can be written back. key_version, key_created_at, and
+key_fingerprint cannot be changed: a write with another value is rejected, so it
+replaces only what you read. A patch changes the fields that it has; null resets one.
 
 allow_standby_minting spreads the load over the nodes of a cluster whose standbys serve
 reads, at the cost that its description states.

@@ -3,6 +3,7 @@ package atisecrets
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -18,10 +19,11 @@ func pathRoles(b *backend) []*framework.Path {
 	return []*framework.Path{
 		{
 			Pattern:      "roles/?",
+			Fields:       pageFields,
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ListOperation: b.operation(anyNode, b.pathRolesList,
-					"List the roles.", "list", "roles", framework.Response{Description: "Names of the roles", Fields: map[string]*framework.FieldSchema{
+					"List the roles.", "list", "roles", framework.Response{Description: "Names of the roles, in alphabetical order", Fields: map[string]*framework.FieldSchema{
 						"keys": {Type: framework.TypeStringSlice, Description: "Names of the roles."},
 					}}),
 			},
@@ -36,6 +38,8 @@ func pathRoles(b *backend) []*framework.Path {
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.CreateOperation: write,
 				logical.UpdateOperation: write,
+				logical.PatchOperation: b.operation(writingNode, b.pathRolesWrite,
+					"Update parts of a role.", "patch", "role", framework.Response{Description: "Stored"}),
 				logical.ReadOperation: b.operation(anyNode, b.pathRolesRead,
 					"Read a role.", "read", "role", framework.Response{Description: "Role", Fields: role.Params.Response()}),
 				logical.DeleteOperation: b.operation(writingNode, b.pathRolesDelete,
@@ -52,12 +56,32 @@ func (b *backend) roleExists(ctx context.Context, req *logical.Request, d *frame
 	return r != nil, err
 }
 
-func (b *backend) pathRolesList(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+// pageFields are the parameters that OpenBao adds to lists.
+var pageFields = map[string]*framework.FieldSchema{
+	"after": {Type: framework.TypeString, Query: true, DisplayAttrs: param.Display("After", "Page"), Description: "Omit the names up to this one, which need not exist."},
+	"limit": {Type: framework.TypeInt, Query: true, DisplayAttrs: param.Display("Limit", "Page"), Description: "Maximum number of names. 0, the default, means no limit."},
+}
+
+// page returns the sorted names that a request asks for.
+func page(names []string, d *framework.FieldData) []string {
+	slices.Sort(names)
+	i, found := slices.BinarySearch(names, d.Get("after").(string))
+	if found {
+		i++
+	}
+	names = names[i:]
+	if limit := d.Get("limit").(int); limit > 0 {
+		names = names[:min(limit, len(names))]
+	}
+	return names
+}
+
+func (b *backend) pathRolesList(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	names, err := req.Storage.List(ctx, rolePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("list roles: %w", err)
 	}
-	return logical.ListResponse(names), nil
+	return logical.ListResponse(page(names, d)), nil
 }
 
 func (b *backend) pathRolesRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -89,14 +113,17 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if err != nil {
 		return nil, err
 	}
-	created := entry == nil
-	if created {
+	created, fresh := entry == nil, role.NewEntry(bounds)
+	switch {
+	case created && req.Operation == logical.PatchOperation:
+		return nil, noRole(req, name)
+	case created:
 		if err := role.CheckName(name); err != nil {
 			return nil, refuse.Error(err)
 		}
-		entry = role.NewEntry(bounds)
+		entry = fresh
 	}
-	r, err := entry.Update(name, d.Raw, created)
+	r, err := entry.Update(name, d.Raw, fresh)
 	if err != nil {
 		return nil, refuse.Error(err)
 	}
@@ -164,6 +191,8 @@ The subject is the caller's identity, unless the role sets one or allows the cal
 choose an agent_id.
 
 An update changes only the fields that you set. An empty list or map clears the field.
+A list or a map can be one string: JSON, or items separated by commas or line breaks.
+A patch is an update in which null resets a field.
 
     $ vault write ati/roles/researcher tools=web_search,'github:*' \
         rate='tool:github:*=10/hour' allowed_agent_ids='sandbox:*' ttl=1h

@@ -1,6 +1,7 @@
 package atisecrets_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -33,14 +34,14 @@ func TestRoles_DefaultsAndPartialUpdate(t *testing.T) {
 		"skills": []any{"summarize", "skill:cite"}, "scopes": "help", "rate": data{"tool:web_search": "30/hour", "*": "5/s"},
 		"ttl": "30m", "max_ttl": "7200", "audience": "mcp", "subject": "team/{{ identity.entity.name }}", "job_id": "{{jti}}", "sandbox_id": "box:{{identity.entity.id}}",
 		"allowed_agent_ids": "sandbox:*", "allowed_job_ids": "job-*,*", "allowed_sandbox_ids": []any{"box:*"},
-		"generate_lease": true, "disabled": "true", "description": "für Leser\n",
+		"generate_lease": true, "disabled": "true", "description": " für\n\tLeser\n",
 	}
 	m.ok(logical.UpdateOperation, "roles/x", all)
 	want = merge(want, data{
 		"skills": []string{"summarize", "skill:cite"}, "scopes": []string{"help"}, "rate": map[string]string{"tool:web_search": "30/hour", "*": "5/s"},
 		"ttl": int64(1800), "max_ttl": int64(7200), "audience": "mcp", "subject": "team/{{ identity.entity.name }}", "job_id": "{{jti}}", "sandbox_id": "box:{{identity.entity.id}}",
 		"allowed_agent_ids": []string{"sandbox:*"}, "allowed_job_ids": []string{"job-*", "*"}, "allowed_sandbox_ids": []string{"box:*"},
-		"generate_lease": true, "disabled": true, "description": "für Leser\n",
+		"generate_lease": true, "disabled": true, "description": "für\n\tLeser",
 	})
 	m.equal("after an update of all fields", want, read())
 
@@ -210,7 +211,20 @@ func TestRoles_Rejects(t *testing.T) {
 		"an empty rate":               {data{"rate": data{"*": ""}}, `rate of "*": "": ` + rateFormText},
 		"a number for a rate":         {data{"rate": data{"*": 5}}, `rate "*": the rate must be a string such as "10/hour"`},
 		"a rate without a key":        {data{"rate": "10/hour"}, `rate "10/hour": must be pattern=count/unit, such as "tool:github:*=10/hour"`},
-		"rates in one string":         {data{"rate": "tool:web_search=5/hour, tool:arxiv:search=3/hour"}, `rate "tool:web_search=5/hour, tool:arxiv:search=3/hour": contains several rates; repeat the parameter, as in rate=tool:a=1/s rate=tool:b=2/s, or pass a JSON object`},
+		"rates in one item":           {data{"rate": []any{"tool:a=5/hour,tool:b=3/hour"}}, `rate "tool:a=5/hour,tool:b=3/hour": ` + oneItemText},
+		"a repeated key in JSON":      {data{"rate": `{"*":"1/s","*":"2/s"}`}, `rate "*": listed more than once`},
+		"half a JSON object":          {data{"rate": `{"*":"1/s"`}, `rate begins with "{" and is not a valid JSON object`},
+		"a JSON object of numbers":    {data{"rate": `{"*":1}`}, `rate "*": the rate must be a string such as "10/hour"`},
+		"two values for one item":     {data{"tools": []any{"a,b", "c"}}, `tools "a,b": ` + oneItemText},
+		"half a JSON array":           {data{"tools": `["a"`}, `tools begins with "[" and is not a valid JSON array of strings`},
+		"a JSON array of numbers":     {data{"tools": `[1]`}, "tools: item 1 is not a string"},
+		"an item that is not trimmed": {data{"tools": `["a "]`}, whiteSpaceError("tools", "a ")},
+		"an empty item over lines":    {data{"tools": "a,\n,b"}, "tools contains an empty item; remove the extra comma"},
+		"an equals sign in a tool":    {data{"tools": "a=b"}, `tools "tool:a=b": ` + patternForm},
+		"a ttl given twice":           {data{"ttl": []any{"1h", "2h"}}, "ttl must be a non-negative duration in whole seconds, such as \"90s\", \"1h\", or 3600, and less than 292 years, not a list" + repeatedText},
+		"a boolean given twice":       {data{"disabled": []any{"true", "false"}}, "disabled must be true or false, not a list" + repeatedText},
+		"a control character":         {data{"description": "a\x07b"}, "description contains the control character U+0007; only line breaks and tabs are allowed"},
+		"a variable in a directive":   {data{"subject": "{{identity.entity.aliases.$ACC.name}}"}, `subject "{{identity.entity.aliases.$ACC.name}}": contains "$" between "{{" and "}}": a variable that was not expanded; in a shell, use double quotes`},
 		"a rate that is a number":     {data{"rate": 5}, `rate must be a map, or items such as "tool:github:*=10/hour"`},
 		"a subject that is a number":  {data{"subject": 5}, "subject must be a string"},
 		"a ttl that is true":          {data{"ttl": true}, "ttl " + durationFormText},
@@ -266,7 +280,7 @@ func TestRoles_Rejects(t *testing.T) {
 	}
 	white := map[string]string{
 		"a blank": "a b", "a tab": "a\tb", "a no-break space": "a\u00a0b", "a line separator": "a\u2028b", "an ideographic space": "a\u3000b", "a next line": "a\u0085b",
-		"a line break at the end": "a\n", "a no-break space at the end": "a\u00a0",
+		"a no-break space at the end": "a\u00a0",
 	}
 	for name, bad := range white {
 		cases["a subject with "+name] = c{data{"subject": bad}, fmt.Sprintf("subject %q: %s", bad, literalText)}
@@ -323,6 +337,88 @@ func TestRoles_Rejects(t *testing.T) {
 	})
 }
 
+// TestRoles_ListPages checks the parameters that OpenBao adds to lists.
+func TestRoles_ListPages(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	for _, name := range []string{"a", "c", "B"} {
+		m.write("roles/"+name, data{"tools": "x"})
+	}
+	for _, c := range []struct {
+		given data
+		want  []string
+	}{
+		{nil, []string{"B", "a", "c", "r"}},
+		{data{"limit": 2}, []string{"B", "a"}},
+		{data{"limit": "2\n", "after": "a"}, []string{"c", "r"}},
+		{data{"limit": 1.0, "after": "b"}, []string{"c"}},
+		{data{"limit": -1, "after": ""}, []string{"B", "a", "c", "r"}},
+		{data{"limit": 9, "t": "1"}, []string{"B", "a", "c", "r"}},
+		{data{"after": "r"}, nil},
+	} {
+		keys, _ := m.ok(logical.ListOperation, "roles/", c.given).Data["keys"].([]string)
+		m.equal(fmt.Sprint(c.given), c.want, keys)
+	}
+	m.refused(logical.ListOperation, "roles/", data{"limit": "many"}, "limit must be an integer")
+	m.refused(logical.ListOperation, "roles/", data{"after": []any{"a", "b"}}, "after must be a string, not a list"+repeatedText)
+}
+
+// TestRoles_WriteBack checks that a role that was read can be written back.
+func TestRoles_WriteBack(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, data{
+		"skills": "s", "scopes": "help", "rate": "*=1/s", "ttl": "30m", "max_ttl": "2h", "subject": "{{identity.entity.name}}", "job_id": "{{jti}}",
+		"allowed_agent_ids": "a-*", "generate_lease": true, "description": "two\nlines",
+	})
+	read := m.ok(logical.ReadOperation, "roles/r", nil).Data
+	for name, back := range map[string]data{"as it is": merge(read), "as JSON": asJSON(t, read), "with its name": merge(read, data{"name": "r"})} {
+		m.ok(logical.UpdateOperation, "roles/r", back)
+		m.equal("written back "+name, read, m.ok(logical.ReadOperation, "roles/r", nil).Data)
+	}
+}
+
+// TestRoles_KeepsOlderForms checks that a config and a role of version 0.1.0, which
+// accepted more, are read, minted, disabled, and written back, while a request cannot
+// add such a value.
+func TestRoles_KeepsOlderForms(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	old := data{
+		"storage_version": 1, "tools": []string{"a,b=c", "x"}, "skills": []string{}, "scopes": []string{"u=v:*"}, "rate": data{"tool:a,b=c": "5/s"}, "ttl": time.Hour, "max_ttl": 0,
+		"subject": "{{identity.entity.aliases.$ACC.name}}", "allowed_agent_ids": []string{"sandbox:*"}, "description": "a\x07b",
+	}
+	m.put("role/r", old)
+	entry := m.storage.dump(t)["config"]
+	var config data
+	if err := json.Unmarshal([]byte(entry), &config); err != nil {
+		t.Fatal(err)
+	}
+	config["allowed_scopes"] = []string{"tool:*", "u=v:*"}
+	m.put("config", config)
+	m.b = m.newBackend()
+
+	read := m.ok(logical.ReadOperation, "roles/r", nil).Data
+	m.equal("scope", "tool:a,b=c tool:x u=v:*", m.ok(logical.ReadOperation, "creds/r", data{"agent_id": "sandbox:1"}).Data["scope"])
+	m.equal("narrowed scope", "tool:x", m.ok(logical.ReadOperation, "creds/r", data{"agent_id": "sandbox:1", "tools": "x"}).Data["scope"])
+	m.ok(logical.UpdateOperation, "roles/r", data{"disabled": true})
+	m.ok(logical.UpdateOperation, "roles/r", asJSON(t, read))
+	m.equal("written back", read, m.ok(logical.ReadOperation, "roles/r", nil).Data)
+	m.ok(logical.UpdateOperation, "config", asJSON(t, m.ok(logical.ReadOperation, "config", nil).Data))
+
+	for _, c := range []struct {
+		data data
+		want string
+	}{
+		{data{"tools": []any{"a,b=c", "d=e"}}, `tools "tool:d=e": ` + patternForm},
+		{data{"rate": data{"tool:a,b=c": "6/s", "tool:d=e": "1/s"}}, `rate "tool:d=e": ` + patternForm},
+		{data{"subject": "{{identity.entity.aliases.$B.name}}"}, `subject "{{identity.entity.aliases.$B.name}}": contains "$" between "{{" and "}}": a variable that was not expanded; in a shell, use double quotes`},
+		{data{"description": "b\x07b"}, "description contains the control character U+0007; only line breaks and tabs are allowed"},
+	} {
+		m.refused(logical.UpdateOperation, "roles/r", c.data, c.want)
+	}
+	m.refused(logical.UpdateOperation, "config", data{"allowed_scopes": []any{"u=v:*", "w=x"}}, `allowed_scopes "w=x": `+patternForm)
+}
+
 func manyRates(n int) data {
 	rates := data{}
 	for i := range n {
@@ -337,10 +433,19 @@ func TestRoles_AcceptsAllForms(t *testing.T) {
 		"everything":              {data{"tools": "", "scopes": "*"}, data{"tools": []string{}, "scopes": []string{"*"}}},
 		"all tools":               {data{"tools": "*"}, data{"tools": []string{"*"}}},
 		"a name of 250 letters":   {data{"tools": strings.Repeat("a", 250)}, data{"tools": []string{strings.Repeat("a", 250)}}},
-		"every character":         {data{"tools": []any{"_A9.:/@+~%=,()#-x:*"}}, data{"tools": []string{"_A9.:/@+~%=,()#-x:*"}}},
+		"every character":         {data{"tools": []any{"_A9.:/@+~%()#-x:*"}}, data{"tools": []string{"_A9.:/@+~%()#-x:*"}}},
 		"a list as one string":    {data{"tools": "a, b ,c\n"}, data{"tools": []string{"a", "b", "c"}}},
 		"a list of a query":       {data{"tools": []string{"a", "b"}}, data{"tools": []string{"a", "b"}}},
-		"rates of the CLI":        {data{"rate": []any{"tool:a=b=1/s", "*=2/m"}}, data{"rate": map[string]string{"tool:a=b": "1/s", "*": "2/m"}}},
+		"rates of the CLI":        {data{"rate": []any{"tool:a=1/s", "*=2/m"}}, data{"rate": map[string]string{"tool:a": "1/s", "*": "2/m"}}},
+		"rates as one string":     {data{"rate": "tool:a=1/s, *=2/m,\r\ntool:b=3/h\n"}, data{"rate": map[string]string{"tool:a": "1/s", "*": "2/m", "tool:b": "3/h"}}},
+		"rates in JSON":           {data{"rate": ` {"tool:a": "1/s", "*": "2/m"}` + "\n"}, data{"rate": map[string]string{"tool:a": "1/s", "*": "2/m"}}},
+		"no rates in JSON":        {data{"rate": "{}"}, data{"rate": map[string]string{}}},
+		"a list in JSON":          {data{"tools": `["a", "b"]` + "\n"}, data{"tools": []string{"a", "b"}}},
+		"an empty list in JSON":   {data{"tools": "[]", "scopes": "*"}, data{"tools": []string{}, "scopes": []string{"*"}}},
+		"a list in lines":         {data{"tools": "a\r\nb,c,\n\n d\n\n"}, data{"tools": []string{"a", "b", "c", "d"}}},
+		"globs in lines":          {data{"allowed_agent_ids": "a-*\nb-*\n"}, data{"allowed_agent_ids": []string{"a-*", "b-*"}}},
+		"scalars from files":      {data{"ttl": "30m\n", "max_ttl": " 7200\r\n", "subject": "a\n", "job_id": "\tb", "sandbox_id": "c ", "audience": " ati-proxy\n", "disabled": "true\n", "description": "d\n"}, data{"ttl": int64(1800), "max_ttl": int64(7200), "subject": "a", "job_id": "b", "sandbox_id": "c", "audience": "ati-proxy", "disabled": true, "description": "d"}},
+		"its own name":            {data{"name": "r", "disabled": true}, data{"disabled": true}},
 		"one rate of the CLI":     {data{"rate": "tool:web_search=0/day"}, data{"rate": map[string]string{"tool:web_search": "0/day"}}},
 		"the largest rate":        {data{"rate": data{"*": "999999999/second"}}, data{"rate": map[string]string{"*": "999999999/second"}}},
 		"a ttl of a second":       {data{"ttl": "1s"}, data{"ttl": int64(1)}},
@@ -401,7 +506,6 @@ func TestRoles_Warns(t *testing.T) {
 		"of a rate without its alias":                   {data{"tools": "p:*", "rate": data{"tool:p:*": "1/s", "tool:p:x": "1/s", "tool:p_x": "1/s"}}, []string{`Rate "tool:p:*" does not limit calls that spell the tool with an underscore. Add the same rate for "tool:p_*".`}},
 		"of a high rate":                                {data{"rate": data{"*": "10001/day"}}, []string{`Rate "*" allows 10001 calls. The proxy stores a timestamp for every call in the window.`}},
 		"of a short ttl":                                {data{"ttl": "5m"}, []string{"ttl 5m0s is not longer than 5m0s, the default interval at which Vault Agent reads a new token. Set Agent's static_secret_render_interval to about 0.7 of the ttl."}},
-		"of a comma in a name":                          {data{"tools": []any{"a,b", "c"}}, []string{`Scope "tool:a,b" is a single name that contains a comma. If it is meant as a list, pass each scope as a separate item.`}},
 		"nothing about a provider with two underscores": {data{"tools": "a__b:c"}, nil},
 		"of a lease, not its ttl":                       {data{"ttl": "60s", "generate_lease": true}, []string{"Revoking a lease does not invalidate the token, which remains valid until it expires."}},
 		"of a big token":                                {data{"tools": big}, []string{"A token of this role has 5791 bytes. Some HTTP servers reject requests with a token over 4096 bytes."}},

@@ -279,11 +279,11 @@ func TestCreds_CallerChosenIDs(t *testing.T) {
 		"an agent_id with a blank":         {data{"agent_id": "sandbox:a b"}, `agent_id "sandbox:a b": ` + idFormText},
 		"an agent_id that is a variable":   {data{"agent_id": "sandbox:${JWT_SUB}"}, `agent_id "sandbox:${JWT_SUB}": ` + idFormText},
 		"an agent_id that is a template":   {data{"agent_id": "sandbox:{{jti}}"}, `agent_id "sandbox:{{jti}}": ` + idFormText},
-		"an agent_id with a line break":    {data{"agent_id": "sandbox:a\n"}, `agent_id "sandbox:a\n": ` + idFormText},
+		"an agent_id with a line break":    {data{"agent_id": "sandbox:a\nb"}, `agent_id "sandbox:a\nb": ` + idFormText},
 		"an agent_id with two dots":        {data{"agent_id": "sandbox:../x"}, `agent_id "sandbox:../x": ` + idFormText},
 		"a sandbox_id with a star":         {data{"sandbox_id": "*"}, `sandbox_id "*": ` + idFormText},
 		"a long sandbox_id":                {data{"sandbox_id": strings.Repeat("a", 129)}, fmt.Sprintf("sandbox_id %q: %s", strings.Repeat("a", 129), idFormText)},
-		"an agent_id that is a list":       {data{"agent_id": []string{"sandbox:1", "sandbox:2"}}, "agent_id must be a string"},
+		"an agent_id that is a list":       {data{"agent_id": []string{"sandbox:1", "sandbox:2"}}, "agent_id must be a string, not a list" + repeatedText},
 		"an agent_id that is a number":     {data{"agent_id": 9007199254740993.0}, "agent_id must be a string"},
 		"an agent_id that is true":         {data{"agent_id": true}, "agent_id must be a string"},
 		"a job_id that is a number":        {data{"job_id": json.Number("7")}, "job_id must be a string"},
@@ -587,7 +587,7 @@ func TestParameters_SizeLimit(t *testing.T) {
 		"roles/r":  {data{"rate": data{long: "1/s"}}, 1<<20 + 10},
 		"config":   {data{"no such " + long: 1}, 1<<20 + 10},
 		"validate": {data{"token": long}, 1<<20 + 7},
-		"jwks":     {data{"x": []any{long}}, 1<<20 + 4},
+		"inspect":  {data{"x": []any{long}}, 1<<20 + 4},
 	} {
 		m.refused(logical.UpdateOperation, path, c.data, fmt.Sprintf("parameters have %d bytes in total; at most 1048576 are allowed", c.bytes))
 	}
@@ -597,7 +597,7 @@ func TestParameters_SizeLimit(t *testing.T) {
 		t.Errorf("%.200v, %v", resp, err)
 	}
 	// The largest request that is rejected for its content, and the largest role.
-	m.refused(logical.UpdateOperation, "creds/r", data{"tools": strings.Repeat("a,", 1<<19-4)}, "tools has 524285 items; at most 500 are allowed")
+	m.refused(logical.UpdateOperation, "creds/r", data{"tools": strings.Repeat("a,", 1<<19-5) + "a"}, "tools has 524284 items; at most 500 are allowed")
 	pattern := func(i int) string { return fmt.Sprintf("%0248d:*", i) }
 	list := func(n int, item func(i int) string) []any {
 		var items []any

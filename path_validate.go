@@ -72,8 +72,8 @@ func validateResponse() map[string]*framework.FieldSchema {
 	return fields
 }
 
-// inspectResponse returns the claims that ati-client reads, with the types that they
-// have in a well-formed token.
+// inspectResponse returns the claims of ATI tokens, with the types that they have in a
+// well-formed one. A token may have others.
 func inspectResponse() map[string]*framework.FieldSchema {
 	fields := map[string]*framework.FieldSchema{
 		"decoded": {Type: framework.TypeBool, Required: true, Description: "Whether the token could be decoded."},
@@ -81,7 +81,7 @@ func inspectResponse() map[string]*framework.FieldSchema {
 		"ati":     {Type: framework.TypeMap, Description: "Claim `ati`."},
 	}
 	claims := claimFields()
-	for _, name := range []string{"sub", "aud", "iat", "exp", "scope", "iss", "jti"} {
+	for _, name := range []string{"sub", "aud", "iat", "exp", "scope", "iss", "jti", "job_id", "sandbox_id"} {
 		fields[name] = claims[name]
 	}
 	return fields
@@ -95,7 +95,7 @@ type validateRequest struct {
 }
 
 var tokenParam = param.Set[validateRequest]{
-	param.Parsed("token", param.SecretDisplay("Token", "Check", "textarea"), "Session token. White space at its ends is trimmed.",
+	param.Parsed("token", param.SecretDisplay("Token", "Check", "textarea"), "Session token.",
 		func(r *validateRequest) *string { return &r.token }, trimToken).Required(" in the request body"),
 }
 
@@ -213,32 +213,14 @@ func (b *backend) pathInspectWrite(_ context.Context, _ *logical.Request, d *fra
 	if err := tokenParam.Apply(d.Raw, &request); err != nil {
 		return nil, refuse.Error(err)
 	}
-	claims, err := ati.InspectToken(request.token)
-	resp := &logical.Response{Data: map[string]any{"decoded": err == nil}}
+	claims, err := ati.DecodeToken(request.token)
 	if err != nil {
-		resp.Data["error"] = reason(err, time.Time{})
-		return resp, nil
+		return &logical.Response{Data: map[string]any{"decoded": false, "error": reason(err, time.Time{})}}, nil
 	}
-	for name, value := range claims {
-		if name != "ati" {
-			value = flattenClaim(value)
-		}
-		resp.Data[name] = exactNumbers(value)
-	}
+	resp := &logical.Response{Data: exactNumbers(claims).(map[string]any)}
+	resp.Data["decoded"] = true
 	resp.AddWarning("The token was decoded but not verified. Use validate to verify it.")
 	return resp, nil
-}
-
-// flattenClaim returns an unverified claim that should not be a list or an object as
-// its JSON text.
-func flattenClaim(value any) any {
-	switch value.(type) {
-	case []any, map[string]any:
-		if b, err := json.Marshal(value); err == nil {
-			return string(b)
-		}
-	}
-	return value
 }
 
 // exactNumbers replaces each number that Vault, which converts numbers to float64,
@@ -283,7 +265,7 @@ older key, and may decide differently.
 const pathInspectHelpSyn = `Decode a token without verifying it.`
 
 const pathInspectHelpDesc = `
-Shows the claims of a token, whether or not it is signed by a known key. A number that
+Shows all claims of a token, whether or not it is signed by a known key. A number that
 Vault would change, such as one that is too large for a float64, is shown as text. To
 find out whether a token is valid, use validate.
 

@@ -69,6 +69,9 @@ func TestValidate_ReturnsReason(t *testing.T) {
 		"of another key":         {0, data{"token": other}, "not signed by any key of this mount"},
 		"truncated":              {0, data{"token": token[:len(token)-3]}, "not signed by any key of this mount"},
 		"with a line break":      {0, data{"token": token[:9] + "\n" + token[9:]}, "malformed token: segment 1 contains a line break"},
+		"with quotes":            {0, data{"token": `"` + token + `"`}, "malformed token: is enclosed in quotes; remove them (Vault's CLI adds them with VAULT_FORMAT=json)"},
+		"with Bearer":            {0, data{"token": "bearer " + token}, `malformed token: begins with "Bearer "; remove it`},
+		"with a BOM":             {0, data{"token": "\ufeff" + token}, "malformed token: begins with a byte order mark (BOM); remove it"},
 		"expired":                {time.Hour + 60*time.Second, data{}, "token has expired: exp is 2027-01-15T09:00:00Z"},
 		"expired without leeway": {time.Hour, data{"leeway": 0}, "token has expired: exp is 2027-01-15T09:00:00Z"},
 		"from the future":        {-61 * time.Second, data{}, "token is not valid yet: iat is 2027-01-15T08:00:00Z"},
@@ -83,7 +86,7 @@ func TestValidate_ReturnsReason(t *testing.T) {
 				d[k] = v
 			}
 			want := data{"valid": false, "error": c.want, "allowed": false}
-			if name != "not a token" && name != "of another key" && name != "truncated" && name != "with a line break" {
+			if name != "not a token" && name != "of another key" && name != "truncated" && !strings.HasPrefix(name, "with ") {
 				want["key_version"] = 1 // one of this mount's keys has signed it
 			}
 			if diff := cmp.Diff(want, m.ok(logical.UpdateOperation, "validate", d).Data); diff != "" {
@@ -154,8 +157,8 @@ func TestInspect_KeepsNumbersExact(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := data{
-		"decoded": true, "sub": "9007199254740993", "aud": `["x",1e400]`, "iat": -1.5, "exp": "1e400", "scope": "12345678901234567890", "iss": 1.7e9, "jti": "1.0",
-		"ati": map[string]any{"v": "1e400", "rate": map[string]any{"a": []any{"1e999", 7.0}}},
+		"decoded": true, "sub": "9007199254740993", "aud": []any{"x", "1e400"}, "iat": -1.5, "exp": "1e400", "scope": "12345678901234567890", "iss": 1.7e9, "jti": "1.0",
+		"ati": map[string]any{"v": "1e400", "rate": map[string]any{"a": []any{"1e999", 7.0}}}, "x": "1e3",
 	}
 	m.equal("inspect", want, got)
 }
@@ -195,20 +198,25 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 		if got, want := m.ok(logical.UpdateOperation, "validate", data{"token": c.Token}).Data["valid"], (c.Issuer.Valid || trimmed) && c.ProxyIssuer == 200; got != want {
 			t.Errorf("%s: valid is %v, want %v", c.Name, got, want)
 		}
-		resp := m.ok(logical.UpdateOperation, "inspect", data{"token": c.Token})
+		// m.ok would require the types that the claims should have.
+		resp, err := m.request(logical.UpdateOperation, "inspect", data{"token": c.Token})
+		if err != nil || resp.IsError() {
+			t.Fatal(resp, err)
+		}
 		if trimmed {
 			continue
 		}
-		want := data{"decoded": c.Inspect.Decoded}
-		for k, v := range c.Inspect.Claims {
-			if list, ok := v.([]any); ok { // a list as aud is returned as JSON
-				b, err := json.Marshal(list)
-				if err != nil {
-					t.Fatal(err)
-				}
-				v = string(b)
-			}
-			want[k] = v
+		// inspect decodes what the client does, and shows the payload as it is.
+		want := data{"decoded": true}
+		if !c.Inspect.Decoded {
+			continue
+		}
+		payload, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(strings.Split(c.Token, ".")[1], "="))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(payload, &want); err != nil {
+			t.Fatal(err)
 		}
 		got := data{}
 		b, err := json.Marshal(resp.Data)
@@ -218,15 +226,9 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 		if err := json.Unmarshal(b, &got); err != nil {
 			t.Fatal(err)
 		}
-		if got["error"] != nil && c.Inspect.Decoded {
-			t.Errorf("%s: inspect returned %v", c.Name, got["error"])
-		}
-		delete(got, "error")
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s: inspect (-want +got):\n%s", c.Name, diff)
 		}
-		if c.Inspect.Decoded {
-			m.warnings(resp, "The token was decoded but not verified. Use validate to verify it.")
-		}
+		m.warnings(resp, "The token was decoded but not verified. Use validate to verify it.")
 	}
 }

@@ -136,6 +136,7 @@ func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 		"allowed_agent_ids": "*", "allowed_job_ids": "*", "allowed_sandbox_ids": "*",
 	})
 	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
+	m.write("roles/q", data{"tools": "x"})
 	m.write("config/rotate/stage", data{"proxy_url": greenProxy, "secret": greenSecret})
 	m.write("config/rotate/activate", nil)
 	m.now = m.now.Add(time.Hour + 30*time.Second) // the token is valid only with leeway
@@ -163,6 +164,7 @@ func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 			"scope":    {value: "tool:web_search"},
 		}},
 		"inspect": {data{"token": token}, map[string]sample{"token": {value: token}}},
+		"roles/":  {nil, map[string]sample{"limit": {value: 1}, "after": {value: "r"}}},
 	}
 	for path := range paths {
 		_, ok := requests[path]
@@ -186,10 +188,11 @@ func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 				delete(without, name)
 				m := *m
 				m.t = t
-				got := m.ok(logical.UpdateOperation, path, merge(with, data{name: s.value}))
+				op := paths[path][len(paths[path])-1]
+				got := m.ok(op, path, merge(with, data{name: s.value}))
 				// The key, the clock, and the request's ID are the same, so that two
 				// tokens differ only where their claims do.
-				before, err := m.request(logical.UpdateOperation, path, without)
+				before, err := m.request(op, path, without)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -209,7 +212,7 @@ func sampled(t *testing.T, path string, samples map[string]sample) (names []stri
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
 		if _, ok := samples[name]; ok {
 			names = append(names, name)
-		} else if !attributes(fields[name]).Identifier {
+		} else if attributes(fields[name]).Group != "Precondition" && !attributes(fields[name]).Identifier { // TestConfig_WriteBack has preconditions
 			t.Errorf("%s declares %q, which has no sample: add a valid value that differs from the default to the samples of %s in %s", path, name, path, t.Name())
 		}
 	}

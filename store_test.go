@@ -204,6 +204,7 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 	}{
 		{logical.ReadOperation, "config", nil, nil},
 		{logical.UpdateOperation, "config", data{"issuer": "x", "max_ttl": "5h"}, nil},
+		{logical.PatchOperation, "config", data{"issuer": "x", "max_ttl": nil}, nil},
 		{logical.CreateOperation, "config", data{"proxy_url": testProxy}, func(m *mount) { m.ok(logical.DeleteOperation, "config", nil) }},
 		{logical.DeleteOperation, "config", nil, nil},
 		{logical.ReadOperation, "config/rotate", nil, activated},
@@ -221,6 +222,7 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 		{logical.ReadOperation, "roles/r", nil, nil},
 		{logical.CreateOperation, "roles/new", data{"tools": "x", "ttl": "9h"}, nil},
 		{logical.UpdateOperation, "roles/r", data{"tools": "x", "ttl": "9h"}, nil},
+		{logical.PatchOperation, "roles/r", data{"tools": "x", "ttl": "9h"}, nil},
 		{logical.DeleteOperation, "roles/r", nil, nil},
 		{logical.ReadOperation, "creds/r", nil, nil},
 		{logical.UpdateOperation, "creds/r", data{"tools": "web_search"}, nil},

@@ -90,14 +90,14 @@ func LegacyAlias(scope string) string {
 }
 
 var (
-	patternRegexp = regexp.MustCompile(`^(\*|[A-Za-z0-9_][A-Za-z0-9_.:/@+~%=,()#-]{0,254}\*?)\z`)
+	patternRegexp = regexp.MustCompile(`^(\*|[A-Za-z0-9_][A-Za-z0-9_.:/@+~%()#-]{0,254}\*?)\z`)
 	skillRegexp   = regexp.MustCompile(`^skill:[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,127}\*?\z`)
 )
 
 // CheckPattern validates the form of a scope pattern. It returns nil or a
 // *[ScopeError].
 //
-// A pattern is "*", or 1 to 255 ASCII letters, digits, and _.:/@+~%=,()#- that
+// A pattern is "*", or 1 to 255 ASCII letters, digits, and _.:/@+~%()#- that
 // begin with a letter, digit, or underscore, with an optional "*" at the end. A
 // pattern that ends in "*" must contain a colon. A name must follow "tool:" and
 // "skill:". The name of a skill has 1 to 128 letters, digits, and _.:/@+- and
@@ -122,7 +122,7 @@ func CheckPattern(pattern string) error {
 	case kind == "skill" && prefixed && !skillRegexp.MatchString(pattern):
 		return &ScopeError{pattern, `skill name must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+- (1 to 128 characters, plus an optional "*" at the end)`}
 	case !patternRegexp.MatchString(pattern):
-		return &ScopeError{pattern, `scope pattern must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+~%=,()#- (1 to 255 characters, plus an optional "*" at the end)`}
+		return &ScopeError{pattern, `scope pattern must begin with a letter, digit, or _ and contain only letters, digits, and _.:/@+~%()#- (1 to 255 characters, plus an optional "*" at the end)`}
 	}
 	return nil
 }

@@ -273,9 +273,19 @@ func checkCertificates(value json.RawMessage) error {
 
 var errCritical = errors.New("critical extensions are not supported")
 
+const bearer = "Bearer " // of the header Authorization
+
 // splitToken decodes the segments of a compact token and returns the header and
 // the payload.
 func splitToken(token string) (header, payload []byte, err error) {
+	switch {
+	case strings.HasPrefix(token, "\ufeff"):
+		return nil, nil, errors.New("begins with a byte order mark (BOM); remove it")
+	case strings.HasPrefix(token, `"`) || strings.HasPrefix(token, "'"):
+		return nil, nil, errors.New("is enclosed in quotes; remove them (Vault's CLI adds them with VAULT_FORMAT=json)")
+	case len(token) > len(bearer) && strings.EqualFold(token[:len(bearer)], bearer):
+		return nil, nil, errors.New(`begins with "Bearer "; remove it`)
+	}
 	segments := strings.Split(token, ".")
 	if len(segments) != 3 {
 		return nil, nil, fmt.Errorf("must have 3 segments separated by dots; found %d", len(segments))
@@ -308,7 +318,18 @@ func InspectToken(token string) (map[string]any, error) {
 	return claims, nil
 }
 
-func inspect(token string) (map[string]any, error) {
+// DecodeToken returns all claims of a token without verifying it. Use it only for
+// debugging. Numbers are of type [json.Number]. It returns a *[TokenError] if the token
+// cannot be decoded.
+func DecodeToken(token string) (map[string]any, error) {
+	claims, err := decodeToken(token)
+	if err != nil {
+		return nil, &TokenError{Op: "decode token", Reason: ErrMalformed, Err: err}
+	}
+	return claims, nil
+}
+
+func decodeToken(token string) (map[string]any, error) {
 	header, payload, err := splitToken(trimPadding(token))
 	if err != nil {
 		return nil, err
@@ -316,9 +337,17 @@ func inspect(token string) (map[string]any, error) {
 	if err := inspectHeader(header); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	raw, err := decodeObject(payload)
+	claims, err := decodeObject(payload)
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
+	}
+	return claims, nil
+}
+
+func inspect(token string) (map[string]any, error) {
+	raw, err := decodeToken(token)
+	if err != nil {
+		return nil, err
 	}
 	if _, ok := raw["sub"]; !ok {
 		return nil, errors.New(`claim "sub" is missing`)

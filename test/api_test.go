@@ -32,11 +32,11 @@ responses of a real server, and ` + "`make docs-test`" + ` fails if it is out of
 
 Requests require the header ` + "`X-Vault-Token`" + `, except for ` + "`jwks`" + `. Send the parameters of a ` + "`POST`" + ` or ` + "`PUT`" + `
 in the body, as a JSON object, and those of a ` + "`GET`" + ` in the query: Vault ignores parameters in other places.
-A list is a JSON array, or a string of items separated by commas. Rates are a JSON object, or items such as
+A list is a JSON array, or a string of items separated by commas or line breaks. Rates are a JSON object, or items such as
 ` + "`pattern=count/unit`" + `. A duration is a number of seconds, or a string such as ` + "`90s`" + ` or ` + "`1h`" + `.
 
-Invalid requests return ` + "`400`" + ` with a message and change nothing. These include unknown parameters, parameters
-that are null, and empty parameters of ` + "`creds`" + ` and ` + "`batch`" + `. ` + "`403`" + ` means that no policy allows the request, ` + "`404`" + `
+Invalid requests return ` + "`400`" + ` with a message and change nothing. These include parameters that are
+null or unknown, which only reads that do not mint, lists, and deletes ignore, and empty parameters of ` + "`creds`" + ` and ` + "`batch`" + `. ` + "`403`" + ` means that no policy allows the request, ` + "`404`" + `
 that the config or role to read does not exist, and ` + "`500`" + ` an error of Vault or its storage. [Errors](errors.md)
 lists every message.
 
@@ -65,10 +65,12 @@ const (
 
 var apiSession = []apiRequest{
 	{"config", "POST", "config", `{"proxy_url": "https://ati.example.com", "secret": "` + oldSecret + `", "max_ttl": "24h"}`, 204},
+	{"config", "PATCH", "config", `{"max_ttl": null, "issuer": "ati-orchestrator"}`, 204},
 	{"config", "GET", "config", "", 200},
 	{"roles/researcher", "POST", "roles/researcher", `{"tools": ["web_search", "arxiv:*"], "skills": ["summarize"], "rate": {"tool:arxiv:*": "30/hour", "tool:arxiv_*": "30/hour"}, "ttl": "1h", "max_ttl": "4h", "allowed_agent_ids": ["sandbox:*"], "job_id": "{{jti}}"}`, 204},
+	{"roles/researcher", "PATCH", "roles/researcher", `{"rate": {"tool:arxiv:*": "60/hour", "tool:arxiv_*": null}}`, 200},
 	{"roles/researcher", "GET", "roles/researcher", "", 200},
-	{"roles", "LIST", "roles", "", 200},
+	{"roles", "LIST", "roles?limit=2&after=abc", "", 200},
 	{"creds/researcher", "GET", "creds/researcher", "", 200},
 	{"creds/researcher", "POST", "creds/researcher", `{"agent_id": "sandbox:1", "tools": ["web_search"], "ttl": "10m"}`, 200},
 	{"validate", "POST", "validate", `{"token": "` + tokenPlaceholder + `", "scope": "tool:web_search"}`, 200},

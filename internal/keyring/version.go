@@ -177,7 +177,7 @@ func generateSecret(random io.Reader) (Secret, error) {
 
 // parsePrivateKey checks an ES256 key.
 func parsePrivateKey(raw string) (Secret, error) {
-	if param.IsBlank(raw) {
+	if raw == "" {
 		return Secret{}, errors.New("private_key is empty; check that the variable or file is set, or omit private_key to have Vault generate one")
 	}
 	_, err := ati.ParsePrivateKey(raw)

@@ -4,6 +4,7 @@
 package param
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -23,12 +24,13 @@ type Param[T any] struct {
 
 	requiredHint string // ends the error for a missing parameter
 	required     bool
+	filled       bool
 	mayHoldHex   bool
+	precondition bool
 
-	set   func(to *T, raw any) error // nil if it is not a parameter
-	check func(of *T) error
-	empty func(of *T) bool // nil if there is no empty value
-	get   func(of *T) any  // nil if no response has it; a nil result is left out
+	set   func(to *T, value any) error // with a value that Read returned; nil if the parameter cannot be set
+	reset func(to, from *T)            // copies the value; nil if the parameter cannot be null
+	get   func(of *T) any              // nil if no response has it; a nil result is left out
 }
 
 // Set is the parameters of a path, or the fields of a response.
@@ -38,7 +40,7 @@ type Set[T any] []Param[T]
 func (ps Set[T]) Fields() map[string]*framework.FieldSchema {
 	fields := map[string]*framework.FieldSchema{}
 	for _, p := range ps {
-		if p.set != nil {
+		if p.set != nil || p.precondition {
 			fields[p.name] = &p.request
 		}
 	}
@@ -67,8 +69,9 @@ func (ps Set[T]) HexFields() map[string]bool {
 	return names
 }
 
-// Apply reads and checks the parameters that a request has, and leaves the rest of
-// to unchanged.
+// Apply sets and checks the parameters that a request has, and leaves the rest of to
+// unchanged. What is the same in to already is not checked: builds before this one
+// accepted more.
 func (ps Set[T]) Apply(raw map[string]any, to *T) error {
 	for _, p := range ps {
 		value, ok := raw[p.name]
@@ -77,22 +80,42 @@ func (ps Set[T]) Apply(raw map[string]any, to *T) error {
 			return fmt.Errorf("%s is required%s", p.name, p.requiredHint)
 		case !ok || p.set == nil:
 			continue
+		case value == nil && p.reset == nil:
+			return fmt.Errorf("%s cannot be null", p.name)
+		case value == nil:
+			continue // see Reset
+		case p.filled && isEmpty(value):
+			return fmt.Errorf("parameter %q is empty; omit it or set a value", p.name)
 		}
 		if err := p.set(to, value); err != nil {
-			return err
-		}
-		if err := p.check(to); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Check checks all values of a T, such as one that was read from storage.
-func (ps Set[T]) Check(of *T) error {
+// Reset gives each parameter that is null in a patch the value that a new entry has.
+func (ps Set[T]) Reset(raw map[string]any, to, fresh *T) {
 	for _, p := range ps {
-		if err := p.check(of); err != nil {
-			return err
+		if value, ok := raw[p.name]; ok && value == nil && p.reset != nil {
+			p.reset(to, fresh)
+		}
+	}
+}
+
+// CheckFacts reports a precondition of a request that is not met. of is nil if there is
+// no entry yet.
+func (ps Set[T]) CheckFacts(raw map[string]any, of *T) error {
+	for _, p := range ps {
+		value, ok := raw[p.name]
+		if !ok || !p.precondition {
+			continue
+		}
+		if of == nil {
+			return fmt.Errorf("%s cannot be set, but only repeated in a write to an existing entry; remove %s from the request", p.name, p.name)
+		}
+		if present := p.get(of); fmt.Sprint(value) != fmt.Sprint(present) {
+			return fmt.Errorf("%s is %v, not %v; read the current values and try again, or remove %s from the request", p.name, present, value, p.name)
 		}
 	}
 	return nil
@@ -116,21 +139,22 @@ func (ps Set[T]) Data(of *T) map[string]any {
 // usually an unset variable, and would otherwise mint the whole role.
 func (ps Set[T]) Filled() Set[T] {
 	ps = slices.Clone(ps)
-	for i, p := range ps {
-		if p.empty == nil {
-			continue
-		}
-		ps[i].set = func(to *T, raw any) error {
-			if err := p.set(to, raw); err != nil {
-				return err
-			}
-			if p.empty(to) {
-				return fmt.Errorf("parameter %q is empty; omit it or set a value", p.name)
-			}
-			return nil
-		}
+	for i := range ps {
+		ps[i].filled = true
 	}
 	return ps
+}
+
+func isEmpty(value any) bool {
+	switch v := value.(type) {
+	case string:
+		return v == ""
+	case []string:
+		return len(v) == 0
+	case map[string]string:
+		return len(v) == 0
+	}
+	return false
 }
 
 // A Form checks a text, or an item of a list.
@@ -148,32 +172,34 @@ func OrEmpty(f Form) Form {
 
 // Text declares a string.
 func Text[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *string, forms ...Form) Param[T] {
-	p := declare[T](name, framework.TypeString, framework.TypeString, d, description)
-	p.set = func(to *T, raw any) (err error) { *at(to), err = readText(name, raw); return err }
-	p.empty = func(of *T) bool { return *at(of) == "" }
-	p.get = func(of *T) any { return *at(of) }
-	p.check = func(of *T) error { return checkForms(name, *at(of), forms) }
-	return p
+	return value(name, framework.TypeString, framework.TypeString, d, description, at, func(to *T, text string) error {
+		if text == *at(to) {
+			return nil
+		}
+		*at(to) = text
+		return checkForms(name, text, forms)
+	})
 }
 
 // List declares a list of at most 500 strings. Repeated items count once.
 func List[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *[]string, forms ...Form) Param[T] {
-	p := declare[T](name, framework.TypeCommaStringSlice, framework.TypeStringSlice, d, description)
-	p.set = func(to *T, raw any) error {
-		items, err := readList(name, raw, maxItems)
+	p := value(name, framework.TypeCommaStringSlice, framework.TypeStringSlice, d, description, at, func(to *T, items []string) error {
+		if err := checkCount(name, len(items), maxItems); err != nil {
+			return err
+		}
+		before := *at(to)
 		*at(to) = Unique(items)
-		return err
-	}
-	p.empty = func(of *T) bool { return len(*at(of)) == 0 }
-	p.get = func(of *T) any { return append([]string{}, *at(of)...) }
-	p.check = func(of *T) error {
-		for _, item := range *at(of) {
-			if err := checkForms(name, item, forms); err != nil {
+		for _, item := range items {
+			if slices.Contains(before, item) {
+				continue
+			}
+			if err := cmp.Or(checkOne(name, item), checkForms(name, item, forms)); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
+	})
+	p.get = func(of *T) any { return append([]string{}, *at(of)...) }
 	return p
 }
 
@@ -186,14 +212,23 @@ func checkForms(field, value string, forms []Form) error {
 	return nil
 }
 
+func checkCount(name string, items, limit int) error {
+	if items > limit {
+		return fmt.Errorf("%s has %d items; at most %d are allowed", name, items, limit)
+	}
+	return nil
+}
+
 // IDs declares a list of at most limit IDs, in which a repeated one is an error.
 func IDs[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *[]string, limit int, f Form) Param[T] {
-	p := List(name, d, description, at)
-	p.set = func(to *T, raw any) (err error) { *at(to), err = readList(name, raw, limit); return err }
-	p.check = func(of *T) error {
+	return value(name, framework.TypeCommaStringSlice, framework.TypeStringSlice, d, description, at, func(to *T, ids []string) error {
+		*at(to) = ids
+		if err := checkCount(name, len(ids), limit); err != nil {
+			return err
+		}
 		seen := map[string]bool{}
-		for i, id := range *at(of) {
-			if err := f(name, id); err != nil {
+		for i, id := range ids {
+			if err := cmp.Or(checkOne(name, id), f(name, id)); err != nil {
 				return fmt.Errorf("item %d of %w", i+1, err)
 			}
 			if seen[id] {
@@ -202,32 +237,42 @@ func IDs[T any](name string, d *framework.DisplayAttributes, description string,
 			seen[id] = true
 		}
 		return nil
-	}
-	return p
+	})
 }
 
 // Duration declares a duration of whole seconds, 0 or more.
 func Duration[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *time.Duration) Param[T] {
-	p := declare[T](name, framework.TypeDurationSecond, framework.TypeInt64, d, description)
+	p := value(name, framework.TypeDurationSecond, framework.TypeInt64, d, description, at, assign(at))
 	p.response.Description += " In seconds."
-	p.set = func(to *T, raw any) (err error) { *at(to), err = readDuration(name, raw); return err }
 	p.get = func(of *T) any { return Seconds(*at(of)) }
 	return p
 }
 
 // Bool declares a boolean.
 func Bool[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *bool) Param[T] {
-	p := declare[T](name, framework.TypeBool, framework.TypeBool, d, description)
-	p.set = func(to *T, raw any) (err error) { *at(to), err = readBool(name, raw); return err }
-	p.get = func(of *T) any { return *at(of) }
-	return p
+	return value(name, framework.TypeBool, framework.TypeBool, d, description, at, assign(at))
 }
 
 // Rates declares a map from a pattern to a rate, such as tool:github:* to 10/hour.
-func Rates[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *map[string]string) Param[T] {
-	p := declare[T](name, framework.TypeKVPairs, framework.TypeKVPairs, d, description)
-	p.set = func(to *T, raw any) (err error) { *at(to), err = readRates(name, raw); return err }
-	p.empty = func(of *T) bool { return len(*at(of)) == 0 }
+func Rates[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *map[string]string, forms ...Form) Param[T] {
+	p := value(name, framework.TypeKVPairs, framework.TypeKVPairs, d, description, at, func(*T, map[string]string) error { return nil })
+	p.set = func(to *T, value any) error {
+		before := *at(to)
+		rates, replaced := value.(map[string]string)
+		if !replaced {
+			rates = value.(Merge).of(before)
+		}
+		*at(to) = rates
+		for _, pattern := range slices.Sorted(maps.Keys(rates)) {
+			if _, unchanged := before[pattern]; unchanged {
+				continue
+			}
+			if err := checkForms(name, pattern, forms); err != nil {
+				return err
+			}
+		}
+		return checkCount(name, len(rates), maxItems)
+	}
 	p.get = func(of *T) any { return maps.Clone(*at(of)) }
 	return p
 }
@@ -235,14 +280,7 @@ func Rates[T any](name string, d *framework.DisplayAttributes, description strin
 // Parsed declares a string that is kept in its parsed form, and is in no response.
 func Parsed[T, V any](name string, d *framework.DisplayAttributes, description string, at func(*T) *V, parse func(text string) (V, error)) Param[T] {
 	p := declare[T](name, framework.TypeString, framework.TypeString, d, description)
-	p.set = func(to *T, raw any) error {
-		text, err := readText(name, raw)
-		if err != nil {
-			return err
-		}
-		*at(to), err = parse(text)
-		return err
-	}
+	p.set = func(to *T, value any) (err error) { *at(to), err = parse(value.(string)); return err }
 	return p
 }
 
@@ -263,12 +301,33 @@ func TimeFact[T any](name, description string, get func(*T) time.Time) Param[T] 
 	}).Optional()
 }
 
+// Precondition declares a fact that a write accepts too, if it has the present value:
+// so a response can be written back, and a write be bound to what was read.
+func Precondition[T any](name string, kind framework.FieldType, d *framework.DisplayAttributes, description string, get func(of *T) any) Param[T] {
+	p := declare[T](name, kind, kind, d, description)
+	p.request.Description += " A write with another value is rejected."
+	p.get, p.precondition = get, true
+	return p
+}
+
+func assign[T, V any](at func(*T) *V) func(*T, V) error {
+	return func(to *T, value V) error { *at(to) = value; return nil }
+}
+
+// value declares a parameter that is also a field of responses.
+func value[T, V any](name string, requestType, responseType framework.FieldType, d *framework.DisplayAttributes, description string, at func(*T) *V, set func(*T, V) error) Param[T] {
+	p := declare[T](name, requestType, responseType, d, description)
+	p.set = func(to *T, value any) error { return set(to, value.(V)) }
+	p.reset = func(to, from *T) { *at(to) = *at(from) }
+	p.get = func(of *T) any { return *at(of) }
+	return p
+}
+
 func declare[T any](name string, requestType, responseType framework.FieldType, d *framework.DisplayAttributes, description string) Param[T] {
 	return Param[T]{
 		name:     name,
 		request:  framework.FieldSchema{Type: requestType, Description: description, DisplayAttrs: d},
 		response: framework.FieldSchema{Type: responseType, Required: true, Description: description},
-		check:    func(*T) error { return nil },
 	}
 }
 
@@ -288,8 +347,12 @@ func (p Param[T]) Required(hint string) Param[T] {
 // Optional states that a response may omit the field.
 func (p Param[T]) Optional() Param[T] { p.response.Required = false; return p }
 
-// Checked replaces the check of the value.
-func (p Param[T]) Checked(f func(*T) error) Param[T] { p.check = f; return p }
+// Checked adds a check of the value.
+func (p Param[T]) Checked(check func(*T) error) Param[T] {
+	set := p.set
+	p.set = func(to *T, value any) error { return cmp.Or(set(to, value), check(to)) }
+	return p
+}
 
 // MayHoldHex accepts 64 hexadecimal digits in the value, which elsewhere are taken
 // for a misplaced secret: a container's ID has them, and a text may quote a checksum.

@@ -16,16 +16,15 @@ const maxProxyURLBytes = 2048
 // A URL consists of characters that need no quotes in an environment file or a
 // template.
 var (
-	hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\z`)
-	urlForm  = regexp.MustCompile(`^[A-Za-z0-9._~:/%+=,;!()\[\]-]*\z`)
-
-	// needlessEscape matches what RFC 3986, section 6.2.2, normalizes: an encoded
-	// letter, digit, or one of "._~-", and hexadecimal digits in lower case.
-	needlessEscape = regexp.MustCompile(`%(2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE])|%([0-9A-F][a-f]|[a-f][0-9A-Fa-f])`)
+	hostForm   = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\z`)
+	urlForm    = regexp.MustCompile(`^[A-Za-z0-9._~:/%+=,;!()\[\]-]*\z`)
+	escape     = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+	unreserved = regexp.MustCompile(`^[A-Za-z0-9._~-]\z`) // RFC 3986, section 2.3
 )
 
-// ParseProxyURL returns the proxy's URL with scheme and host in lower case and
-// without trailing slashes.
+// ParseProxyURL returns the proxy's URL in the normal form of RFC 3986, section 6.2.2,
+// with single slashes in the path and none at its end. One URL has one spelling:
+// requests for tokens select a key version by it.
 func ParseProxyURL(raw string) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
@@ -42,12 +41,20 @@ func ParseProxyURL(raw string) (string, error) {
 	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
 		return "", fmt.Errorf(`proxy_url %q: must have at most %d characters, all of them letters, digits, or ._~:/%%+=,;!()[]-`, raw, maxProxyURLBytes)
 	}
-	// One URL has one spelling: requests for tokens select a key version by it.
-	at := strings.TrimRight(u.Path, "/")
-	if at != "" && path.Clean(at) != at || needlessEscape.MatchString(raw) {
-		return "", fmt.Errorf(`proxy_url %q: path must be in normal form, without "//", ".", "..", or unnecessary percent-encoding`, raw)
+	return u.Scheme + "://" + normalHost(u) + normalPath(u.EscapedPath()), nil
+}
+
+func normalPath(escaped string) string {
+	escaped = escape.ReplaceAllStringFunc(escaped, func(hex string) string {
+		if char, err := url.PathUnescape(hex); err == nil && unreserved.MatchString(char) {
+			return char
+		}
+		return strings.ToUpper(hex)
+	})
+	if clean := path.Clean(escaped); clean != "/" && clean != "." {
+		return clean
 	}
-	return u.Scheme + "://" + normalHost(u) + strings.TrimRight(u.EscapedPath(), "/"), nil
+	return ""
 }
 
 // normalHost returns the host in lower case, with the port unless it is the

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,116 +37,214 @@ func Size(value any) int {
 	return n
 }
 
-// CheckType reports a value that the reader of its type rejects.
-func CheckType(name string, raw any, kind framework.FieldType) (err error) {
+// Read returns a value of a request as a string, []string, map[string]string,
+// time.Duration, bool, or int64, by the kind of its field. It trims white space from
+// the ends of scalars, because values come from files.
+func Read(name string, raw any, kind framework.FieldType) (any, error) {
+	if text, ok := raw.(string); ok {
+		raw = strings.Trim(text, ASCIISpace)
+	}
 	switch kind {
 	case framework.TypeCommaStringSlice:
-		_, err = readList(name, raw, math.MaxInt)
+		return readList(name, raw)
 	case framework.TypeKVPairs:
-		_, err = readRates(name, raw)
+		return readRates(name, raw)
 	case framework.TypeDurationSecond:
-		_, err = readDuration(name, raw)
+		return readDuration(name, raw)
 	case framework.TypeBool:
-		_, err = readBool(name, raw)
-	default:
-		_, err = readText(name, raw)
+		return readBool(name, raw)
+	case framework.TypeInt:
+		return readInt(name, raw)
 	}
-	return err
+	if text, ok := raw.(string); ok {
+		return text, nil
+	}
+	return nil, fmt.Errorf("%s must be a string%s", name, givenTwice(raw))
 }
 
-func readText(name string, raw any) (string, error) {
-	text, ok := raw.(string)
-	if !ok {
-		return "", fmt.Errorf("%s must be a string", name)
+// ReadPatch is Read for a JSON merge patch, in which null resets a field, or removes a
+// key of a map.
+func ReadPatch(name string, raw any, kind framework.FieldType) (any, error) {
+	object, ok := raw.(map[string]any)
+	switch {
+	case raw == nil:
+		return nil, nil
+	case !ok || kind != framework.TypeKVPairs:
+		return Read(name, raw, kind)
 	}
-	return text, nil
+	merge := Merge{}
+	for key, value := range object {
+		if value == nil {
+			merge[key] = nil
+			continue
+		}
+		rate, err := readRate(name, key, value)
+		if err != nil {
+			return nil, err
+		}
+		merge[key] = &rate
+	}
+	return merge, nil
 }
 
-// readList reads a JSON array of strings, or a string with items separated by
-// commas. Unlike the framework it does not trim the items of an array: a trailing
-// no-break space is an error that the caller must see.
-func readList(name string, raw any, limit int) ([]string, error) {
-	items := []string{}
+// Merge is a JSON merge patch (RFC 7396) of rates.
+type Merge map[string]*string
+
+func (m Merge) of(rates map[string]string) map[string]string {
+	merged := map[string]string{}
+	maps.Copy(merged, rates)
+	for key, rate := range m {
+		if rate == nil {
+			delete(merged, key)
+		} else {
+			merged[key] = *rate
+		}
+	}
+	return merged
+}
+
+// givenTwice ends the error for a list that should be something else: the CLI, and Vault
+// for a query, make a list of a parameter that is given twice.
+func givenTwice(raw any) string {
+	switch raw.(type) {
+	case []any, []string:
+		return ", not a list; if the parameter was given more than once, give it once"
+	}
+	return ""
+}
+
+// readList reads a JSON array of strings, also one in a string, or a string with items
+// separated by commas, line breaks, or both. Unlike the framework it does not trim the
+// items of an array: a trailing no-break space is an error that the caller must see.
+func readList(name string, raw any) ([]string, error) {
 	switch v := raw.(type) {
 	case string:
-		if IsBlank(v) {
-			return items, nil
+		if strings.HasPrefix(v, "[") {
+			var items []any
+			if err := json.Unmarshal([]byte(v), &items); err != nil {
+				return nil, fmt.Errorf("%s begins with \"[\" and is not a valid JSON array of strings", name)
+			}
+			return readList(name, items)
 		}
-		for _, item := range strings.Split(v, ",") {
-			items = append(items, strings.Trim(item, ASCIISpace))
-		}
+		return splitItems(name, v)
 	case []string:
-		items = append(items, v...)
+		return v, nil
 	case []any:
+		items := make([]string, len(v))
 		for i, item := range v {
-			s, ok := item.(string)
+			text, ok := item.(string)
 			if !ok {
 				return nil, fmt.Errorf("%s: item %d is not a string", name, i+1)
 			}
-			items = append(items, s)
+			items[i] = text
 		}
-	default:
-		return nil, fmt.Errorf("%s must be a list of strings", name)
+		return items, nil
 	}
-	if len(items) > limit {
-		return nil, fmt.Errorf("%s has %d items; at most %d are allowed", name, len(items), limit)
+	return nil, fmt.Errorf("%s must be a list of strings", name)
+}
+
+// splitItems splits a text without white space at its ends.
+func splitItems(name, text string) ([]string, error) {
+	items := []string{}
+	if text == "" {
+		return items, nil
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		before := len(items)
+		for line := range strings.SplitSeq(part, "\n") {
+			if line = strings.Trim(line, ASCIISpace); line != "" {
+				items = append(items, line)
+			}
+		}
+		if len(items) == before {
+			return nil, fmt.Errorf("%s contains an empty item; remove the extra comma", name)
+		}
 	}
 	return items, nil
 }
 
-// IsBlank reports whether a string has nothing but ASCII white space.
-func IsBlank(text string) bool { return strings.Trim(text, ASCIISpace) == "" }
-
-// readRates reads a JSON object, or one or more strings "pattern=count/unit".
+// readRates reads a JSON object, also one in a string, or items "pattern=count/unit"
+// in the forms of readList.
 func readRates(name string, raw any) (map[string]string, error) {
-	rates := map[string]string{}
 	switch v := raw.(type) {
-	case map[string]any:
-		for key, value := range v {
-			s, ok := value.(string)
-			if !ok {
-				return nil, fmt.Errorf(`%s %q: the rate must be a string such as "10/hour"`, name, key)
-			}
-			rates[key] = s
-		}
 	case map[string]string:
-		maps.Copy(rates, v)
-	default:
-		if one, ok := raw.(string); ok && !IsBlank(one) {
-			raw = []string{strings.Trim(one, ASCIISpace)} // not split: a pattern may contain a comma
-		}
-		items, err := readList(name, raw, math.MaxInt)
-		if err != nil {
-			return nil, fmt.Errorf(`%s must be a map, or items such as "tool:github:*=10/hour"`, name)
-		}
-		for _, item := range items {
-			if err := addRate(rates, name, item); err != nil {
+		return v, nil
+	case map[string]any:
+		rates := map[string]string{}
+		for key, value := range v {
+			rate, err := readRate(name, key, value)
+			if err != nil {
 				return nil, err
 			}
+			rates[key] = rate
+		}
+		return rates, nil
+	case string:
+		if strings.HasPrefix(v, "{") {
+			return decodeRates(name, v)
 		}
 	}
-	if len(rates) > maxItems {
-		return nil, fmt.Errorf("%s has %d items; at most %d are allowed", name, len(rates), maxItems)
+	items, err := readList(name, raw)
+	if err != nil {
+		return nil, fmt.Errorf(`%s must be a map, or items such as "tool:github:*=10/hour"`, name)
+	}
+	rates := map[string]string{}
+	for _, item := range items {
+		pattern, rate, ok := strings.Cut(item, "=")
+		if err := checkOne(name, item); err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, fmt.Errorf(`%s %q: must be pattern=count/unit, such as "tool:github:*=10/hour"`, name, item)
+		}
+		if err := addRate(rates, name, pattern, rate); err != nil {
+			return nil, err
+		}
 	}
 	return rates, nil
 }
 
-// joinedRates matches rates that were joined with commas. A pattern may contain "="
-// and ",", so they would pass as one key that limits nothing.
-var joinedRates = regexp.MustCompile(`=[0-9]+/[a-z]+\s*,`)
+// checkOne reports an item that is several: only a string is split.
+func checkOne(name, item string) error {
+	if strings.Contains(item, ",") {
+		return fmt.Errorf("%s %q: contains a comma, but each value of a JSON array, or of a parameter that is given more than once, is one item", name, item)
+	}
+	return nil
+}
 
-func addRate(rates map[string]string, name, item string) error {
-	if joinedRates.MatchString(item) {
-		return fmt.Errorf("%s %q: contains several rates; repeat the parameter, as in rate=tool:a=1/s rate=tool:b=2/s, or pass a JSON object", name, item)
+func readRate(name, key string, value any) (string, error) {
+	rate, ok := value.(string)
+	if !ok {
+		return "", fmt.Errorf(`%s %q: the rate must be a string such as "10/hour"`, name, key)
 	}
-	i := strings.LastIndexByte(item, '=') // the last one: a pattern may contain "=", a rate does not
-	if i < 0 {
-		return fmt.Errorf(`%s %q: must be pattern=count/unit, such as "tool:github:*=10/hour"`, name, item)
+	return rate, nil
+}
+
+// decodeRates decodes a JSON object. A repeated key, of which encoding/json would keep
+// the last, is an error.
+func decodeRates(name, text string) (map[string]string, error) {
+	if !json.Valid([]byte(text)) {
+		return nil, fmt.Errorf("%s begins with \"{\" and is not a valid JSON object", name)
 	}
-	if _, repeated := rates[item[:i]]; repeated {
-		return fmt.Errorf("%s %q: listed more than once", name, item[:i])
+	rates := map[string]string{}
+	dec := json.NewDecoder(strings.NewReader(text))
+	_, err := dec.Token() // the brace
+	for err == nil && dec.More() {
+		key, _ := dec.Token()
+		value, _ := dec.Token()
+		var rate string
+		if rate, err = readRate(name, key.(string), value); err == nil {
+			err = addRate(rates, name, key.(string), rate)
+		}
 	}
-	rates[item[:i]] = item[i+1:]
+	return rates, err
+}
+
+func addRate(rates map[string]string, name, pattern, rate string) error {
+	if _, repeated := rates[pattern]; repeated {
+		return fmt.Errorf("%s %q: listed more than once", name, pattern)
+	}
+	rates[pattern] = rate
 	return nil
 }
 
@@ -155,13 +252,15 @@ func addRate(rates map[string]string, name, item string) error {
 func readDuration(name string, raw any) (time.Duration, error) {
 	const want = `must be a non-negative duration in whole seconds, such as "90s", "1h", or 3600, and less than 292 years`
 	switch v := raw.(type) {
+	case time.Duration:
+		return v, nil
 	case string, json.Number, int, int64:
 	case float64: // a JSON number, after it went from Vault to the plugin
 		if v != math.Trunc(v) || math.Abs(v) >= maxDuration.Seconds() {
 			return 0, fmt.Errorf("%s %v: %s", name, v, want)
 		}
 	default:
-		return 0, fmt.Errorf("%s %s", name, want)
+		return 0, fmt.Errorf("%s %s%s", name, want, givenTwice(raw))
 	}
 	d, err := parseutil.ParseDurationSecond(raw)
 	if err != nil || raw == "" || d < 0 || d%time.Second != 0 {
@@ -182,8 +281,25 @@ func readBool(name string, raw any) (bool, error) {
 		}
 		return false, fmt.Errorf("%s %q: must be true or false", name, v)
 	default:
-		return false, fmt.Errorf("%s must be true or false", name)
+		return false, fmt.Errorf("%s must be true or false%s", name, givenTwice(raw))
 	}
+}
+
+// readInt reads an integer.
+func readInt(name string, raw any) (int64, error) {
+	switch v := raw.(type) {
+	case int64:
+		return v, nil
+	case float64: // a JSON number, after it went from Vault to the plugin
+		if v == math.Trunc(v) && math.Abs(v) < 1<<53 {
+			return int64(v), nil
+		}
+	case string, json.Number, int:
+		if i, err := strconv.ParseInt(fmt.Sprint(v), 10, 64); err == nil {
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("%s must be an integer%s", name, givenTwice(raw))
 }
 
 // Unique returns the items in their order, each once. Unlike

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"vault-plugin-secrets-ati/ati"
 	"vault-plugin-secrets-ati/internal/param"
@@ -17,6 +18,7 @@ import (
 var (
 	idForm       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}\z`)
 	globForm     = regexp.MustCompile(`^[A-Za-z0-9._:@/+=*-]{1,128}\z`)
+	variable     = regexp.MustCompile(`\{\{[^}]*\$`)
 	audienceForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\z`)
 )
 
@@ -71,34 +73,36 @@ func checkText(field, text string) error {
 	return nil
 }
 
-// scopesOf returns the scope patterns of a token that grants these tools, skills, and
-// scopes, each once.
-func scopesOf(tools, skills, scopes []string) ([]string, error) {
-	var all []string
-	for _, f := range []struct {
-		field, prefix, foreign string
-		items                  []string
-	}{
-		{"tools", "tool:", "skill:", tools},
-		{"skills", "skill:", "tool:", skills},
-		{"scopes", "", "", scopes},
-	} {
-		for _, item := range f.items {
-			pattern := f.prefix + strings.TrimPrefix(item, f.prefix)
-			if err := checkItem(f.field, item, f.foreign); err != nil {
-				return nil, err
-			}
-			if err := CheckPattern(f.field, pattern); err != nil {
-				return nil, err
-			}
-			all = append(all, pattern)
-		}
+func checkControl(field, text string) error {
+	control := func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\t\r\n", r) }
+	if i := strings.IndexFunc(text, control); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(text[i:])
+		return fmt.Errorf("%s contains the control character %U; only line breaks and tabs are allowed", field, r)
 	}
-	return param.Unique(all), nil
+	return nil
 }
 
-// checkItem reports mistakes that CheckPattern would report less clearly, or accept.
-func checkItem(field, item, foreign string) error {
+// checkVariable reports a variable in a directive, such as a shell does not expand in
+// single quotes.
+func checkVariable(field, text string) error {
+	if variable.MatchString(text) {
+		return fmt.Errorf(`%s %q: contains "$" between "{{" and "}}": a variable that was not expanded; in a shell, use double quotes`, field, text)
+	}
+	return nil
+}
+
+// The lists that grant scopes, and the prefix that their items may omit.
+const (
+	toolPrefix  = "tool:"
+	skillPrefix = "skill:"
+)
+
+func checkTool(field, item string) error  { return checkGrant(field, item, toolPrefix, skillPrefix) }
+func checkSkill(field, item string) error { return checkGrant(field, item, skillPrefix, toolPrefix) }
+func checkScope(field, item string) error { return checkGrant(field, item, "", "") }
+
+// checkGrant reports mistakes that CheckPattern would report less clearly, or accept.
+func checkGrant(field, item, prefix, foreign string) error {
 	switch {
 	case item == "":
 		return fmt.Errorf("%s contains an empty item; remove the extra comma", field)
@@ -106,26 +110,47 @@ func checkItem(field, item, foreign string) error {
 		return fmt.Errorf("%s %q: must not contain white space; separate items with commas, as in %s=a,b", field, item, field)
 	case foreign != "" && strings.HasPrefix(item, foreign):
 		return fmt.Errorf("%s %q: move it to %ss", field, item, strings.TrimSuffix(foreign, ":"))
-	case field == "skills" && strings.TrimPrefix(item, "skill:") == "*":
+	case prefix == skillPrefix && strings.TrimPrefix(item, prefix) == "*":
 		return fmt.Errorf("%s %q: the proxy does not support wildcards for skills; list each skill, or set scopes=* to allow every tool and skill", field, item)
 	}
-	return nil
+	return CheckPattern(field, prefix+strings.TrimPrefix(item, prefix))
 }
 
-// parseRates checks rates and their keys. A key other than "*" or a tool's pattern
-// matches no call at the proxy.
+// scopesOf returns the scope patterns of a token that grants these tools, skills, and
+// scopes, each once.
+func scopesOf(tools, skills, scopes []string) []string {
+	var all []string
+	for _, item := range tools {
+		all = append(all, toolPrefix+strings.TrimPrefix(item, toolPrefix))
+	}
+	for _, item := range skills {
+		all = append(all, skillPrefix+strings.TrimPrefix(item, skillPrefix))
+	}
+	return param.Unique(append(all, scopes...))
+}
+
+// checkStored reports a pattern in storage that would grant something else at the
+// proxy, which splits scopes at white space. Stored patterns may have characters that
+// requests may not: before version 0.2.0 of the plugin, "," and "=" were accepted.
+func checkStored(pattern string) error {
+	return ati.CheckPattern(strings.NewReplacer(",", "_", "=", "_").Replace(pattern))
+}
+
+// checkRateKey reports a key that matches no call at the proxy.
+func checkRateKey(field, key string) error {
+	if key != "*" && !strings.HasPrefix(key, toolPrefix) {
+		return fmt.Errorf(`%s %q: key must be "*" or start with "tool:", such as "tool:github:*"`, field, key)
+	}
+	return CheckPattern(field, key)
+}
+
+// parseRates parses rates by key.
 func parseRates(rates map[string]string) (map[string]ati.Rate, error) {
 	if len(rates) == 0 {
 		return nil, nil
 	}
 	parsed := make(map[string]ati.Rate, len(rates))
 	for key, value := range rates {
-		if key != "*" && !strings.HasPrefix(key, "tool:") {
-			return nil, fmt.Errorf(`rate %q: key must be "*" or start with "tool:", such as "tool:github:*"`, key)
-		}
-		if err := CheckPattern("rate", key); err != nil {
-			return nil, err
-		}
 		rate, err := ati.ParseRate(value)
 		if err != nil {
 			return nil, fmt.Errorf("rate of %q: %w", key, err)

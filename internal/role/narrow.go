@@ -52,13 +52,13 @@ var narrowParams = param.Set[Request]{
 		}),
 	param.List("tools", param.Display("Tools", "Narrow"),
 		"Tools that the token may call, of those that the role grants. If any of tools, skills, or scopes is set, the token contains only the values you list.",
-		func(r *Request) *[]string { return &r.tools }),
+		func(r *Request) *[]string { return &r.tools }, checkTool),
 	param.List("skills", param.Display("Skills", "Narrow"), "Skills that the token may use, of those that the role grants.",
-		func(r *Request) *[]string { return &r.skills }),
+		func(r *Request) *[]string { return &r.skills }, checkSkill),
 	param.List("scopes", param.Display("Scopes", "Narrow"), "Scopes of the token, of those that the role grants.",
-		func(r *Request) *[]string { return &r.scopes }),
+		func(r *Request) *[]string { return &r.scopes }, checkScope),
 	param.Rates("rate", param.Display("Rates", "Narrow"), "Lower counts for rates of the role, over the same window.",
-		func(r *Request) *map[string]string { return &r.rate }),
+		func(r *Request) *map[string]string { return &r.rate }, checkRateKey),
 	param.Text("proxy_url", param.Display("Proxy URL", "Proxy"),
 		"URL of the proxy that will receive the token. Selects the current or previous key version; fails if neither is configured for this URL.",
 		func(r *Request) *string { return &r.ProxyURL }),
@@ -101,9 +101,7 @@ func (r *Request) Parse(ps param.Set[Request], raw map[string]any) (err error) {
 			return err
 		}
 	}
-	if r.granted, err = scopesOf(r.tools, r.skills, r.scopes); err != nil {
-		return err
-	}
+	r.granted = scopesOf(r.tools, r.skills, r.scopes)
 	r.rates, err = parseRates(r.rate)
 	return err
 }

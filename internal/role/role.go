@@ -51,16 +51,16 @@ type Role struct {
 var Params = param.Set[Entry]{
 	param.List("tools", param.Display("Tools", "Grant"),
 		"Tools that the token may call, by name or pattern, such as github:*. The `tool:` prefix is added if missing.",
-		func(e *Entry) *[]string { return &e.Tools }),
+		func(e *Entry) *[]string { return &e.Tools }, checkTool),
 	param.List("skills", param.Display("Skills", "Grant"),
 		"Skills that the token may use, by exact name. The `skill:` prefix is added if missing.",
-		func(e *Entry) *[]string { return &e.Skills }),
+		func(e *Entry) *[]string { return &e.Skills }, checkSkill),
 	param.List("scopes", param.Display("Scopes", "Grant"),
 		"Additional scopes, used verbatim: * for every tool and skill, or a scope from a tool's manifest.",
-		func(e *Entry) *[]string { return &e.Scopes }),
+		func(e *Entry) *[]string { return &e.Scopes }, checkScope),
 	param.Rates("rate", param.Display("Rates", "Grant"),
 		"Rate limits, as pattern=count/unit, such as tool:github:*=10/hour. Units: s, sec, second, m, min, minute, h, hr, hour, d, day.",
-		func(e *Entry) *map[string]string { return &e.Rate }),
+		func(e *Entry) *map[string]string { return &e.Rate }, checkRateKey),
 	param.Duration("ttl", param.Display("TTL", "Life"),
 		"Default TTL of a token. Defaults to 1h, or to the maximum of the config or mount if lower.",
 		func(e *Entry) *time.Duration { return &e.TTL }),
@@ -72,19 +72,19 @@ var Params = param.Set[Entry]{
 		func(e *Entry) *string { return &e.Audience }, param.OrEmpty(checkAudience)),
 	param.Text("subject", param.Display("Subject", "Identity"),
 		"Subject of the token (claim `sub`): an ID, or an identity template such as {{identity.entity.name}}. If empty, the subject is the caller's entity ID, or its display name if it has no entity.",
-		func(e *Entry) *string { return &e.Subject }).MayHoldHex(),
+		func(e *Entry) *string { return &e.Subject }, checkText, checkVariable).MayHoldHex(),
 	param.List("allowed_agent_ids", param.Display("Allowed agent IDs", "Identity"),
 		"Globs of the agent_id that a caller may choose as the subject. If empty, a caller cannot choose one.",
 		func(e *Entry) *[]string { return &e.AllowedAgentIDs }, checkGlob).MayHoldHex(),
 	param.Text("job_id", param.Display("Job ID", "Identity"),
 		"Claim `job_id`, which appears in the proxy's audit file: an ID, an identity template, or {{jti}} for the ID of the Vault request.",
-		func(e *Entry) *string { return &e.JobID }).MayHoldHex(),
+		func(e *Entry) *string { return &e.JobID }, checkText, checkVariable).MayHoldHex(),
 	param.List("allowed_job_ids", param.Display("Allowed job IDs", "Identity"),
 		"Globs of the job_id that a caller may set. If empty, a caller cannot set one.",
 		func(e *Entry) *[]string { return &e.AllowedJobIDs }, checkGlob).MayHoldHex(),
 	param.Text("sandbox_id", param.Display("Sandbox ID", "Identity"),
 		"Claim `sandbox_id`, which appears in the proxy's audit file: an ID, an identity template, or {{jti}} for the ID of the Vault request.",
-		func(e *Entry) *string { return &e.SandboxID }).MayHoldHex(),
+		func(e *Entry) *string { return &e.SandboxID }, checkText, checkVariable).MayHoldHex(),
 	param.List("allowed_sandbox_ids", param.Display("Allowed sandbox IDs", "Identity"),
 		"Globs of the sandbox_id that a caller may set. If empty, a caller cannot set one.",
 		func(e *Entry) *[]string { return &e.AllowedSandboxIDs }, checkGlob).MayHoldHex(),
@@ -96,7 +96,7 @@ var Params = param.Set[Entry]{
 		func(e *Entry) *bool { return &e.Disabled }),
 	param.Text("description", param.Display("Description", "Role"),
 		"Description of the role, at most 1024 bytes.",
-		func(e *Entry) *string { return &e.Description }, checkText).MayHoldHex(),
+		func(e *Entry) *string { return &e.Description }, checkText, checkControl).MayHoldHex(),
 }
 
 // NewEntry returns a new role with its default TTL. It grants nothing.
@@ -112,26 +112,27 @@ func NewEntry(b Bounds) *Entry {
 	return e
 }
 
-// Update sets the fields that a request has, and parses the result.
-func (e *Entry) Update(name string, raw map[string]any, created bool) (*Role, error) {
+// Update sets the fields that a request has, and parses the result. A field that is
+// null in a patch gets its value in fresh, a new role.
+func (e *Entry) Update(name string, raw map[string]any, fresh *Entry) (*Role, error) {
+	Params.Reset(raw, e, fresh)
 	if err := Params.Apply(raw, e); err != nil {
 		return nil, err
 	}
-	if created && raw["max_ttl"] != nil && raw["ttl"] == nil && e.MaxTTL > 0 {
+	if _, written := raw["ttl"]; e.MaxTTL > 0 && (e == fresh && !written || written && raw["ttl"] == nil) {
 		e.TTL = min(e.TTL, e.MaxTTL)
 	}
 	return e.Parse(name)
 }
 
-// Parse checks the form of all fields. Whether the role is within the config and the
-// mount is for CheckLimits.
+// Parse returns the parsed role. Whether it is within the config and the mount is for
+// CheckLimits.
 func (e *Entry) Parse(name string) (r *Role, err error) {
-	if err := Params.Check(e); err != nil {
-		return nil, err
-	}
-	r = &Role{Entry: *e, Name: name}
-	if r.granted, err = scopesOf(e.Tools, e.Skills, e.Scopes); err != nil {
-		return nil, err
+	r = &Role{Entry: *e, Name: name, granted: scopesOf(e.Tools, e.Skills, e.Scopes)}
+	for _, scope := range r.granted {
+		if err := checkStored(scope); err != nil {
+			return nil, err
+		}
 	}
 	if r.rates, err = parseRates(e.Rate); err != nil {
 		return nil, err

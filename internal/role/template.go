@@ -40,9 +40,6 @@ const separators = ":/="
 // parseTemplate parses a template. One that could never be rendered is an error: each
 // directive is tried on a sample entity that has what it refers to.
 func parseTemplate(field, text string, jtiAllowed bool) (*idTemplate, error) {
-	if err := checkText(field, text); err != nil {
-		return nil, err
-	}
 	t := &idTemplate{field: field}
 	fail := func(format string, args ...any) (*idTemplate, error) {
 		return nil, fmt.Errorf("%s %q: %s", field, text, fmt.Sprintf(format, args...))

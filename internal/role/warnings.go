@@ -39,9 +39,6 @@ func (r *Role) Warnings(size int) (warnings []string) {
 
 func scopeWarnings(scope string) (warnings []string) {
 	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
-	if strings.Contains(scope, ",") {
-		warn("Scope %q is a single name that contains a comma. If it is meant as a list, pass each scope as a separate item.", scope)
-	}
 	name, isTool := strings.CutPrefix(scope, "tool:")
 	if strings.HasPrefix(scope, "skill:") && strings.HasSuffix(scope, "*") {
 		warn("Scope %q matches no skill: the proxy matches skills by exact name.", scope)
