@@ -23,7 +23,7 @@ const module = "vault-plugin-secrets-ati"
 // fileOrder lists the package's files from the top down. A file refers only to
 // files further down: the paths do not know each other, and only the factory
 // knows the paths.
-var fileOrder = []string{"factory.go", "path_*.go", "backend.go", "node.go", "store.go", "config.go"}
+var fileOrder = []string{"factory.go", "path_*.go", "revocations.go", "backend.go", "node.go", "store.go", "config.go"}
 
 func TestArchitecture_FilesReferDownward(t *testing.T) {
 	t.Parallel()
@@ -97,6 +97,7 @@ func TestArchitecture_ImportsGoOneWay(t *testing.T) {
 		command = module + "/cmd/vault-plugin-secrets-ati"
 		role    = module + "/internal/role"
 		keyring = module + "/internal/keyring"
+		revoked = module + "/internal/revocation"
 		param   = module + "/internal/param"
 		refuse  = module + "/internal/refuse"
 	)
@@ -109,6 +110,7 @@ func TestArchitecture_ImportsGoOneWay(t *testing.T) {
 		// Without a context, a decision cannot reach storage or Vault.
 		role:    {module, "context"},
 		keyring: {module, "context"},
+		revoked: {module + "/...", "context"},
 		module:  append(tools, module+"/cmd/..."),
 		command: tools,
 	} {

@@ -117,13 +117,13 @@ func (b *backend) readParameters(req *logical.Request) (map[string]any, error) {
 	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
 		field, value := route.Fields[name], req.Data[name]
 		switch {
-		case op.ignores(req.Operation, field):
+		case op.ignores(req.Operation, field, value):
 			// Servers and clients add parameters, such as a limit or a cache buster.
 			if param.HoldsKey(name, false) || param.HoldsKey(value, false) {
 				return nil, errors.New("a parameter that is not supported here appears to contain a key or token")
 			}
 			continue
-		case isPartOfPath(name) && value == path.Base(req.Path):
+		case isPartOfPath(name) && value == path.Base(req.Path) && route.ExistenceCheck != nil: // a role is written back with its name
 			continue
 		}
 		if err := b.checkParameter(name, value, route.Fields); err != nil {
@@ -205,10 +205,10 @@ type operation struct {
 
 // ignores reports whether the operation ignores a parameter, instead of rejecting it:
 // a read, list, or delete that does not mint, unless the field is declared for it.
-func (o *operation) ignores(op logical.Operation, field *framework.FieldSchema) bool {
+func (o *operation) ignores(op logical.Operation, field *framework.FieldSchema, value any) bool {
 	switch op {
 	case logical.ReadOperation, logical.ListOperation, logical.DeleteOperation:
-		return o.on != mintingNode && (field == nil || !field.Query)
+		return o.on != mintingNode && (field == nil || !field.Query || value == "")
 	}
 	return false
 }
@@ -284,6 +284,26 @@ func roleName(description string) map[string]*framework.FieldSchema {
 		Description:  description,
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Role", Identifier: true},
 	}}
+}
+
+// pageFields are the parameters that OpenBao adds to lists.
+var pageFields = map[string]*framework.FieldSchema{
+	"after": {Type: framework.TypeString, Query: true, DisplayAttrs: param.Display("After", "Page"), Description: "Omit the names up to this one, which need not exist."},
+	"limit": {Type: framework.TypeInt, Query: true, DisplayAttrs: param.Display("Limit", "Page"), Description: "Maximum number of names. 0, the default, means no limit."},
+}
+
+// page returns the sorted names that a request asks for.
+func page(names []string, d *framework.FieldData) []string {
+	slices.Sort(names)
+	i, found := slices.BinarySearch(names, d.Get("after").(string))
+	if found {
+		i++
+	}
+	names = names[i:]
+	if limit := d.Get("limit").(int); limit > 0 {
+		names = names[:min(limit, len(names))]
+	}
+	return names
 }
 
 // requireConfig returns the config. If there is no config, the error is the caller's.

@@ -106,6 +106,11 @@ func TestOpenAPI_OperationIDs(t *testing.T) {
 		"get /jwks":                    "ati-read-jwks",
 		"get /roles/":                  "ati-list-roles",
 		"patch /config":                "ati-patch-configuration",
+		"get /guard":                   "ati-read-guard",
+		"get /revoked":                 "ati-read-revocations",
+		"get /revoked/":                "ati-list-revocations",
+		"post /revoke":                 "ati-revoke-token",
+		"post /revoke/{name}":          "ati-revoke-agent",
 		"patch /roles/{name}":          "ati-patch-role",
 		"get /roles/{name}":            "ati-read-role",
 		"post /roles/{name}":           "ati-write-role",
@@ -124,12 +129,12 @@ func TestOpenAPI_OperationIDs(t *testing.T) {
 func TestPaths_ProtectSecrets(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	want := &logical.Paths{Root: []string{"config", "config/*", "proxy-env", "proxy-env/*"}, Unauthenticated: []string{"jwks"}, SealWrapStorage: []string{"config", "role/"}}
+	want := &logical.Paths{Root: []string{"config", "config/*", "proxy-env", "proxy-env/*", "guard", "revoke"}, Unauthenticated: []string{"jwks"}, SealWrapStorage: []string{"config", "role/", "revoked/"}}
 	m.equal("special paths", want, m.b.SpecialPaths())
 	creds := m.responseFields(logical.ReadOperation, "creds/r")
 	for _, f := range []*framework.FieldSchema{
-		m.b.Route("config").Fields["secret"], m.b.Route("config").Fields["private_key"], m.b.Route("config/rotate").Fields["secret"], m.b.Route("config/rotate/stage").Fields["private_key"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"],
-		creds["token"], creds["ATI_SESSION_TOKEN"], m.responseFields(logical.UpdateOperation, "batch/r")["tokens"], m.responseFields(logical.ReadOperation, "proxy-env")["ATI_JWT_SECRET"],
+		m.b.Route("config").Fields["secret"], m.b.Route("config").Fields["private_key"], m.b.Route("config/rotate").Fields["secret"], m.b.Route("config/rotate/stage").Fields["private_key"], m.b.Route("validate").Fields["token"], m.b.Route("inspect").Fields["token"], m.b.Route("revoke").Fields["token"],
+		creds["token"], creds["ATI_SESSION_TOKEN"], m.responseFields(logical.UpdateOperation, "batch/r")["tokens"], m.responseFields(logical.ReadOperation, "proxy-env")["ATI_JWT_SECRET"], m.responseFields(logical.ReadOperation, "guard")["keys"],
 	} {
 		if f.DisplayAttrs == nil || !f.DisplayAttrs.Sensitive {
 			t.Errorf("%q is not sensitive", f.Description)
@@ -160,10 +165,11 @@ func TestFactory(t *testing.T) {
 func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
-		"config":        "accepted_audiences, algorithm, allow_standby_minting, allowed_scopes, audience, issuer, key_created_at, key_fingerprint, key_version, max_ttl, private_key, proxy_url, secret",
+		"config":        "accepted_audiences, algorithm, allow_standby_minting, allowed_scopes, audience, guarded, issuer, key_created_at, key_fingerprint, key_version, max_ttl, private_key, proxy_url, secret",
 		"config/rotate": "algorithm, private_key, proxy_url, secret", "config/rotate/stage": "algorithm, private_key, proxy_url, secret",
 		"config/rotate/activate": "none", "config/rotate/rollback": "none", "config/rotate/retire": "none", "jwks": "none",
-		"roles/":    "after, limit",
+		"roles/": "after, limit",
+		"revoke": "agent_id, jti, token", "revoke/r": "agent_id", "revoked/": "after, limit", "guard": "since",
 		"roles/r":   "allowed_agent_ids, allowed_job_ids, allowed_sandbox_ids, audience, description, disabled, generate_lease, job_id, max_ttl, rate, sandbox_id, scopes, skills, subject, tools, ttl",
 		"proxy-env": "none", "proxy-env/1": "none",
 		"creds/r":  "agent_id, format, job_id, proxy_url, rate, sandbox_id, scopes, skills, tools, ttl",
@@ -183,7 +189,11 @@ func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 				m := configured(t, nil, nil)
 				want := m.ok(op, path, nil)
 				m = configured(t, nil, nil)
-				m.equal(fmt.Sprintf("%s %s", op, path), want, m.ok(op, path, data{"other": "x", "zz": nil, "t": 1, "secret": []any{}, "name": "y"}))
+				got := m.ok(op, path, data{"other": "x", "zz": nil, "t": 1, "secret": []any{}, "name": "y"})
+				if path == "guard" {
+					want.Data["epoch"] = got.Data["epoch"] // random
+				}
+				m.equal(fmt.Sprintf("%s %s", op, path), want, got)
 				for _, misplaced := range []data{{"other": testSecret}, {testSecret: "x"}, {"secret": testSecret}} {
 					m.refused(op, path, misplaced, "a parameter that is not supported here appears to contain a key or token")
 				}
@@ -192,6 +202,9 @@ func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 			m.refused(op, path, data{"other": "x", "zz": "y"}, fmt.Sprintf("unknown parameter \"other\"; supported parameters: %s", known[path]))
 			for field := range m.b.Route(path).Fields {
 				if field == "name" || field == "version" {
+					if path != "roles/r" {
+						m.refused(op, path, data{field: "r"}, fmt.Sprintf("parameter %q is part of the path and cannot also be set in the request", field))
+					}
 					m.refused(op, path, data{field: "7"}, fmt.Sprintf("parameter %q is part of the path and cannot also be set in the request", field))
 				} else if op != logical.PatchOperation {
 					m.refused(op, path, data{field: nil}, fmt.Sprintf("parameter %q is null; omit it or set a value", field))

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"vault-plugin-secrets-ati/internal/keyring"
+	"vault-plugin-secrets-ati/internal/revocation"
 	"vault-plugin-secrets-ati/internal/role"
 )
 
@@ -14,12 +15,19 @@ type configEntry struct {
 	StorageVersion int `json:"storage_version"`
 	role.Limits
 	keyring.Ring
+
+	// Epoch identifies this config among those that the mount has had. Generation is the
+	// number of its last change.
+	Epoch      string `json:"epoch,omitempty"`
+	Generation int64  `json:"generation,omitempty"`
 }
 
 // config is a configEntry with its parsed keys. It is never changed.
 type config struct {
 	role.Limits
 	keyring.Keys
+	epoch      string
+	generation int64
 }
 
 // parse returns the config, or nil if there is none.
@@ -31,10 +39,20 @@ func (e configEntry) parse() (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &config{Limits: e.Limits, Keys: *keys}, nil
+	return &config{Limits: e.Limits, Keys: *keys, epoch: e.Epoch, generation: e.Generation}, nil
 }
 
-func (c *config) entry() configEntry { return configEntry{Limits: c.Limits, Ring: c.Stored} }
+func (c *config) entry() configEntry {
+	return configEntry{Limits: c.Limits, Ring: c.Stored, Epoch: c.epoch, Generation: c.generation}
+}
+
+// revocationKeys returns what revocations need to know about the live versions.
+func (c *config) revocationKeys(now time.Time) (keys []revocation.Key) {
+	for _, k := range c.Live(now) {
+		keys = append(keys, revocation.Key{Version: k.Version, Imported: !k.Generated})
+	}
+	return keys
+}
 
 // bounds returns what limits a token in addition to its role.
 func (c *config) bounds(mountTTL time.Duration) role.Bounds {

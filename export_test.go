@@ -21,6 +21,9 @@ func NewWithClock(ctx context.Context, conf *logical.BackendConfig, now func() t
 	return b, b.Setup(ctx, conf)
 }
 
+// SetSleep replaces the wait for the clock.
+func (b *backend) SetSleep(sleep func(time.Duration)) { b.sleep = sleep }
+
 // WithKeys returns one of each struct that holds key material, with this secret or
 // private key in it.
 func WithKeys(secret, private string) (map[string]any, error) {

@@ -31,12 +31,12 @@ func Factory(version string) logical.Factory {
 }
 
 func newBackend(version string, now func() time.Time) (*backend, error) {
-	st, err := newStore()
+	st, err := newStore(now)
 	if err != nil {
 		return nil, err
 	}
 	b := &backend{
-		store: st, node: node{now: now, dropCaches: st.dropCaches},
+		store: st, node: node{now: now, sleep: time.Sleep, dropCaches: st.dropCaches},
 		hexFields: merged(role.Params.HexFields(), role.CredsParams.HexFields(), role.BatchParams.HexFields()),
 	}
 	b.Backend = &framework.Backend{
@@ -46,9 +46,9 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 		PathsSpecial: &logical.Paths{
 			// A policy needs sudo for these, so that a broad rule for "ati/*" neither
 			// imports a key nor reads one.
-			Root:            []string{"config", "config/*", "proxy-env", "proxy-env/*"},
+			Root:            []string{"config", "config/*", "proxy-env", "proxy-env/*", "guard", "revoke"},
 			Unauthenticated: []string{"jwks"},
-			SealWrapStorage: []string{configStoragePath, rolePrefix},
+			SealWrapStorage: []string{configStoragePath, rolePrefix, revokedPrefix},
 		},
 		Paths: framework.PathAppend(
 			pathConfig(b),
@@ -60,13 +60,22 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 			pathBatch(b),
 			pathCheck(b),
 			pathValidate(b),
+			pathRevoke(b),
+			pathGuard(b),
 		),
-		Secrets:    []*framework.Secret{secretToken(b)},
-		Invalidate: b.invalidate,
-		// Vault calls it about once a minute.
-		PeriodicFunc: b.purgeExpiredKey,
+		Secrets:      []*framework.Secret{secretToken(b)},
+		Invalidate:   b.invalidate,
+		PeriodicFunc: b.purge,
 	}
 	return b, nil
+}
+
+// purge deletes what has expired. Vault calls it about once a minute, on standbys too.
+func (b *backend) purge(ctx context.Context, req *logical.Request) error {
+	if standby, err := b.isStandby(); standby || err != nil {
+		return err
+	}
+	return errors.Join(b.purgeExpiredKey(ctx, req), b.purgeRevoked(ctx, req))
 }
 
 const backendHelp = `

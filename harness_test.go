@@ -141,6 +141,7 @@ func (m *mount) newBackend() *atisecrets.Backend {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	b.SetSleep(func(d time.Duration) { m.now = m.now.Add(d) })
 	return b
 }
 
@@ -531,7 +532,7 @@ func (m *mount) roleSizeWarning(d data) string {
 func (m *mount) readAll() data {
 	m.t.Helper()
 	all := data{}
-	for _, path := range []string{"config", "config/rotate", "roles/r", "roles/new"} {
+	for _, path := range []string{"config", "config/rotate", "roles/r", "roles/new", "revoked/"} {
 		if resp := m.ok(logical.ReadOperation, path, nil); resp != nil {
 			all[path] = resp.Data
 		}
@@ -735,6 +736,10 @@ var paths = map[string][]logical.Operation{
 	"check/r":                {logical.ReadOperation, logical.UpdateOperation},
 	"validate":               {logical.UpdateOperation},
 	"inspect":                {logical.UpdateOperation},
+	"revoke":                 {logical.UpdateOperation},
+	"revoke/r":               {logical.UpdateOperation},
+	"revoked/":               {logical.ListOperation, logical.ReadOperation},
+	"guard":                  {logical.ReadOperation},
 }
 
 // keyPair is a P-256 key in the forms of its owner and of the public.

@@ -17,6 +17,7 @@ const maxAge = 5 * time.Second
 type node struct {
 	system   logical.SystemView
 	now      func() time.Time
+	sleep    func(time.Duration)
 	state    atomic.Pointer[nodeState]
 	mountTTL atomic.Pointer[mountTTL]
 
@@ -32,6 +33,15 @@ type nodeState struct {
 type mountTTL struct {
 	max    time.Duration
 	readAt time.Time
+}
+
+// waitUntil waits until a time within the next seconds.
+func (n *node) waitUntil(t time.Time) {
+	for range 3 { // not for ever, if the clock is set back
+		if d := t.Sub(n.now()); d > 0 {
+			n.sleep(d)
+		}
+	}
 }
 
 // isStandby looks up whether the node cannot write: a standby, or a node of a

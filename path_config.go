@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -95,7 +96,7 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	if err := b.putConfig(ctx, req.Storage, entry); err != nil {
 		return nil, err
 	}
-	if created && entry.Current.Generated {
+	if created && entry.Current.Generated && !entry.Guarded {
 		warnings = append(warnings, "Vault generated a new signing key. Configure the proxy with the values from "+req.MountPoint+"proxy-env and restart it; until then it rejects tokens from this mount.")
 	}
 	warnings = append(warnings, param.PlaintextWarning(entry.Current.ProxyURL)...)
@@ -115,7 +116,7 @@ func (b *backend) newConfig(deleted configEntry, request keyring.Request, raw ma
 		return configEntry{}, err
 	}
 	ring, err := keyring.New(request, deleted.Ring, b.now())
-	return configEntry{Limits: role.NewLimits(), Ring: ring}, refuse.Error(err)
+	return configEntry{Limits: role.NewLimits(), Ring: ring, Epoch: uuid.NewString()}, refuse.Error(err)
 }
 
 func (b *backend) updateKeys(entry *configEntry, request keyring.Request, raw map[string]any) (warnings []string, err error) {
@@ -143,6 +144,9 @@ func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ 
 		return nil, err
 	}
 	b.Logger().Warn("deleted config and keys", "key_version", entry.Current.Version)
+	if entry.Guarded {
+		return noContent([]string{"The key was deleted. Guards reject every request until the mount has a config again."}), nil
+	}
 	return noContent([]string{"The key was deleted from Vault, but proxies that hold it still accept its tokens until they expire. To invalidate them now, restart the proxies with a different key."}), nil
 }
 

@@ -17,18 +17,18 @@ func TestConfig_DefaultsAndPartialUpdate(t *testing.T) {
 	m.warnings(m.ok(logical.CreateOperation, "config", data{"proxy_url": "https://ati.example.com/base//", "secret": testSecret}))
 	want := data{
 		"proxy_url": "https://ati.example.com/base", "algorithm": "HS256", "audience": "ati-proxy", "accepted_audiences": []string{},
-		"issuer": "ati-orchestrator", "allowed_scopes": []string{}, "max_ttl": int64(0), "allow_standby_minting": false,
+		"issuer": "ati-orchestrator", "allowed_scopes": []string{}, "max_ttl": int64(0), "allow_standby_minting": false, "guarded": false,
 		"key_version": 1, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": testFingerprint,
 	}
 	m.equal("after creation", want, m.ok(logical.ReadOperation, "config", nil).Data)
 
 	changes := data{
-		"audience": "a", "accepted_audiences": "b,c, b", "issuer": "", "allowed_scopes": []any{"tool:github:*", "help"}, "max_ttl": "2h", "allow_standby_minting": true,
+		"audience": "a", "accepted_audiences": "b,c, b", "issuer": "", "allowed_scopes": []any{"tool:github:*", "help"}, "max_ttl": "2h", "allow_standby_minting": true, "guarded": true,
 	}
 	m.now = m.now.Add(time.Hour)
 	m.warnings(m.ok(logical.UpdateOperation, "config", changes), standbyMintingWarning)
 	for k, v := range (data{
-		"audience": "a", "accepted_audiences": []string{"b", "c"}, "issuer": "", "allowed_scopes": []string{"tool:github:*", "help"}, "max_ttl": int64(7200), "allow_standby_minting": true,
+		"audience": "a", "accepted_audiences": []string{"b", "c"}, "issuer": "", "allowed_scopes": []string{"tool:github:*", "help"}, "max_ttl": int64(7200), "allow_standby_minting": true, "guarded": true,
 	}) {
 		want[k] = v
 	}
@@ -147,6 +147,7 @@ func TestConfig_WriteBack(t *testing.T) {
 		m.refused(op, "config", data{"key_version": 2, "max_ttl": "1h"}, fmt.Sprintf(stale, "key_version", 1, 2, "key_version"))
 		m.refused(op, "config", data{"key_fingerprint": "x"}, fmt.Sprintf(stale, "key_fingerprint", testFingerprint, "x", "key_fingerprint"))
 		m.refused(op, "config", data{"key_created_at": "2020-01-01T00:00:00Z"}, fmt.Sprintf(stale, "key_created_at", "2027-01-15T08:00:00Z", "2020-01-01T00:00:00Z", "key_created_at"))
+		m.refused(op, "config", data{"key_created_at": "now"}, fmt.Sprintf(stale, "key_created_at", "2027-01-15T08:00:00Z", "now", "key_created_at"))
 		m.refused(op, "config", data{"key_version": "one"}, "key_version must be an integer")
 	}
 	m.ok(logical.UpdateOperation, "config", data{"key_version": "1\n", "max_ttl": "9h"})
@@ -201,7 +202,7 @@ func TestPatch(t *testing.T) {
 	m.refused(logical.PatchOperation, "roles/r", data{"rate": data{testSecret: nil}}, "rate appears to contain a key or token, which is not allowed in this parameter")
 	m.refused(logical.PatchOperation, "roles/r", data{"disabled": 7}, "disabled must be true or false")
 	m.refused(logical.PatchOperation, "roles/none", data{"tools": "x"}, roleNotFound("none"))
-	for _, name := range []string{"proxy_url", "algorithm", "secret", "private_key"} {
+	for _, name := range []string{"proxy_url", "algorithm", "secret", "private_key", "key_version"} {
 		m.refused(logical.PatchOperation, "config", data{name: nil, "issuer": "x"}, name+" cannot be null")
 	}
 	m.refused(logical.PatchOperation, "config", data{"secret": greenSecret}, "secret does not match the current key and "+rotateHint)

@@ -82,7 +82,11 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 		}
 	}
 	b.Logger().Info("proxy environment read", "key_version", key.Version)
-	return &logical.Response{Data: env}, nil
+	resp := &logical.Response{Data: env}
+	if cfg.Guarded {
+		resp.AddWarning("This mount has guarded=true, but a proxy that is started with this environment accepts revoked tokens.")
+	}
+	return resp, nil
 }
 
 const pathProxyEnvHelpSyn = `Read the proxy's environment, which includes the key.`

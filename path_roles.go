@@ -3,7 +3,6 @@ package atisecrets
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -54,26 +53,6 @@ func pathRoles(b *backend) []*framework.Path {
 func (b *backend) roleExists(ctx context.Context, req *logical.Request, d *framework.FieldData) (bool, error) {
 	r, err := b.getRole(ctx, req.Storage, d.Get(nameField).(string))
 	return r != nil, err
-}
-
-// pageFields are the parameters that OpenBao adds to lists.
-var pageFields = map[string]*framework.FieldSchema{
-	"after": {Type: framework.TypeString, Query: true, DisplayAttrs: param.Display("After", "Page"), Description: "Omit the names up to this one, which need not exist."},
-	"limit": {Type: framework.TypeInt, Query: true, DisplayAttrs: param.Display("Limit", "Page"), Description: "Maximum number of names. 0, the default, means no limit."},
-}
-
-// page returns the sorted names that a request asks for.
-func page(names []string, d *framework.FieldData) []string {
-	slices.Sort(names)
-	i, found := slices.BinarySearch(names, d.Get("after").(string))
-	if found {
-		i++
-	}
-	names = names[i:]
-	if limit := d.Get("limit").(int); limit > 0 {
-		names = names[:min(limit, len(names))]
-	}
-	return names
 }
 
 func (b *backend) pathRolesList(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -157,7 +136,7 @@ func checkRole(r *role.Role, bounds role.Bounds, key *keyring.Key) (warnings []s
 	if size > role.MaxTokenBytes {
 		return nil, refuse.Errorf("a token of this role would have %d bytes, more than the maximum of %d; grant less, or use patterns", size, role.MaxTokenBytes)
 	}
-	return r.Warnings(size), nil
+	return r.Warnings(bounds.Limits, size), nil
 }
 
 func (b *backend) pathRolesDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {

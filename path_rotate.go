@@ -144,7 +144,7 @@ func (b *backend) rotate(ctx context.Context, req *logical.Request, request *key
 	// First the cache, then the time: every mint that uses the cached config has taken
 	// its time before. See newMint.
 	b.config.Store(nil)
-	step := keyring.Step{Now: b.now(), Mount: req.MountPoint}
+	step := keyring.Step{Now: b.now(), Mount: req.MountPoint, Guarded: entry.Guarded}
 	entry.DropExpired(step.Now)
 	if _, err := entry.Ring.Parse(); err != nil {
 		return nil, err
@@ -183,13 +183,9 @@ func (b *backend) pathRotateStageDelete(ctx context.Context, req *logical.Reques
 	return nil, nil
 }
 
-// purgeExpiredKey deletes, within about a minute, the previous version after all its
-// tokens have expired.
+// purgeExpiredKey deletes the previous version after all its tokens have expired.
 func (b *backend) purgeExpiredKey(ctx context.Context, req *logical.Request) error {
 	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.Previous == nil || !cfg.Previous.Expired(b.now()) {
-		return err
-	}
-	if standby, err := b.isStandby(); standby || err != nil {
 		return err
 	}
 	b.lock.Lock()

@@ -15,6 +15,7 @@ import (
 	"vault-plugin-secrets-ati/internal/keyring"
 	"vault-plugin-secrets-ati/internal/param"
 	"vault-plugin-secrets-ati/internal/refuse"
+	"vault-plugin-secrets-ati/internal/revocation"
 	"vault-plugin-secrets-ati/internal/role"
 )
 
@@ -98,13 +99,30 @@ func secretToken(b *backend) *framework.Secret {
 	}
 }
 
-func (b *backend) secretTokenRevoke(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+// secretTokenRevoke revokes the token of a lease that is revoked before its end.
+func (b *backend) secretTokenRevoke(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	// Vault also revokes a lease that has expired, a second or two before its token
 	// expires. (ExpirationTime would count the TTL from now.)
-	if s := req.Secret; s != nil && b.now().Before(s.IssueTime.Add(s.TTL)) {
-		b.Logger().Warn("lease revoked, but its token remains valid until it expires", "path", req.Path, "jti", s.InternalData["jti"], "expires", s.InternalData["expires"])
+	s := req.Secret
+	if s == nil || !b.now().Before(s.IssueTime.Add(s.TTL)) {
+		return nil, nil
 	}
-	return nil, nil
+	jti, _ := s.InternalData["jti"].(string)
+	expires, _ := s.InternalData["expires"].(string)
+	cfg, err := b.getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	if cfg == nil || !cfg.Guarded || jti == "" {
+		b.Logger().Warn("lease revoked, but its token remains valid until it expires", "path", req.Path, "jti", jti, "expires", expires)
+		return nil, nil
+	}
+	exp, err := time.Parse(time.RFC3339, expires)
+	if err != nil {
+		return nil, fmt.Errorf("expiry of the lease's token: %w", err)
+	}
+	_, err = b.addRevocation(ctx, req, revocation.ForToken(jti, exp.Unix(), true), 0)
+	return nil, err
 }
 
 func (b *backend) pathCredsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {

@@ -14,9 +14,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/ati"
-	"vault-plugin-secrets-ati/internal/keyring"
 	"vault-plugin-secrets-ati/internal/param"
 	"vault-plugin-secrets-ati/internal/refuse"
+	"vault-plugin-secrets-ati/internal/revocation"
 )
 
 func pathValidate(b *backend) []*framework.Path {
@@ -132,7 +132,14 @@ func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d
 	if err := validateParams.Apply(d.Raw, &request); err != nil {
 		return nil, refuse.Error(err)
 	}
-	claims, key, err := validateToken(cfg.Live(b.now()), request.token, request.options(cfg, b.now))
+	claims, key, err := cfg.Validate(request.token, b.now(), request.options(cfg, b.now)...)
+	if err == nil {
+		revoked, storageErr := b.findRevocation(ctx, req, claims)
+		if storageErr != nil {
+			return nil, storageErr
+		}
+		err = revokedError(revoked, cfg.Guarded)
+	}
 	data := map[string]any{"valid": err == nil}
 	if key != nil {
 		data["key_version"] = key.Version
@@ -149,6 +156,17 @@ func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d
 	return &logical.Response{Data: data}, nil
 }
 
+// revokedError returns the reason why a revoked token is not valid, or nil.
+func revokedError(e *revocation.Entry, guarded bool) error {
+	switch {
+	case e == nil:
+		return nil
+	case guarded:
+		return fmt.Errorf("revoked at %s", time.Unix(e.RevokedAt, 0).UTC().Format(time.RFC3339))
+	}
+	return fmt.Errorf("revoked at %s; proxies without a guard still accept it", time.Unix(e.RevokedAt, 0).UTC().Format(time.RFC3339))
+}
+
 func (r *validateRequest) options(cfg *config, now func() time.Time) []ati.ValidateOption {
 	options := []ati.ValidateOption{ati.WithTime(now), ati.WithLeeway(r.leeway), ati.WithAudience(cfg.Audiences()...)}
 	if r.audience != "" {
@@ -158,22 +176,6 @@ func (r *validateRequest) options(cfg *config, now func() time.Time) []ati.Valid
 		options = append(options, ati.WithIssuer(issuer))
 	}
 	return options
-}
-
-// validateToken returns the result for the key that signed the token, or no key and
-// the error for the last one.
-func validateToken(keys []*keyring.Key, token string, options []ati.ValidateOption) (claims *ati.Claims, key *keyring.Key, err error) {
-	for _, k := range keys {
-		if claims, err = ati.ValidateToken(token, k.Key, options...); err == nil {
-			return claims, k, nil
-		}
-		for _, afterSignature := range []error{ati.ErrExpired, ati.ErrNotYetValid, ati.ErrAudience, ati.ErrIssuer} {
-			if errors.Is(err, afterSignature) {
-				return nil, k, err
-			}
-		}
-	}
-	return nil, nil, err
 }
 
 // reason returns why a token is not valid, or could not be decoded. rotatedAt is the
@@ -256,7 +258,7 @@ The current, the pending, and the previous version of the key are tried; key_ver
 the one that signed the token. With scope, allowed says whether the token allows the
 scope now.
 
-The result is for this mount. A proxy that has not restarted since a rotation holds an
+The result is for this mount: its keys, settings, and revocations. A proxy that has not restarted since a rotation holds an
 older key, and may decide differently.
 
     $ vault write ati/validate token=@token.txt scope=tool:web_search

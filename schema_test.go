@@ -40,6 +40,7 @@ func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 		"max_ttl":            {value: "2h", reads: int64(7200)},
 
 		"allow_standby_minting": {value: true},
+		"guarded":               {value: true},
 	})
 	role := map[string]sample{
 		"tools":               {value: "a,b", reads: []string{"a", "b"}},
@@ -169,6 +170,7 @@ func TestSchema_ParametersChangeTheResponse(t *testing.T) {
 	for path := range paths {
 		_, ok := requests[path]
 		stored := slices.Contains([]string{"config", "config/rotate", "config/rotate/stage", "roles/r"}, path) // by TestSchema_FieldsAreStoredAndReturned
+		stored = stored || strings.Contains(path, "revoke") || path == "guard"                                 // by TestRevoke and TestGuard
 		for name, field := range m.b.Route(path).Fields {
 			if !ok && !stored && !attributes(field).Identifier {
 				t.Errorf("%s declares %q, but no test sets it: add the path with a sample to requests in this test", path, name)

@@ -11,6 +11,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"vault-plugin-secrets-ati/internal/revocation"
 	"vault-plugin-secrets-ati/internal/role"
 )
 
@@ -21,6 +22,7 @@ const (
 
 	configStoragePath = "config"
 	rolePrefix        = "role/"
+	revokedPrefix     = "revoked/"
 
 	// roleCacheSize limits the parsed roles in memory. A usual role takes about 2 KB.
 	roleCacheSize = 10_000
@@ -37,18 +39,21 @@ type store struct {
 	lock   sync.RWMutex
 	config atomic.Pointer[cachedConfig]
 	roles  *lru.Cache[string, *role.Role]
+
+	revoked *revocation.List // nil until it is read
+	clock   func() time.Time
 }
 
 // cachedConfig holds nil if there is no config. That is cached too, since anyone can
 // read jwks.
 type cachedConfig struct{ *config }
 
-func newStore() (*store, error) {
+func newStore(clock func() time.Time) (*store, error) {
 	roles, err := lru.New[string, *role.Role](roleCacheSize)
 	if err != nil {
 		return nil, fmt.Errorf("create role cache: %w", err)
 	}
-	return &store{roles: roles}, nil
+	return &store{roles: roles, clock: clock}, nil
 }
 
 // getConfig returns the config, or nil if there is none.
@@ -86,7 +91,13 @@ func readConfigEntry(ctx context.Context, s logical.Storage) (configEntry, error
 
 // putConfig stores the entry and updates the cache. The caller holds the lock.
 func (st *store) putConfig(ctx context.Context, s logical.Storage, entry configEntry) error {
+	revoked, err := st.loadRevoked(ctx, s)
+	if err != nil {
+		return err
+	}
 	entry.StorageVersion = storageVersion
+	entry.Generation = st.nextGeneration(entry.Generation, revoked)
+	entry.Ring = entry.WithGeneration(entry.Generation)
 	cfg, err := entry.parse()
 	if err != nil {
 		return err
@@ -175,12 +186,100 @@ func (st *store) deleteRole(ctx context.Context, s logical.Storage, name string)
 	return nil
 }
 
+// revokedBucket is a part of the revocations as it is stored.
+type revokedBucket struct {
+	StorageVersion int                `json:"storage_version"`
+	Entries        []revocation.Entry `json:"entries"`
+}
+
+// loadRevoked returns the revocations. The caller holds the lock for writing.
+func (st *store) loadRevoked(ctx context.Context, s logical.Storage) (*revocation.List, error) {
+	if st.revoked != nil {
+		return st.revoked, nil
+	}
+	names, err := s.List(ctx, revokedPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list revocations: %w", err)
+	}
+	var entries []revocation.Entry
+	for _, name := range names {
+		var bucket revokedBucket
+		if err := readEntry(ctx, s, revokedPrefix+name, &bucket, func() int { return bucket.StorageVersion }); err != nil {
+			return nil, fmt.Errorf("read revocations: %w", err)
+		}
+		entries = append(entries, bucket.Entries...)
+	}
+	st.revoked = revocation.NewList(entries)
+	return st.revoked, nil
+}
+
+// withRevoked calls f with the config, which is nil if there is none, and the
+// revocations of the same moment.
+func (st *store) withRevoked(ctx context.Context, s logical.Storage, f func(*config, *revocation.List) error) error {
+	for {
+		st.lock.RLock()
+		cached, revoked := st.config.Load(), st.revoked
+		if cached != nil && revoked != nil {
+			defer st.lock.RUnlock()
+			return f(cached.config, revoked)
+		}
+		st.lock.RUnlock()
+		if err := st.fill(ctx, s); err != nil {
+			return err
+		}
+	}
+}
+
+// fill reads what is not in the caches.
+func (st *store) fill(ctx context.Context, s logical.Storage) error {
+	st.lock.Lock()
+	defer st.lock.Unlock()
+	if _, err := st.loadRevoked(ctx, s); err != nil {
+		return err
+	}
+	_, err := st.loadConfig(ctx, s)
+	return err
+}
+
+// putRevoked stores the entries of a bucket. The caller holds the lock, and then changes
+// the list.
+func (st *store) putRevoked(ctx context.Context, s logical.Storage, bucket int, entries []revocation.Entry) error {
+	path := revokedPrefix + fmt.Sprintf("%03x", bucket)
+	revoked := st.revoked
+	// A write that failed may have been carried out: the next request reads storage.
+	st.revoked = nil
+	ctx, cancel := writeContext(ctx)
+	defer cancel()
+	if len(entries) == 0 {
+		if err := s.Delete(ctx, path); err != nil {
+			return fmt.Errorf("delete revocations: %w", err)
+		}
+	} else {
+		stored, err := logical.StorageEntryJSON(path, revokedBucket{storageVersion, entries})
+		if err != nil {
+			return fmt.Errorf("write revocations: %w", err)
+		}
+		if err := s.Put(ctx, stored); err != nil {
+			return fmt.Errorf("write revocations: %w", err)
+		}
+	}
+	st.revoked = revoked
+	return nil
+}
+
+// nextGeneration returns the number of a change, which is higher than that of each
+// earlier one, also of those that a restored snapshot does not have.
+func (st *store) nextGeneration(config int64, revoked *revocation.List) int64 {
+	return max(config+1, revoked.Generation()+1, st.clock().UnixMicro())
+}
+
 // dropCaches makes the next requests read from storage.
 func (st *store) dropCaches() {
 	st.lock.Lock()
 	defer st.lock.Unlock()
 	st.config.Store(nil)
 	st.roles.Purge()
+	st.revoked = nil
 }
 
 // invalidate drops from the caches what another node of the cluster has changed.
@@ -191,6 +290,8 @@ func (st *store) invalidate(_ context.Context, key string) {
 		st.config.Store(nil)
 	} else if name, ok := strings.CutPrefix(key, rolePrefix); ok {
 		st.roles.Remove(name)
+	} else if strings.HasPrefix(key, revokedPrefix) {
+		st.revoked = nil
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -113,7 +114,7 @@ func TestStore_ReadsEachStorageVersion(t *testing.T) {
 	m.loadStorage("v1")
 	m.equal("config (a field that was added since v1 has its zero value: add it here, and leave testdata/storage/v1.json unchanged)", data{
 		"proxy_url": greenProxy, "algorithm": "ES256", "audience": "a", "accepted_audiences": []string{"b"}, "issuer": "i", "allowed_scopes": []string{"tool:*", "skill:summarize"},
-		"max_ttl": int64(7200), "allow_standby_minting": false, "key_version": 2, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": "00ba44da43c736c6",
+		"max_ttl": int64(7200), "allow_standby_minting": false, "guarded": false, "key_version": 2, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": "00ba44da43c736c6",
 	}, m.ok(logical.ReadOperation, "config", nil).Data)
 	m.equal("versions", data{
 		"current_version": 2, "current_proxy_url": greenProxy, "current_algorithm": "ES256", "current_fingerprint": "00ba44da43c736c6", "current_generated": true,
@@ -159,7 +160,9 @@ func TestStore_WritesBackUnchanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.TrimSpace(string(entry.Value)) // an entry that the engine wrote ends in a line break
+		// An entry that the engine wrote ends in a line break, and a config has the number
+		// of its change.
+		return regexp.MustCompile(`,"generation":[0-9]+`).ReplaceAllString(strings.TrimSpace(string(entry.Value)), "")
 	}
 	for path, key := range map[string]string{"config": "config", "roles/r": "role/r"} {
 		before := stored(key)
@@ -194,6 +197,10 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 	gone := func(m *mount) {
 		activated(m)
 		m.write("config/rotate/retire", nil)
+		m.now = m.now.Add(2 * time.Hour)
+	}
+	forgotten := func(m *mount) {
+		m.write("revoke", data{"jti": testID})
 		m.now = m.now.Add(2 * time.Hour)
 	}
 	requests := []struct {
@@ -231,6 +238,12 @@ func TestStore_AnyFaultIsAtomic(t *testing.T) {
 		{logical.UpdateOperation, "check/r", data{"tool": "x"}, nil},
 		{logical.UpdateOperation, "validate", data{"token": "x"}, nil},
 		{logical.UpdateOperation, "inspect", data{"token": "x"}, nil},
+		{logical.UpdateOperation, "revoke", data{"jti": testID}, nil},
+		{logical.UpdateOperation, "revoke/r", data{"agent_id": "a"}, nil},
+		{logical.ListOperation, "revoked/", nil, nil},
+		{logical.ReadOperation, "revoked/", nil, nil},
+		{logical.ReadOperation, "guard", nil, nil},
+		{logical.RollbackOperation, "", nil, forgotten},
 	}
 	tried := map[string]bool{}
 	for _, r := range requests {

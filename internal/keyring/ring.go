@@ -3,6 +3,7 @@
 package keyring
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -93,6 +94,17 @@ func (ks *Keys) Live(now time.Time) []*Key {
 	return keys
 }
 
+// State returns the state of a version: current, pending, or previous.
+func (ks *Keys) State(k *Key) string {
+	switch k {
+	case ks.Current:
+		return "current"
+	case ks.Pending:
+		return "pending"
+	}
+	return "previous"
+}
+
 // WithoutExpired returns the keys without an expired previous version.
 func (ks *Keys) WithoutExpired(now time.Time) *Keys {
 	if ks.Previous == nil || !ks.Previous.Expired(now) {
@@ -133,6 +145,22 @@ func (ks *Keys) Version(version int, now time.Time) (*Key, error) {
 		available = append(available, strconv.Itoa(k.Version))
 	}
 	return nil, fmt.Errorf("key version %d does not exist; available versions: %s", version, strings.Join(available, ", "))
+}
+
+// Validate returns the claims of a token, and the live version that signed it. An error
+// has no version if none did.
+func (ks *Keys) Validate(token string, now time.Time, options ...ati.ValidateOption) (claims *ati.Claims, key *Key, err error) {
+	for _, k := range ks.Live(now) {
+		if claims, err = ati.ValidateToken(token, k.Key, options...); err == nil {
+			return claims, k, nil
+		}
+		for _, afterSignature := range []error{ati.ErrExpired, ati.ErrNotYetValid, ati.ErrAudience, ati.ErrIssuer} {
+			if errors.Is(err, afterSignature) {
+				return nil, k, err
+			}
+		}
+	}
+	return nil, nil, err
 }
 
 // LogFields returns the numbers of the versions as fields of a log line.
@@ -215,6 +243,18 @@ func (r *Ring) newVersion(request Request, now time.Time) (*Entry, error) {
 	}
 	r.LastKeyVersion = entry.Version
 	return entry, nil
+}
+
+// WithGeneration returns the ring with this generation for the versions that are new.
+func (r Ring) WithGeneration(generation int64) Ring {
+	for _, entry := range []**Entry{&r.Current, &r.Pending, &r.Previous} {
+		if *entry != nil && (*entry).Generation == 0 {
+			made := **entry
+			made.Generation = generation
+			*entry = &made
+		}
+	}
+	return r
 }
 
 // DropExpired drops an expired previous version, and reports whether it did.

@@ -15,6 +15,7 @@ import (
 type Step struct {
 	Now     time.Time
 	Mount   string  // mount point, such as "ati/", for messages
+	Guarded bool    // all proxies run behind a guard, which takes the versions from here
 	Request Request // with a key, for Rotate and Stage
 }
 
@@ -24,23 +25,33 @@ func (s Step) Rotate(r *Ring) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	pending, previous := r.Pending, r.Previous
+	pending := r.Pending
 	if pending != nil && pending.ProxyURL == key.ProxyURL && key.ProxyURL != r.Current.ProxyURL {
 		return nil, fmt.Errorf("proxy_url %q belongs to pending version %d, and its proxy holds that key; choose a different URL", key.ProxyURL, pending.Version)
 	}
-	warnings = append(param.PlaintextWarning(key.ProxyURL),
-		fmt.Sprintf("Restart every proxy now. Until a proxy restarts with the key from %sproxy-env, it rejects tokens signed with version %d and accepts tokens signed with its old key. Tokens issued by this mount before the rotation expire by %s.",
-			s.Mount, key.Version, r.lastExpiry(s.Now).Format(time.RFC3339)),
-		fmt.Sprintf("Proxies pinned to %sproxy-env/<version> do not pick up the new key. Restart them with %sproxy-env.", s.Mount, s.Mount))
-	if previous != nil {
-		warnings = append(warnings, fmt.Sprintf("Key version %d was also deleted. Stop its proxy at %s.", previous.Version, previous.ProxyURL))
-	}
+	warnings = append(param.PlaintextWarning(key.ProxyURL), s.rotatedWarnings(r, key)...)
 	if pending != nil {
 		warnings = append(warnings, fmt.Sprintf("Pending version %d was kept. If its key may be compromised, run: vault delete %sconfig/rotate/stage", pending.Version, param.CommandPath(s.Mount)))
 	}
 	key.ActivatedAt = key.CreatedAt
 	r.Current, r.Previous, r.RolledBack, r.LastRotatedAt = key, nil, false, key.CreatedAt
 	return warnings, nil
+}
+
+// rotatedWarnings returns what to do at the proxies after an immediate rotation.
+func (s Step) rotatedWarnings(r *Ring, key *Entry) (warnings []string) {
+	expiry := fmt.Sprintf("Tokens issued by this mount before the rotation expire by %s.", r.LastExpiry(s.Now).Format(time.RFC3339))
+	if s.Guarded {
+		return []string{fmt.Sprintf("From their next poll on, guards reject tokens signed before version %d. %s", key.Version, expiry)}
+	}
+	warnings = []string{
+		fmt.Sprintf("Restart every proxy now. Until a proxy restarts with the key from %sproxy-env, it rejects tokens signed with version %d and accepts tokens signed with its old key. %s", s.Mount, key.Version, expiry),
+		fmt.Sprintf("Proxies pinned to %sproxy-env/<version> do not pick up the new key. Restart them with %sproxy-env.", s.Mount, s.Mount),
+	}
+	if previous := r.Previous; previous != nil {
+		warnings = append(warnings, fmt.Sprintf("Key version %d was also deleted. Stop its proxy at %s.", previous.Version, previous.ProxyURL))
+	}
+	return warnings
 }
 
 // Stage makes the pending version.
@@ -53,6 +64,10 @@ func (s Step) Stage(r *Ring) (warnings []string, err error) {
 		return nil, err
 	}
 	warnings = param.PlaintextWarning(key.ProxyURL)
+	r.Pending = key
+	if s.Guarded {
+		return warnings, nil // a guard holds all versions
+	}
 	if p := r.Previous; p != nil && key.ProxyURL == p.ProxyURL {
 		warnings = append(warnings, fmt.Sprintf("Version %d has the proxy_url of previous version %d. When the proxy at that URL restarts with version %d, it rejects tokens signed with version %d.", key.Version, p.Version, key.Version, p.Version))
 	}
@@ -60,7 +75,6 @@ func (s Step) Stage(r *Ring) (warnings []string, err error) {
 		warnings = append(warnings, fmt.Sprintf("Version %d has the proxy_url of current version %d. After activation, the proxy rejects new tokens until it restarts with version %d. To avoid rejected requests, stage the new version with a different proxy_url.", key.Version, r.Current.Version, key.Version))
 	}
 	warnings = append(warnings, fmt.Sprintf("Proxies that start with %sproxy-env use version %d after it is activated. To keep a proxy on version %d, pin it to %sproxy-env/%d before you activate.", s.Mount, key.Version, r.Current.Version, s.Mount, r.Current.Version))
-	r.Pending = key
 	return warnings, nil
 }
 
@@ -78,12 +92,12 @@ func (s Step) Activate(r *Ring) (warnings []string, err error) {
 		return nil, fmt.Errorf("no version is pending (current version: %d); stage one with %sconfig/rotate/stage", r.Current.Version, s.Mount)
 	case previous != nil && previous.RetiredAt.IsZero():
 		return nil, fmt.Errorf("previous version %d is not retired; retire it first with: vault write -f %sconfig/rotate/retire", previous.Version, param.CommandPath(s.Mount))
-	case previous != nil:
+	case previous != nil && !s.Guarded:
 		warnings = append(warnings, fmt.Sprintf("Key version %d was deleted from this mount, but its proxy accepts its tokens until %s.", previous.Version, previous.TokensExpireBy.Format(time.RFC3339)))
 	}
 	r.makeCurrent(r.Pending, s.Now)
 	r.Pending, r.RolledBack = nil, false
-	if r.Current.ProxyURL == r.Previous.ProxyURL {
+	if r.Current.ProxyURL == r.Previous.ProxyURL && !s.Guarded {
 		warnings = append(warnings, fmt.Sprintf("Restart the proxy at %s with version %d. Until then it rejects new tokens.", r.Current.ProxyURL, r.Current.Version))
 	}
 	return warnings, nil
@@ -115,8 +129,8 @@ func (s Step) Retire(r *Ring) (warnings []string, err error) {
 	case !previous.RetiredAt.IsZero():
 		return nil, fmt.Errorf("version %d was already retired at %s", previous.Version, previous.RetiredAt.Format(time.RFC3339))
 	}
-	previous.RetiredAt, previous.TokensExpireBy = toSecond(s.Now), r.lastExpiry(s.Now)
-	if !previous.Generated {
+	previous.RetiredAt, previous.TokensExpireBy = toSecond(s.Now), r.LastExpiry(s.Now)
+	if !previous.Generated && !s.Guarded {
 		warnings = append(warnings, fmt.Sprintf("Key version %d was imported, so copies may exist outside Vault. Anyone with a copy can mint tokens for its proxy until you stop that proxy.", previous.Version))
 	}
 	return warnings, nil
@@ -138,10 +152,10 @@ func (e *Entry) unretire() (warnings []string) {
 	return warnings
 }
 
-// lastExpiry returns the time at which every token that was minted until now has
+// LastExpiry returns the time at which every token that was minted until now has
 // expired at every proxy. The proxy truncates its time to the second and accepts a
 // token through the 60th second after exp. LongestTTL is added first: it may be the
 // longest time.Duration.
-func (r *Ring) lastExpiry(now time.Time) time.Time {
+func (r *Ring) LastExpiry(now time.Time) time.Time {
 	return toSecond(now).Add(r.LongestTTL).Add(ati.MaxLeeway + time.Second)
 }

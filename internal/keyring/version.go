@@ -40,6 +40,8 @@ type Entry struct {
 	CreatedAt  time.Time `json:"created_at"`
 	Generated  bool      `json:"generated"` // by Vault; copies of an imported key may exist elsewhere
 
+	Generation int64 `json:"generation,omitempty"` // number of the change that made the version
+
 	ActivatedAt time.Time `json:"activated_at,omitzero"` // when it last became the current version
 
 	// Set while a previous version is retired: when minting with it stopped, and when

@@ -111,8 +111,11 @@ func (ps Set[T]) CheckFacts(raw map[string]any, of *T) error {
 		if !ok || !p.precondition {
 			continue
 		}
-		if of == nil {
+		switch {
+		case of == nil:
 			return fmt.Errorf("%s cannot be set, but only repeated in a write to an existing entry; remove %s from the request", p.name, p.name)
+		case value == nil:
+			return fmt.Errorf("%s cannot be null", p.name)
 		}
 		if present := p.get(of); fmt.Sprint(value) != fmt.Sprint(present) {
 			return fmt.Errorf("%s is %v, not %v; read the current values and try again, or remove %s from the request", p.name, present, value, p.name)
@@ -305,6 +308,9 @@ func TimeFact[T any](name, description string, get func(*T) time.Time) Param[T] 
 // so a response can be written back, and a write be bound to what was read.
 func Precondition[T any](name string, kind framework.FieldType, d *framework.DisplayAttributes, description string, get func(of *T) any) Param[T] {
 	p := declare[T](name, kind, kind, d, description)
+	if kind == framework.TypeTime {
+		p.request.Type = framework.TypeString // compared as text
+	}
 	p.request.Description += " A write with another value is rejected."
 	p.get, p.precondition = get, true
 	return p

@@ -37,7 +37,8 @@ const (
 
 const idRule = `must be 1 to 128 characters, start with a letter or digit, contain only letters, digits, and ._:@/+=-, and not contain ".."`
 
-func checkID(field, id string) error {
+// CheckID checks an ID: a subject, job ID, or sandbox ID.
+func CheckID(field, id string) error {
 	if !idForm.MatchString(id) || strings.Contains(id, "..") {
 		return fmt.Errorf("%s %q: %s", field, id, idRule)
 	}

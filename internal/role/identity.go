@@ -31,9 +31,9 @@ type Caller struct {
 // sets none.
 func (c Caller) subject() (string, error) {
 	if c.EntityID != "" {
-		return c.EntityID, checkID("entity ID", c.EntityID)
+		return c.EntityID, CheckID("entity ID", c.EntityID)
 	}
-	if checkID("", c.DisplayName) != nil {
+	if CheckID("", c.DisplayName) != nil {
 		return "", fmt.Errorf("no subject for the token: the caller has no identity entity and its display name %q is not a valid ID; set subject on the role, or pass agent_id", c.DisplayName)
 	}
 	return c.DisplayName, nil
@@ -56,6 +56,12 @@ type idClaim struct {
 	param    string // that a caller sets
 	template *idTemplate
 	allowed  []string
+}
+
+// CheckAgentID reports a subject that a caller may not choose.
+func (r *Role) CheckAgentID(id string) error {
+	_, err := r.ids[subject].value(r.Name, id, Caller{}, "")
+	return err
 }
 
 // idClaims returns the parsed claims of a role.

@@ -19,6 +19,9 @@ type Limits struct {
 
 	// AllowStandbyMinting lets standby nodes mint tokens.
 	AllowStandbyMinting bool `json:"allow_standby_minting,omitempty"`
+
+	// Guarded states that all proxies run behind a guard.
+	Guarded bool `json:"guarded,omitempty"`
 }
 
 // LimitParams are the parameters of config that set Limits.
@@ -41,6 +44,9 @@ var LimitParams = param.Set[Limits]{
 	param.Bool("allow_standby_minting", param.Display("Allow standby minting", "Cluster"),
 		"Whether standby nodes that serve reads answer creds, batch, check, and validate, instead of forwarding them to the active node. The state of a standby is typically at most 0.25s old, but has no bound after some faults, so previous_tokens_expire_by is not guaranteed. Defaults to false.",
 		func(l *Limits) *bool { return &l.AllowStandbyMinting }),
+	param.Bool("guarded", param.Display("Guarded", "Proxy"),
+		"States that every proxy of this mount runs behind ati-guard, so that revocations take effect there within seconds, and that revoking a lease revokes its token. Defaults to false.",
+		func(l *Limits) *bool { return &l.Guarded }),
 }
 
 // NewLimits returns the limits of a new config.

@@ -67,11 +67,11 @@ var narrowParams = param.Set[Request]{
 // CredsParams are the parameters of creds.
 var CredsParams = slices.Concat(narrowParams, param.Set[Request]{
 	param.Text("agent_id", param.Display("Agent ID", "Identity"), "Subject (claim `sub`) of the token. Must match one of the role's allowed_agent_ids.",
-		func(r *Request) *string { return &r.ids[subject] }, checkID).MayHoldHex(),
+		func(r *Request) *string { return &r.ids[subject] }, CheckID).MayHoldHex(),
 	param.Text("job_id", param.Display("Job ID", "Identity"), "Claim `job_id`. Must match one of the role's allowed_job_ids.",
-		func(r *Request) *string { return &r.ids[jobID] }, checkID).MayHoldHex(),
+		func(r *Request) *string { return &r.ids[jobID] }, CheckID).MayHoldHex(),
 	param.Text("sandbox_id", param.Display("Sandbox ID", "Identity"), "Claim `sandbox_id`. Must match one of the role's allowed_sandbox_ids.",
-		func(r *Request) *string { return &r.ids[sandboxID] }, checkID).MayHoldHex(),
+		func(r *Request) *string { return &r.ids[sandboxID] }, CheckID).MayHoldHex(),
 	param.Text("format", param.Display("Format", "Response"), "Set to env to return only ATI_PROXY_URL and ATI_SESSION_TOKEN.",
 		func(r *Request) *string { return &r.Format }, checkFormat).AllowedValues(FormatEnv),
 }.Filled())
@@ -80,7 +80,7 @@ var CredsParams = slices.Concat(narrowParams, param.Set[Request]{
 var BatchParams = slices.Concat(narrowParams, param.Set[Request]{
 	param.IDs("agent_ids", param.Display("Agent IDs", "Identity"),
 		"Subjects of the tokens, at most 1000. Each must match one of the role's allowed_agent_ids.",
-		func(r *Request) *[]string { return &r.AgentIDs }, maxBatch, checkID).MayHoldHex().
+		func(r *Request) *[]string { return &r.AgentIDs }, maxBatch, CheckID).MayHoldHex().
 		Required(": the subjects of the tokens, such as agent_ids=sandbox:1,sandbox:2"),
 }.Filled())
 

@@ -89,7 +89,7 @@ var Params = param.Set[Entry]{
 		"Globs of the sandbox_id that a caller may set. If empty, a caller cannot set one.",
 		func(e *Entry) *[]string { return &e.AllowedSandboxIDs }, checkGlob).MayHoldHex(),
 	param.Bool("generate_lease", param.Display("Generate lease", "Life"),
-		"Whether to create a lease for each token. Revoking the lease does not invalidate the token. Defaults to false.",
+		"Whether to create a lease for each token. With guarded=true in the config, revoking the lease revokes the token, and so does the end of the Vault token that requested it. Otherwise the token remains valid until it expires. Defaults to false.",
 		func(e *Entry) *bool { return &e.GenerateLease }),
 	param.Bool("disabled", param.Display("Disabled", "Role"),
 		"Whether to reject requests for tokens while keeping the role. Defaults to false.",

@@ -69,7 +69,7 @@ func parseTemplate(field, text string, jtiAllowed bool) (*idTemplate, error) {
 	if err := t.checkSeparators(); err != nil {
 		return fail("%v", err)
 	}
-	if sample := t.sample(); checkID(field, sample) != nil {
+	if sample := t.sample(); CheckID(field, sample) != nil {
 		return fail("renders to IDs such as %q, which are not valid: an ID %s", sample, idRule)
 	}
 	return t, nil
@@ -201,7 +201,7 @@ func (t *idTemplate) render(jti string, who Caller) (string, error) {
 		}
 	}
 	id := b.String()
-	if err := checkID(t.field, id); err != nil {
+	if err := CheckID(t.field, id); err != nil {
 		return "", err
 	}
 	return id, nil

@@ -20,7 +20,7 @@ const (
 
 // Warnings returns warnings about what is valid but useless, or wider than it looks.
 // size is the size of a token in bytes.
-func (r *Role) Warnings(size int) (warnings []string) {
+func (r *Role) Warnings(l *Limits, size int) (warnings []string) {
 	for _, scope := range r.granted {
 		warnings = append(warnings, scopeWarnings(scope)...)
 	}
@@ -28,7 +28,7 @@ func (r *Role) Warnings(size int) (warnings []string) {
 	if r.TTL <= agentRefresh && !r.GenerateLease {
 		warnings = append(warnings, fmt.Sprintf("ttl %v is not longer than %v, the default interval at which Vault Agent reads a new token. Set Agent's static_secret_render_interval to about 0.7 of the ttl.", r.TTL, agentRefresh))
 	}
-	if r.GenerateLease {
+	if r.GenerateLease && !l.Guarded {
 		warnings = append(warnings, "Revoking a lease does not invalidate the token, which remains valid until it expires.")
 	}
 	if size > WarnTokenBytes {
