@@ -30,12 +30,12 @@ show "$cli write auth/userpass/users/orchestrator password=demo token_policies=a
 
 say "The orchestrator logs in and requests a token for a sandbox. It never sees the key."
 run "export VAULT_TOKEN=\$($cli write -field=token auth/userpass/login/orchestrator password=demo)"
-show "$cli read ati/creds/researcher agent_id=sandbox:42"
-run "token=\$($cli read -field=token ati/creds/researcher agent_id=sandbox:42)"
+show "$cli write ati/creds/researcher agent_id=sandbox:42"
+run "token=\$($cli write -field=token ati/creds/researcher agent_id=sandbox:42)"
 
 say "It is refused what the role does not grant, a misspelled parameter, and the key."
-expect_failure "$cli read ati/creds/researcher tools=github:delete_repo"
-expect_failure "$cli read ati/creds/researcher tool=web_search"
+expect_failure "$cli write ati/creds/researcher tools=github:delete_repo"
+expect_failure "$cli write ati/creds/researcher tool=web_search"
 expect_failure "$cli read ati/proxy-env"
 
 say "The security team validates the token, and finds in the audit log who requested it."

@@ -170,7 +170,7 @@ fi
 
 say "$(server_version) is running at $VAULT_ADDR. To use it, run in your shell:"
 echo "eval \"\$(cat $(printf %q "$dir/env"))\""
-echo "$cli read ati/creds/researcher agent_id=sandbox:42"
+echo "$cli write ati/creds/researcher agent_id=sandbox:42"
 say "The first of these commands sets:"
 cat "$dir/env"
 say "To start a proxy with the key from the server:"

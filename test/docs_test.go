@@ -105,9 +105,18 @@ func TestREADME(t *testing.T) {
 		t.Errorf("the commands print no token:\n%s", out)
 	}
 	login := s.logins("ati-orchestrator")
-	for path, want := range map[string]int{"ati/creds/researcher": 200, "ati/creds/researcher?tools=x": 400, "ati/config": 403, "ati/proxy-env": 403} {
-		if got := s.request(login["ati-orchestrator"], "GET", path, nil); got != want {
-			t.Errorf("as the orchestrator, %s returns %d, want %d", path, got, want)
+	for _, r := range []struct {
+		request
+		want int
+	}{
+		{request{"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1"}}, 200},
+		{request{"PUT", "ati/creds/researcher", data{"tools": "x"}}, 400},
+		{request{"GET", "ati/creds/researcher", nil}, 403},
+		{request{"GET", "ati/config", nil}, 403},
+		{request{"GET", "ati/proxy-env", nil}, 403},
+	} {
+		if got := s.request(login["ati-orchestrator"], r.method, r.path, r.data); got != r.want {
+			t.Errorf("as the orchestrator, %s %s returns %d, want %d", r.method, r.path, got, r.want)
 		}
 	}
 }
@@ -132,10 +141,11 @@ func (s *server) checkPolicies(t *testing.T) {
 		"write `ati/config`, or a step below `ati/config/rotate`": {{"PUT", "ati/config", data{"issuer": "ati-orchestrator"}}, {"PUT", "ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}}, {"DELETE", "ati/config/rotate/stage", nil}},
 		"list or read `ati/roles`":                                {{"LIST", "ati/roles", nil}, {"GET", "ati/roles/researcher", nil}},
 		"write or delete `ati/roles`":                             {{"PUT", "ati/roles/researcher", data{"ttl": "2h"}}, {"DELETE", "ati/roles/nobody", nil}},
-		"mint for `researcher`, one or many":                      {{"GET", "ati/creds/researcher", nil}, {"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}, {"PUT", "ati/batch/researcher", data{"agent_ids": "sandbox:1,sandbox:2"}}},
-		"mint for `researcher` more than it grants":               {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"GET", "ati/creds/researcher?agent_id=other", nil}},
-		"mint for `sandbox`":                                      {{"GET", "ati/creds/sandbox", nil}},
-		"mint for `sandbox` as another agent":                     {{"GET", "ati/creds/sandbox?agent_id=sandbox:2", nil}},
+		"read `ati/creds`":                                        {{"GET", "ati/creds/researcher", nil}, {"GET", "ati/creds/sandbox", nil}},
+		"mint for `researcher`, one or many":                      {{"PUT", "ati/creds/researcher", data{"agent_id": "sandbox:1", "tools": "web_search"}}, {"PUT", "ati/batch/researcher", data{"agent_ids": "sandbox:1,sandbox:2"}}},
+		"mint for `researcher` more than it grants":               {{"PUT", "ati/creds/researcher", data{"tools": "*"}}, {"PUT", "ati/creds/researcher", data{"agent_id": "other"}}},
+		"mint for `sandbox`":                                      {{"PUT", "ati/creds/sandbox", nil}},
+		"mint for `sandbox` as another agent":                     {{"PUT", "ati/creds/sandbox", data{"agent_id": "sandbox:2"}}},
 		"`ati/check`, `ati/validate`, `ati/inspect`":              {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
 		"read `ati/proxy-env`, or a version of it":                {{"GET", "ati/proxy-env", nil}, {"GET", "ati/proxy-env/1", nil}},
 	}
@@ -163,7 +173,7 @@ func (s *server) checkPolicies(t *testing.T) {
 			}
 		}
 	}
-	if got := claims(t, oldSecret, s.read(tokens["ati-sandbox"], "ati/creds/sandbox")).Subject; got != "sandbox:ati-sandbox" {
+	if got := claims(t, oldSecret, s.write(tokens["ati-sandbox"], "ati/creds/sandbox", nil)).Subject; got != "sandbox:ati-sandbox" {
 		t.Errorf("the sandbox is %q", got)
 	}
 }

@@ -67,7 +67,7 @@ func TestInteropAppRole(t *testing.T) {
 	}
 	s.runExample(s.root, "approle/setup.sh") // running it again changes nothing
 	for name, token := range tokens {
-		creds := s.read(token, "ati/creds/sandbox")
+		creds := s.write(token, "ati/creds/sandbox", nil)
 		if c := claims(t, secret, creds); c.Subject != "sandbox:"+name || c.JobID != creds.RequestID {
 			t.Errorf("%s is %q, job %q", name, c.Subject, c.JobID)
 		}
@@ -75,7 +75,8 @@ func TestInteropAppRole(t *testing.T) {
 			"PUT ati/creds/sandbox agent_id=sandbox:box2": 400,
 			"PUT ati/creds/sandbox job_id=x":              400,
 			"PUT ati/creds/sandbox sub=x":                 400,
-			"GET ati/creds/other":                         403,
+			"GET ati/creds/sandbox":                       403,
+			"PUT ati/creds/other":                         403,
 			"PUT identity/entity name=box2":               403,
 			"PUT auth/approle/role/sandbox-box2 x=y":      403,
 			"GET ati/roles/sandbox":                       403,
@@ -111,10 +112,10 @@ path "auth/approle/role/+" { capabilities = ["create", "update"] }`)
 		if _, err := s.client("").Logical().Write("auth/approle/login", again); err == nil {
 			t.Errorf("after the deletion of %s a login succeeds", step.path)
 		}
-		if got := s.request(tokens["box1"], "GET", "ati/creds/sandbox", nil); got != step.want {
+		if got := s.request(tokens["box1"], "PUT", "ati/creds/sandbox", nil); got != step.want {
 			t.Errorf("after the deletion of %s a mint returns %d, want %d", step.path, got, step.want)
 		}
-		if got := s.request(tokens["box2"], "GET", "ati/creds/sandbox", nil); got != 200 {
+		if got := s.request(tokens["box2"], "PUT", "ati/creds/sandbox", nil); got != 200 {
 			t.Errorf("after the deletion of %s the other sandbox's mint returns %d", step.path, got)
 		}
 	}
@@ -591,7 +592,7 @@ func TestInteropOrchestrators(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search,github:*", "allowed_agent_ids": "sandbox:*"})
-	token := s.policy("orchestrator", `path "ati/creds/researcher" { capabilities = ["update"] }`)
+	token := s.policy("orchestrator", string(readFile(t, "../examples/policies/orchestrator.hcl")))
 	for name, command := range map[string][]string{
 		"Go":     {"go", "run", "../examples/go"},
 		"Python": {"python3", "../examples/python/orchestrator.py"},
@@ -706,6 +707,10 @@ func TestInteropKubernetes(t *testing.T) {
 	key := parseSecret(t, secret)
 	if _, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"].(string), key); err != nil || len(env) != 2 || env["ATI_PROXY_URL"] != "https://ati.example.com" {
 		t.Errorf("the Secret would contain %v (%v)", env, err)
+	}
+	// Without "method: POST", the External Secrets Operator sends a GET without the parameters.
+	if got := s.request(operator.Auth.ClientToken, "GET", "ati/creds/sandbox", nil); got != 403 {
+		t.Errorf("a read returns %d", got)
 	}
 	// The check detects errors.
 	for old, replacement := range map[string]string{"method: POST": "methode: POST", "refreshInterval: 40m": "refreshInterval: [40m]"} {

@@ -80,7 +80,7 @@ func (s namespaces) policies(t *testing.T) {
 	allowed := map[string][]string{
 		"ati-admin":            {"GET ati/config", "GET ati/config/rotate", "LIST ati/roles", "GET ati/roles/researcher"},
 		"ati-security-auditor": {"GET ati/config", "GET ati/config/rotate", "LIST ati/roles", "GET ati/roles/researcher"},
-		"ati-orchestrator":     {"GET ati/creds/researcher"},
+		"ati-orchestrator":     {"PUT ati/creds/researcher"},
 		"ati-sandbox":          {},
 		"ati-proxy-host":       {"GET ati/proxy-env", "GET ati/proxy-env/1"},
 	}
@@ -129,10 +129,10 @@ func (s namespaces) examples(t *testing.T) {
 			login[file] = string(readFile(t, filepath.Join(dir, file)))
 		}
 		token := s.write("", "ns1/auth/approle/login", login).Auth.ClientToken
-		if got := claims(t, s.secrets["ns1"], s.read(token, "ns1/ati/creds/sandbox")).Subject; got != "sandbox:"+name {
+		if got := claims(t, s.secrets["ns1"], s.write(token, "ns1/ati/creds/sandbox", nil)).Subject; got != "sandbox:"+name {
 			t.Errorf("the sandbox %s gets a token for %q", name, got)
 		}
-		if got := s.runIn(variable, "ns1", token, vaultBin, "read", "-field=sub", "ati/creds/sandbox"); got != "sandbox:"+name {
+		if got := s.runIn(variable, "ns1", token, vaultBin, "write", "-f", "-field=sub", "ati/creds/sandbox"); got != "sandbox:"+name {
 			t.Errorf("with %s, the CLI prints a token for %q", variable, got)
 		}
 	}

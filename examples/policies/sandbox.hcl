@@ -3,9 +3,10 @@
 # cannot choose its identity.
 # Checked by TestPolicies_EveryPath.
 
-# update, because Agent's template sends its parameters in a write request.
+# Only update: Agent's template and the Kubernetes operators send their parameters in a
+# write. A read that has lost its parameters is denied.
 path "ati/creds/sandbox" {
-  capabilities = ["read", "update"]
+  capabilities = ["update"]
 }
 
 # Lets Agent renew its Vault token, because its secret ID can be used only once.

@@ -67,7 +67,7 @@ resource "vault_generic_endpoint" "researcher" {
 resource "vault_policy" "orchestrator" {
   name   = "ati-orchestrator"
   policy = <<-HCL
-    path "${vault_mount.ati.path}/creds/researcher" { capabilities = ["read", "update"] }
+    path "${vault_mount.ati.path}/creds/researcher" { capabilities = ["update"] }
     path "${vault_mount.ati.path}/batch/researcher" { capabilities = ["update"] }
   HCL
 }
