@@ -503,6 +503,10 @@ func TestInteropProxyAgent(t *testing.T) {
 		if got := p.call(s.mint("r", nil), "web_search"); got != 200 {
 			t.Errorf("a call with a token returns %d\n%s", got, a.out)
 		}
+		// ATI before 0.7.12 needs ATI_JWT_AUDIENCE.
+		if diff := cmp.Diff(s.proxyEnv(), p.jwtEnv(t)); diff != "" {
+			t.Errorf("the proxy's environment (-want +got):\n%s", diff)
+		}
 		// The audit file is in the proxy's directory, not in ~/.ati.
 		if audit, err := os.ReadFile(filepath.Join(p.dir, "audit.jsonl")); err != nil || bytes.Count(audit, []byte("\n")) != 1 {
 			t.Errorf("the proxy's audit file has %q (%v)", audit, err)
@@ -585,6 +589,25 @@ func TestInteropProxyAgent(t *testing.T) {
 			t.Errorf("the orphaned proxy returns %d to a call without a token", got)
 		}
 	})
+}
+
+// jwtEnv returns the variables of the running proxy whose names begin with ATI_JWT_.
+func (p *proxy) jwtEnv(t *testing.T) map[string]string {
+	t.Helper()
+	port := strings.Split(p.addr, ":")[2]
+	pids := processes(t, func(args string) bool {
+		return strings.HasPrefix(args, requireEnv(t, "ATI_BIN")+"\x00proxy\x00") && strings.Contains(args, "\x00"+port+"\x00")
+	})
+	if len(pids) != 1 {
+		t.Fatalf("the proxy's processes are %v", pids)
+	}
+	env := map[string]string{}
+	for _, variable := range strings.Split(string(readFile(t, fmt.Sprintf("/proc/%d/environ", pids[0]))), "\x00") {
+		if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "ATI_JWT_") {
+			env[name] = value
+		}
+	}
+	return env
 }
 
 // The orchestrators in examples/ replace provision_sandbox of ati-client.

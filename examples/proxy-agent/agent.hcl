@@ -40,8 +40,14 @@ env_template "ATI_JWT_PUBLIC_KEY_PEM" {
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"public_key\" }}{{ . }}{{ end }}{{ end }}"
 }
 
+# ATI before 0.7.12 knows only the first of these two, and later versions use the second.
 # Without error_on_missing_key, a key that is missing in the response is rendered as
 # "<no value>".
+env_template "ATI_JWT_AUDIENCE" {
+  error_on_missing_key = true
+  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_AUDIENCE }}{{ end }}"
+}
+
 env_template "ATI_JWT_ACCEPTED_AUDIENCES" {
   error_on_missing_key = true
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_ACCEPTED_AUDIENCES }}{{ end }}"
