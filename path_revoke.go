@@ -119,7 +119,7 @@ func (b *backend) pathRevokeWrite(ctx context.Context, req *logical.Request, d *
 			return nil, refuse.Error(err)
 		}
 	case request.jti != "":
-		warnings = []string{"The engine keeps no list of tokens, so it cannot check that a token with this jti exists."}
+		warnings = append(warnings, "The engine keeps no list of tokens, so it cannot check that a token with this jti exists.")
 	}
 	return b.revoke(ctx, req, e, maxRevoked, warnings)
 }
