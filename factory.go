@@ -83,9 +83,10 @@ The ATI secrets engine mints session tokens for AI agents that call tools throug
 an ATI proxy.
 
 A security team writes the signing key and the proxy's URL to config, and what a
-token may grant to roles/<name>. An orchestrator reads creds/<name> for a token,
-or writes batch/<name> for many. The proxy's host reads the key from proxy-env.
+token may grant to roles/<name>. An orchestrator requests a token from creds/<name>,
+or many from batch/<name>. The proxy's host reads the key from proxy-env.
 config/rotate replaces the key immediately, config/rotate/stage without downtime;
-jwks has the public keys. check/<name> shows whether a role allows a tool, and
-validate and inspect show what is in a token.
+jwks has the public keys. revoke ends the tokens of an agent, or one token, at
+proxies behind a guard, which reads guard. check/<name> shows whether a role allows a
+tool, and validate and inspect show what is in a token.
 `

@@ -92,8 +92,8 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 const pathProxyEnvHelpSyn = `Read the proxy's environment, which includes the key.`
 
 const pathProxyEnvHelpDesc = `
-This is the only path that returns the HS256 secret. It is for the host on which
-the proxy runs. With ES256 it returns a public key instead. It requires the sudo
+Like guard, this path returns the HS256 secret. It is for the host on which the proxy
+runs. With ES256 it returns a public key instead. It requires the sudo
 capability in addition to read.
 
 The proxy accepts unauthenticated requests when its key is missing or malformed.

@@ -147,9 +147,13 @@ func (s *server) checkPolicies(t *testing.T) {
 		"mint for `sandbox`":                                      {{"PUT", "ati/creds/sandbox", nil}},
 		"mint for `sandbox` as another agent":                     {{"PUT", "ati/creds/sandbox", data{"agent_id": "sandbox:2"}}},
 		"`ati/check`, `ati/validate`, `ati/inspect`":              {{"GET", "ati/check/researcher?tool=x", nil}, {"PUT", "ati/validate", data{"token": "x"}}, {"PUT", "ati/inspect", data{"token": "x"}}},
+		"revoke a token with `ati/revoke`":                        {{"PUT", "ati/revoke", data{"agent_id": "other"}}},
+		"revoke an agent of `researcher`":                         {{"PUT", "ati/revoke/researcher", data{"agent_id": "sandbox:9"}}},
+		"list or read `ati/revoked`":                              {{"LIST", "ati/revoked", nil}, {"GET", "ati/revoked", nil}},
+		"read `ati/guard`":                                        {{"GET", "ati/guard", nil}},
 		"read `ati/proxy-env`, or a version of it":                {{"GET", "ati/proxy-env", nil}, {"GET", "ati/proxy-env/1", nil}},
 	}
-	names := []string{"admin", "security-auditor", "orchestrator", "sandbox", "proxy-host"}
+	names := []string{"admin", "security-auditor", "orchestrator", "sandbox", "proxy-host", "proxy-guard"}
 	var policies []string
 	for _, name := range names {
 		policies = append(policies, "ati-"+name)

@@ -39,7 +39,7 @@ func TestNamespaces(t *testing.T) {
 		n.secrets[ns] = s.read(s.root, ns+"/ati/proxy-env").Data["ATI_JWT_SECRET"].(string)
 		s.write(s.root, ns+"/ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "sandbox:*"})
 		s.write(s.root, ns+"/sys/auth/people", data{"type": "userpass"})
-		for _, name := range []string{"admin", "security-auditor", "orchestrator", "sandbox", "proxy-host"} {
+		for _, name := range []string{"admin", "security-auditor", "orchestrator", "sandbox", "proxy-host", "proxy-guard"} {
 			s.write(s.root, ns+"/sys/policies/acl/ati-"+name, data{"policy": string(readFile(t, "../examples/policies/"+name+".hcl"))})
 		}
 	}

@@ -25,45 +25,53 @@ const broadPolicy = `path "ati/*" { capabilities = ["create", "read", "update", 
 // policyColumns are broadPolicy and the policies in examples/policies. policyRows has the
 // expected status for each operation and each column. The rows run from top to bottom, and
 // the columns from left to right, so that the admin, who may change things, comes last.
-var policyColumns = []string{"broad", "orchestrator", "sandbox", "proxy-host", "security-auditor", "admin"}
+var policyColumns = []string{"broad", "orchestrator", "sandbox", "proxy-host", "proxy-guard", "security-auditor", "admin"}
 
 var policyRows = []struct {
 	request string
 	data    data
-	want    [6]int
+	want    [7]int
 }{
-	//                                                                        broad orch. sandbox host auditor admin
-	{"GET ati/config", nil, [6]int{403, 403, 403, 403, 200, 200}},
-	{"PUT ati/config", data{"issuer": "ati-orchestrator"}, [6]int{403, 403, 403, 403, 403, 204}},
-	{"GET ati/config/rotate", nil, [6]int{403, 403, 403, 403, 200, 200}},
-	{"PUT ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}, [6]int{403, 403, 403, 403, 403, 200}},
-	{"PUT ati/config/rotate/activate", nil, [6]int{403, 403, 403, 403, 403, 200}},
-	{"PUT ati/config/rotate/rollback", nil, [6]int{403, 403, 403, 403, 403, 200}},
-	{"PUT ati/config/rotate/retire", nil, [6]int{403, 403, 403, 403, 403, 200}},
-	{"DELETE ati/config/rotate/stage", nil, [6]int{403, 403, 403, 403, 403, 204}},
-	{"PUT ati/config/rotate", nil, [6]int{403, 403, 403, 403, 403, 200}},
-	{"GET ati/proxy-env", nil, [6]int{403, 403, 403, 200, 403, 403}},
-	{"GET ati/proxy-env/{version}", nil, [6]int{403, 403, 403, 200, 403, 403}},
-	{"GET ati/jwks", nil, [6]int{200, 200, 200, 200, 200, 200}}, // public keys, unauthenticated
-	{"LIST ati/roles", nil, [6]int{200, 403, 403, 403, 200, 200}},
-	{"GET ati/roles/{name}", nil, [6]int{200, 403, 403, 403, 200, 200}},
-	{"PUT ati/roles/{name}", data{"description": "changed"}, [6]int{204, 403, 403, 403, 403, 204}},
-	{"DELETE ati/roles/nobody", nil, [6]int{204, 403, 403, 403, 403, 204}},
-	{"GET ati/creds/{name}", nil, [6]int{200, 403, 403, 403, 403, 403}}, // as sent by a client that loses its parameters
-	{"PUT ati/creds/{name}", data{"ttl": "1m"}, [6]int{200, 200, 403, 403, 403, 403}},
-	{"GET ati/creds/sandbox", nil, [6]int{200, 403, 403, 403, 403, 403}},
-	{"PUT ati/creds/sandbox", data{"ttl": "1m"}, [6]int{200, 403, 200, 403, 403, 403}},
-	{"PUT ati/creds/sandbox", data{"agent_id": "sandbox:2"}, [6]int{400, 403, 400, 403, 403, 403}},
-	{"PUT ati/batch/{name}", data{"agent_ids": "sandbox:1"}, [6]int{200, 200, 403, 403, 403, 403}},
-	{"PUT ati/batch/sandbox", data{"agent_ids": "sandbox:1"}, [6]int{400, 403, 403, 403, 403, 403}},
-	{"GET ati/check/{name}", nil, [6]int{200, 403, 403, 403, 200, 200}},
-	{"PUT ati/check/{name}", data{"tool": "web_search"}, [6]int{200, 403, 403, 403, 200, 200}},
-	{"PUT ati/validate", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
-	{"PUT ati/inspect", data{"token": "x"}, [6]int{200, 403, 403, 403, 200, 200}},
+	//                                                                        broad orch. sandbox host guard auditor admin
+	{"GET ati/config", nil, [7]int{403, 403, 403, 403, 403, 200, 200}},
+	{"PUT ati/config", data{"issuer": "ati-orchestrator"}, [7]int{403, 403, 403, 403, 403, 403, 204}},
+	{"PATCH ati/config", data{"max_ttl": nil}, [7]int{403, 403, 403, 403, 403, 403, 204}},
+	{"GET ati/config/rotate", nil, [7]int{403, 403, 403, 403, 403, 200, 200}},
+	{"PUT ati/config/rotate/stage", data{"proxy_url": "https://green.example.com"}, [7]int{403, 403, 403, 403, 403, 403, 200}},
+	{"PUT ati/config/rotate/activate", nil, [7]int{403, 403, 403, 403, 403, 403, 200}},
+	{"PUT ati/config/rotate/rollback", nil, [7]int{403, 403, 403, 403, 403, 403, 200}},
+	{"PUT ati/config/rotate/retire", nil, [7]int{403, 403, 403, 403, 403, 403, 200}},
+	{"DELETE ati/config/rotate/stage", nil, [7]int{403, 403, 403, 403, 403, 403, 204}},
+	{"PUT ati/config/rotate", nil, [7]int{403, 403, 403, 403, 403, 403, 200}},
+	{"GET ati/proxy-env", nil, [7]int{403, 403, 403, 200, 403, 403, 403}},
+	{"GET ati/proxy-env/{version}", nil, [7]int{403, 403, 403, 200, 403, 403, 403}},
+	{"GET ati/jwks", nil, [7]int{200, 200, 200, 200, 200, 200, 200}}, // public keys, unauthenticated
+	{"LIST ati/roles", nil, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"GET ati/roles/{name}", nil, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"PUT ati/roles/{name}", data{"description": "changed"}, [7]int{204, 403, 403, 403, 403, 403, 204}},
+	{"PATCH ati/roles/{name}", data{"description": nil}, [7]int{204, 403, 403, 403, 403, 403, 204}},
+	{"DELETE ati/roles/nobody", nil, [7]int{204, 403, 403, 403, 403, 403, 204}},
+	{"GET ati/creds/{name}", nil, [7]int{200, 403, 403, 403, 403, 403, 403}}, // as sent by a client that loses its parameters
+	{"PUT ati/creds/{name}", data{"ttl": "1m"}, [7]int{200, 200, 403, 403, 403, 403, 403}},
+	{"GET ati/creds/sandbox", nil, [7]int{200, 403, 403, 403, 403, 403, 403}},
+	{"PUT ati/creds/sandbox", data{"ttl": "1m"}, [7]int{200, 403, 200, 403, 403, 403, 403}},
+	{"PUT ati/creds/sandbox", data{"agent_id": "sandbox:2"}, [7]int{400, 403, 400, 403, 403, 403, 403}},
+	{"PUT ati/batch/{name}", data{"agent_ids": "sandbox:1"}, [7]int{200, 200, 403, 403, 403, 403, 403}},
+	{"PUT ati/batch/sandbox", data{"agent_ids": "sandbox:1"}, [7]int{400, 403, 403, 403, 403, 403, 403}},
+	{"GET ati/check/{name}", nil, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"PUT ati/check/{name}", data{"tool": "web_search"}, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"PUT ati/validate", data{"token": "x"}, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"PUT ati/inspect", data{"token": "x"}, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"PUT ati/revoke", data{"agent_id": "sandbox:1"}, [7]int{403, 403, 403, 403, 403, 403, 200}},
+	{"PUT ati/revoke/{name}", data{"agent_id": "sandbox:1"}, [7]int{200, 200, 403, 403, 403, 403, 403}},
+	{"PUT ati/revoke/sandbox", data{"agent_id": "sandbox:1"}, [7]int{400, 403, 403, 403, 403, 403, 403}},
+	{"LIST ati/revoked", nil, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"GET ati/revoked", nil, [7]int{200, 403, 403, 403, 403, 200, 200}},
+	{"GET ati/guard", nil, [7]int{403, 403, 403, 403, 200, 403, 403}},
 	// Vault's own paths that docs/audit.md and docs/rotate.md use.
-	{"PUT sys/audit-hash/file", data{"input": "sandbox:1"}, [6]int{403, 403, 403, 403, 200, 200}},
-	{"GET identity/entity/id/nobody", nil, [6]int{403, 403, 403, 403, 404, 403}},
-	{"DELETE ati/config", nil, [6]int{403, 403, 403, 403, 403, 200}}, // returns a warning
+	{"PUT sys/audit-hash/file", data{"input": "sandbox:1"}, [7]int{403, 403, 403, 403, 403, 200, 200}},
+	{"GET identity/entity/id/nobody", nil, [7]int{403, 403, 403, 403, 403, 404, 403}},
+	{"DELETE ati/config", nil, [7]int{403, 403, 403, 403, 403, 403, 200}}, // returns a warning
 }
 
 func TestPolicies_EveryPath(t *testing.T) {
@@ -128,7 +136,7 @@ func TestPolicies_EveryPath(t *testing.T) {
 			if got != row.want[i] {
 				t.Errorf("%s: %s returns %d, want %d: %s", name, row.request, got, row.want[i], body)
 			}
-			if name == "proxy-host" {
+			if name == "proxy-host" || name == "proxy-guard" {
 				continue
 			}
 			for _, key := range keys {

@@ -75,6 +75,11 @@ initialize "policies" {
     path      = "sys/policies/acl/ati-proxy-host"
     data      = { policy = { eval_type = "string", eval_source = "file", path = "/etc/openbao/policies/proxy-host.hcl" } }
   }
+  request "proxy-guard" {
+    operation = "update"
+    path      = "sys/policies/acl/ati-proxy-guard"
+    data      = { policy = { eval_type = "string", eval_source = "file", path = "/etc/openbao/policies/proxy-guard.hcl" } }
+  }
   # Manages the server: policies, logins, mounts, and plugins.
   request "server-admin" {
     operation = "update"

@@ -7,7 +7,7 @@
 # Proxy URL, audiences, and limits for all roles. Like all paths that affect the key,
 # this path requires sudo, so that a broad rule such as ati/* does not grant access.
 path "ati/config" {
-  capabilities = ["create", "read", "update", "delete", "sudo"]
+  capabilities = ["create", "read", "update", "patch", "delete", "sudo"]
 }
 
 # Key versions, and immediate rotation, which invalidates all issued tokens.
@@ -34,7 +34,15 @@ path "ati/roles" {
   capabilities = ["list"]
 }
 path "ati/roles/*" {
-  capabilities = ["create", "read", "update", "delete"]
+  capabilities = ["create", "read", "update", "patch", "delete"]
+}
+
+# Revoke a token, or all tokens of an agent, and see what is revoked.
+path "ati/revoke" {
+  capabilities = ["update", "sudo"]
+}
+path "ati/revoked" {
+  capabilities = ["list", "read"]
 }
 
 # Check what a role grants, without a token.

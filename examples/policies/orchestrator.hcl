@@ -14,3 +14,8 @@ path "ati/creds/researcher" {
 path "ati/batch/researcher" {
   capabilities = ["update"]
 }
+
+# Revoke the tokens of a sandbox that has ended, of those that the role allows.
+path "ati/revoke/researcher" {
+  capabilities = ["update"]
+}

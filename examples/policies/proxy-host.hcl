@@ -2,7 +2,7 @@
 # With HS256, anyone who has this policy can sign any token.
 # Checked by TestPolicies_EveryPath, used by TestInteropProxyAgent.
 
-# The only path that returns the secret. Requires sudo.
+# Returns the secret. Requires sudo.
 path "ati/proxy-env" {
   capabilities = ["read", "sudo"]
 }

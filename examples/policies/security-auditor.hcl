@@ -19,6 +19,11 @@ path "ati/roles/*" {
   capabilities = ["read"]
 }
 
+# See what is revoked.
+path "ati/revoked" {
+  capabilities = ["list", "read"]
+}
+
 # Check what a role grants. Stores nothing, even with update.
 path "ati/check/*" {
   capabilities = ["read", "update"]

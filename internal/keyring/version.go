@@ -77,7 +77,7 @@ var RequestParams = param.Set[Request]{
 		"Signing algorithm. With HS256 the proxy holds the same secret as Vault. With ES256 it holds only a public key, so only Vault can mint tokens.",
 		func(r *Request) *string { return &r.Algorithm }, parseAlgorithm).AllowedValues(ati.HS256, ati.ES256),
 	param.Parsed("secret", param.SecretDisplay("Secret", "Key", ""),
-		"HS256 secret, 64 hexadecimal characters. If omitted for a new key, Vault generates one. Returned only by proxy-env.",
+		"HS256 secret, 64 hexadecimal characters. If omitted for a new key, Vault generates one. Returned only by proxy-env and guard.",
 		func(r *Request) *Secret { return &r.Secret }, parseSecret),
 	param.Parsed("private_key", param.SecretDisplay("Private key", "Key", "textarea"),
 		"ES256 private key: P-256 in PEM, SEC 1 or PKCS #8, unencrypted. If omitted for a new key, Vault generates one. Never returned.",
