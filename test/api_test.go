@@ -48,7 +48,7 @@ creates leases. Tokens and keys are shortened.
 // one request for each of their operations.
 var apiPaths = []string{
 	"config", "config/rotate", "config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/retire",
-	"proxy-env", "proxy-env/1", "jwks", "roles", "roles/researcher", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect",
+	"proxy-env", "proxy-env/1", "guard", "jwks", "roles", "roles/researcher", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect", "revoke", "revoke/researcher", "revoked",
 }
 
 // apiRequest is a request of apiSession, which the samples on the page come from.
@@ -80,6 +80,12 @@ var apiSession = []apiRequest{
 	{"", "POST", "roles/leased", `{"tools": ["web_search"], "generate_lease": true}`, 200},
 	{"creds/researcher", "GET", "creds/leased", "", 200},
 	{"batch/researcher", "POST", "batch/researcher", `{"agent_ids": ["sandbox:1", "sandbox:2"], "ttl": "30m"}`, 200},
+	{"revoke", "POST", "revoke", `{"token": "` + tokenPlaceholder + `"}`, 200},
+	{"revoke", "POST", "revoke", `{"jti": "5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10"}`, 200},
+	{"revoke/researcher", "POST", "revoke/researcher", `{"agent_id": "sandbox:2"}`, 200},
+	{"revoked", "LIST", "revoked", "", 200},
+	{"revoked", "GET", "revoked?limit=1", "", 200},
+	{"guard", "GET", "guard", "", 200},
 	{"check/researcher", "GET", "check/researcher?tool=arxiv:search", "", 200},
 	{"check/researcher", "POST", "check/researcher", `{"scope": "tool:github:delete_repo"}`, 200},
 	{"proxy-env", "GET", "proxy-env", "", 200},
@@ -238,13 +244,14 @@ func indentJSON(t *testing.T, value any) string {
 }
 
 var (
-	samplePEM  = regexp.MustCompile(`(-----BEGIN PRIVATE KEY-----\\n\w{8})[^"]*`)
-	sampleJWT  = regexp.MustCompile(`(eyJ[\w-]+\.eyJ[\w-]{17})[\w-]*\.[\w-]*`)
-	sampleHex  = regexp.MustCompile(`\b([0-9a-f]{8})[0-9a-f]{56}\b`)
-	sampleUUID = regexp.MustCompile(`\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b`)
-	leaseID    = regexp.MustCompile(`(creds/leased/)\w+`)
-	leaseTime  = regexp.MustCompile(`("lease_duration": )359\d`)
-	sampleTime = regexp.MustCompile(`\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ|\b1[789]\d{8}\b`)
+	samplePEM        = regexp.MustCompile(`(-----BEGIN PRIVATE KEY-----\\n\w{8})[^"]*`)
+	sampleJWT        = regexp.MustCompile(`(eyJ[\w-]+\.eyJ[\w-]{17})[\w-]*\.[\w-]*`)
+	sampleHex        = regexp.MustCompile(`\b([0-9a-f]{8})[0-9a-f]{56}\b`)
+	sampleUUID       = regexp.MustCompile(`\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b`)
+	leaseID          = regexp.MustCompile(`(creds/leased/)\w+`)
+	leaseTime        = regexp.MustCompile(`("lease_duration": )359\d`)
+	sampleGeneration = regexp.MustCompile(`("generation": )\d+`)
+	sampleTime       = regexp.MustCompile(`\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ|\b1[789]\d{8}\b`)
 )
 
 // normalizeSample makes a sample independent of the time: it shortens tokens and keys, and
@@ -256,6 +263,7 @@ func normalizeSample(text string, start time.Time) string {
 	text = sampleUUID.ReplaceAllString(text, "9c8db6f7-8149-308d-a4f2-df7361e9e336")
 	text = leaseID.ReplaceAllString(text, "${1}wVrzH4QJHVCBDLjRRh1hOJqY")
 	text = leaseTime.ReplaceAllString(text, "${1}3598") // a second less where the clock was just before the next
+	text = sampleGeneration.ReplaceAllString(text, "${1}1798761600000000")
 	newYear := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	return sampleTime.ReplaceAllStringFunc(text, func(text string) string {
 		if unix, err := strconv.ParseInt(text, 10, 64); err == nil {
@@ -288,22 +296,27 @@ type apiContent struct {
 	Content map[string]struct{ Schema apiSchema }
 }
 
+type apiParameter struct {
+	Name, In, Description string
+	Schema                apiSchema
+}
+
 type apiOperation struct {
 	Summary     string
+	Parameters  []apiParameter
 	RequestBody apiContent
 	Responses   map[string]apiContent
 }
 
 // apiItem is a path in OpenAPI.
 type apiItem struct {
-	Get, Post, Delete *apiOperation
-	Sudo              bool `json:"x-vault-sudo"`
-	Unauthenticated   bool `json:"x-vault-unauthenticated"`
-	Create            bool `json:"x-vault-createSupported"`
-	Parameters        []struct {
-		Name, In, Description string
-		Schema                apiSchema
-	}
+	Get, Post, Patch, Delete *apiOperation
+	Sudo                     bool `json:"x-vault-sudo"`
+	Unauthenticated          bool `json:"x-vault-unauthenticated"`
+	Create                   bool `json:"x-vault-createSupported"`
+	Parameters               []apiParameter
+
+	list *apiOperation // OpenAPI has a path of its own, which ends in a slash
 }
 
 // apiSection returns a path's section of the page.
@@ -320,13 +333,19 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 			Components struct{ Schemas map[string]apiSchema }
 		}
 	}
-	if err := json.Unmarshal([]byte(text), &help); err != nil || len(help.OpenAPI.Paths) != 1 {
+	if err := json.Unmarshal([]byte(text), &help); err != nil {
 		t.Fatalf("the help of %s: %v\n%s", path, err, text)
 	}
-	pattern := slices.Collect(maps.Keys(help.OpenAPI.Paths))[0]
-	item := help.OpenAPI.Paths[pattern]
-	list := strings.HasSuffix(pattern, "/") // OpenAPI has no LIST
-	heading = "ati/" + strings.NewReplacer("{", ":", "}", "").Replace(strings.Trim(pattern, "/"))
+	var item apiItem
+	for pattern, described := range help.OpenAPI.Paths {
+		heading = "ati/" + strings.NewReplacer("{", ":", "}", "").Replace(strings.Trim(pattern, "/"))
+		if strings.HasSuffix(pattern, "/") {
+			item.list = described.Get
+		} else {
+			described.list = item.list
+			item = described
+		}
+	}
 
 	_, rest, _ := strings.Cut(help.Help, "\n\n")
 	synopsis, _, _ := strings.Cut(rest, "\n")
@@ -338,20 +357,23 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```console\n$ %s\n```\n\n", escapeMarkdown(synopsis), escapeMarkdown(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
 
 	section += "| request | capabilities | |\n| --- | --- | --- |\n"
+	query := ""
 	var requests apiSchema
 	responses := map[string]apiSchema{}
 	for _, o := range []struct {
 		method, needs string
 		op            *apiOperation
-	}{{"POST", "update", item.Post}, {"GET", "read", item.Get}, {"DELETE", "delete", item.Delete}} {
+	}{{"POST", "update", item.Post}, {"PATCH", "patch", item.Patch}, {"LIST", "list", item.list}, {"GET", "read", item.Get}, {"DELETE", "delete", item.Delete}} {
 		if o.op == nil {
 			continue
 		}
-		switch {
-		case list:
-			o.method, o.needs = "LIST", "list"
-		case o.method == "POST" && item.Create:
+		if o.method == "POST" && item.Create {
 			o.needs = "create, update"
+		}
+		for _, p := range o.op.Parameters {
+			if p.In == "query" && p.Name != "list" && !strings.Contains(query, "`"+p.Name+"`") {
+				query += apiRow(p.Name, p.Schema, p.Description)
+			}
 		}
 		if item.Sudo {
 			o.needs += ", sudo"
@@ -388,7 +410,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 			parameters += apiRow(p.Name, p.Schema, p.Description+" Part of the path.")
 		}
 	}
-	all := []string{"| parameter | type | |\n| --- | --- | --- |\n" + parameters + apiRows(requests)}
+	all := []string{"| parameter | type | |\n| --- | --- | --- |\n" + parameters + query + apiRows(requests)}
 	for _, method := range slices.Sorted(maps.Keys(responses)) {
 		if table := "| response | type | |\n| --- | --- | --- |\n" + apiRows(responses[method]); !slices.Contains(all, table) {
 			all = append(all, table)
