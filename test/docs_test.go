@@ -263,6 +263,15 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the audit log doesn't have the scope as plaintext, or has the token (%v)", err)
 			}
 		},
+		"revoke.md": func(t *testing.T, s *server, out string, _ data) {
+			names := fmt.Sprint(s.list("ati/revoked")) // of an agent, of two tokens, and of a lease
+			if strings.Count(names, "jti:") != 3 || strings.Count(names, "agent_id:sandbox:1") != 1 || !strings.Contains(names, "jti:5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10") {
+				t.Errorf("the revocations are %s", names)
+			}
+			if !regexp.MustCompile(`(?m)^error +revoked at 20`).MatchString(out) {
+				t.Errorf("validate does not say that the token was revoked:\n%s", out)
+			}
+		},
 		"rotate.md": func(t *testing.T, _ *server, out string, status data) {
 			if !regexp.MustCompile(`(?m)^"time":"20`).MatchString(out) {
 				t.Errorf("the last request for blue was not found in the audit log:\n%s", out)
@@ -397,7 +406,7 @@ func (s *server) list(path string) []any {
 func TestDocsPathHelp(t *testing.T) {
 	s, _ := startEngine(t)
 	var script strings.Builder
-	order := []string{"config", "roles/researcher", "roles", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect", "proxy-env", "proxy-env/1", "jwks",
+	order := []string{"config", "roles/researcher", "roles", "creds/researcher", "batch/researcher", "check/researcher", "validate", "inspect", "revoke", "revoke/researcher", "revoked", "guard", "proxy-env", "proxy-env/1", "jwks",
 		"config/rotate/stage", "config/rotate/activate", "config/rotate/rollback", "config/rotate/activate", "config/rotate/retire", "config/rotate"}
 	_, paths := s.operations()
 	for _, path := range paths {
