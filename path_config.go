@@ -116,7 +116,7 @@ func (b *backend) newConfig(deleted configEntry, request keyring.Request, raw ma
 		return configEntry{}, err
 	}
 	ring, err := keyring.New(request, deleted.Ring, b.now())
-	return configEntry{Limits: role.NewLimits(), Ring: ring, Epoch: uuid.NewString()}, refuse.Error(err)
+	return configEntry{Limits: role.NewLimits(), Ring: ring, Epoch: uuid.NewString(), Generation: deleted.Generation}, refuse.Error(err)
 }
 
 func (b *backend) updateKeys(entry *configEntry, request keyring.Request, raw map[string]any) (warnings []string, err error) {
@@ -140,7 +140,7 @@ func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ 
 	if err != nil || entry.Current == nil {
 		return nil, err
 	}
-	if err := b.putConfig(ctx, req.Storage, configEntry{Ring: entry.Remains()}); err != nil {
+	if err := b.putConfig(ctx, req.Storage, configEntry{Ring: entry.Remains(), Generation: entry.Generation}); err != nil {
 		return nil, err
 	}
 	b.Logger().Warn("deleted config and keys", "key_version", entry.Current.Version)

@@ -84,12 +84,33 @@ func (b *backend) purgeRevoked(ctx context.Context, req *logical.Request) error 
 	if err != nil {
 		return err
 	}
+	if len(stale) > 0 {
+		if err := b.keepGeneration(ctx, req); err != nil {
+			return err
+		}
+	}
 	for _, bucket := range stale {
 		if err := b.purgeBucket(ctx, req, bucket, live, now.Unix()); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// keepGeneration raises the generation of the config above that of the revocations: after
+// a restart, it must not be lower because the newest one is gone.
+func (b *backend) keepGeneration(ctx context.Context, req *logical.Request) error {
+	b.lock.Lock()
+	defer b.lock.Unlock()
+	revoked, err := b.loadRevoked(ctx, req.Storage)
+	if err != nil {
+		return err
+	}
+	cfg, err := b.loadConfig(ctx, req.Storage)
+	if cfg == nil || err != nil || cfg.generation > revoked.Generation() {
+		return err
+	}
+	return b.putConfig(ctx, req.Storage, cfg.entry())
 }
 
 func (b *backend) purgeBucket(ctx context.Context, req *logical.Request, bucket int, live []revocation.Key, now int64) error {
