@@ -337,6 +337,15 @@ func (b *backend) requireRole(ctx context.Context, req *logical.Request, d *fram
 	return cfg, r, err
 }
 
+// redactedName returns the name of a role or a revocation for the log, unless it looks
+// like a key.
+func redactedName(name string) string {
+	if param.HoldsKey(name, false) {
+		return "(hidden)"
+	}
+	return param.Truncate(name, role.MaxNameBytes)
+}
+
 // parameterList returns the names of the parameters of a request, for the log.
 func parameterList(req *logical.Request) string {
 	return strings.Join(slices.Sorted(maps.Keys(req.Data)), ",")

@@ -101,7 +101,7 @@ func guardEntry(e *revocation.Entry) map[string]any {
 }
 
 const pathGuardHelpDesc = `
-For ati-guard, which stands in front of a proxy. The response has HS256 secrets, as that
+For ati-guard, a gate in front of a proxy. The response has HS256 secrets, as that
 of proxy-env has.
 
 With since, a guard gets what has changed since its last response, and only epoch and

@@ -8,7 +8,6 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/internal/keyring"
-	"vault-plugin-secrets-ati/internal/param"
 	"vault-plugin-secrets-ati/internal/refuse"
 	"vault-plugin-secrets-ati/internal/role"
 )
@@ -148,14 +147,6 @@ func (b *backend) pathRolesDelete(ctx context.Context, req *logical.Request, d *
 	}
 	b.Logger().Info("role deleted", "role", redactedName(name))
 	return nil, nil
-}
-
-// redactedName returns a role's name for the log, unless it looks like a key.
-func redactedName(name string) string {
-	if param.HoldsKey(name, false) {
-		return "(hidden)"
-	}
-	return param.Truncate(name, role.MaxNameBytes)
 }
 
 const pathRolesHelpSyn = `Manage a role, which defines what its tokens may access, for whom, and for how long.`

@@ -55,7 +55,7 @@ func (b *backend) addRevocation(ctx context.Context, req *logical.Request, e *re
 		return nil, err
 	}
 	revoked.Add(e)
-	b.Logger().Warn("revoked", "name", e.Name())
+	b.Logger().Warn("revoked", "name", redactedName(e.Name()))
 	return cfg, nil
 }
 

@@ -112,6 +112,8 @@ listener "tcp" {
 		"ati/check/r":                {"tool"},
 		"ati/validate":               {"token", "leeway"},
 		"ati/inspect":                {"token"},
+		"ati/revoke":                 {"token", "jti"},
+		"ati/revoke/r":               {"agent_id"},
 	}
 	_, all := s.operations()
 	for _, path := range all {
