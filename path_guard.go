@@ -3,6 +3,7 @@ package atisecrets
 import (
 	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -56,8 +57,12 @@ func (b *backend) pathGuardRead(ctx context.Context, req *logical.Request, d *fr
 		if since > generation {
 			since = -1 // of another storage: a snapshot was restored
 		}
+		now := b.now()
 		data["audiences"], data["issuer"] = cfg.Audiences(), cfg.Issuer
-		data["keys"] = guardKeys(&cfg.Keys, since, b.now())
+		data["keys"] = guardKeys(&cfg.Keys, since, now)
+		if importedSince(&cfg.Keys, since, now) {
+			since = -1 // the key may have signed what concerned no key before, and the guard has forgotten
+		}
 		entries := []any{}
 		for _, e := range revoked.Since(since) {
 			entries = append(entries, guardEntry(e))
@@ -66,6 +71,11 @@ func (b *backend) pathGuardRead(ctx context.Context, req *logical.Request, d *fr
 		return nil
 	})
 	return resp, err
+}
+
+// importedSince reports whether a live version was imported after since.
+func importedSince(ks *keyring.Keys, since int64, now time.Time) bool {
+	return slices.ContainsFunc(ks.Live(now), func(k *keyring.Key) bool { return !k.Generated && k.Generation > since })
 }
 
 // guardKeys returns the live versions, with the keys that were made after since.

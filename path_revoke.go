@@ -172,7 +172,8 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, e *revocatio
 	if e.Subject != "" {
 		warnings = append(warnings, "The agent can get new tokens. If it should not, first remove its login or disable its role, and then revoke it.")
 		// A token that is requested after the response is not revoked: it has a later iat.
-		b.waitUntil(time.Unix(e.RevokedAt+1, 0))
+		// (If the clock was set back, RevokedAt may be far ahead.)
+		b.waitUntil(time.Unix(min(e.RevokedAt, b.now().Unix())+1, 0))
 	}
 	if !cfg.Guarded {
 		warnings = append(warnings, "This mount has guarded=false: proxies without a guard accept revoked tokens until they expire.")

@@ -42,13 +42,20 @@ func (b *backend) addRevocation(ctx context.Context, req *logical.Request, e *re
 	}
 	now := b.now()
 	live := cfg.revocationKeys(now)
-	if !e.Lease && revoked.Get(e.Name()) == nil && revoked.IsFull(limit, live, now.Unix()) {
+	old := revoked.Get(e.Name())
+	if old != nil && !old.Concerns(live, now.Unix()) {
+		old = nil
+	}
+	if !e.Lease && old == nil && revoked.IsFull(limit, live, now.Unix()) {
 		return nil, refuse.Errorf("this mount has %d revocations, the maximum for this path; to revoke all tokens, rotate the key with: vault write -f %sconfig/rotate", limit, param.CommandPath(req.MountPoint))
 	}
 	e.RevokedAt, e.KeyVersion = now.Unix(), cfg.Stored.LastKeyVersion
 	if e.ExpiresAt == 0 {
 		e.ExpiresAt = cfg.Stored.LastExpiry(now).Unix()
 		e.Imported = slices.ContainsFunc(live, func(k revocation.Key) bool { return k.Imported })
+	}
+	if old != nil {
+		e.Include(old)
 	}
 	e.Generation = b.nextGeneration(cfg.generation, revoked)
 	if err := b.putRevoked(ctx, req.Storage, e.Bucket(), revoked.With(e)); err != nil {

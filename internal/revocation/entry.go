@@ -52,6 +52,15 @@ func (e *Entry) Concerns(live []Key, now int64) bool {
 	return false
 }
 
+// Include makes the entry revoke also what an earlier one of the same name revokes. What
+// was first revoked with its lease still counts as such.
+func (e *Entry) Include(old *Entry) {
+	e.RevokedAt, e.ExpiresAt = max(e.RevokedAt, old.RevokedAt), max(e.ExpiresAt, old.ExpiresAt)
+	e.KeyVersion = max(e.KeyVersion, old.KeyVersion)
+	e.Imported = e.Imported || old.Imported
+	e.Lease = old.Lease
+}
+
 // Name identifies what is revoked, such as "jti:…" or "agent_id:…".
 func (e *Entry) Name() string {
 	if e.JTI != "" {
