@@ -6,9 +6,12 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-ati/internal/revocation"
 )
 
 // BenchmarkMint measures a mint. The empty handler shows the framework's share.
@@ -114,6 +117,7 @@ func TestRequests_Allocations(t *testing.T) {
 	}
 	m := configured(t, nil, role)
 	token := m.ok(logical.ReadOperation, "creds/r", nil).Data["token"]
+	generation := m.ok(logical.ReadOperation, "guard", nil).Data["generation"]
 	for name, c := range map[string]struct {
 		op   logical.Operation
 		path string
@@ -125,6 +129,7 @@ func TestRequests_Allocations(t *testing.T) {
 		"batch of 1,000": {logical.UpdateOperation, "batch/r", data{"agent_ids": agentIDs(1000)}, 24_000},
 		"check":          {logical.ReadOperation, "check/r", data{"tool": "github:search"}, 70},
 		"validate":       {logical.UpdateOperation, "validate", data{"token": token}, 345},
+		"guard":          {logical.ReadOperation, "guard", data{"since": generation}, 35},
 		"role write":     {logical.UpdateOperation, "roles/r", role, 320},
 	} {
 		if got := testing.AllocsPerRun(100, func() { m.do(t, c.op, c.path, c.data) }); got > c.most {
@@ -165,4 +170,52 @@ func BenchmarkRoles(b *testing.B) {
 		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/1e6, "MB-cached")
 	})
 	b.Run("hot, 100000 roles", hot)
+}
+
+// BenchmarkRevoke measures a revocation, which must cost about the same with 10 and with
+// 100,000 of them.
+func BenchmarkRevoke(b *testing.B) {
+	for _, n := range []int{10, 100_000} {
+		b.Run(fmt.Sprint(n, " revocations"), func(b *testing.B) {
+			m := withRevocations(b, n)
+			i := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				m.do(b, logical.UpdateOperation, "revoke", data{"jti": requestID(i % n)}) // one of them again, so that there are as many
+				i++
+			}
+		})
+	}
+}
+
+// BenchmarkGuard measures a poll of a guard, and the whole state for one that starts.
+func BenchmarkGuard(b *testing.B) {
+	for _, n := range []int{10, 100_000} {
+		m := withRevocations(b, n)
+		generation := m.ok(logical.ReadOperation, "guard", nil).Data["generation"]
+		for name, since := range map[string]data{"unchanged": {"since": generation}, "everything": nil} {
+			b.Run(fmt.Sprintf("%s, %d revocations", name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					m.do(b, logical.ReadOperation, "guard", since)
+				}
+			})
+		}
+	}
+	b.Run("load 100000 revocations", func(b *testing.B) {
+		m := withRevocations(b, 100_000)
+		for b.Loop() {
+			m.b = m.newBackend()
+			m.do(b, logical.ReadOperation, "revoked/", data{"limit": 1})
+		}
+	})
+}
+
+// withRevocations returns a mount with n revocations, which are in memory.
+func withRevocations(b *testing.B, n int) *mount {
+	b.Helper()
+	m := generated(b, data{"guarded": true}, nil)
+	m.fillRevoked(n, revocation.Entry{ExpiresAt: m.now.Add(time.Hour).Unix()})
+	m.do(b, logical.ReadOperation, "revoked/", data{"limit": 1})
+	return m
 }

@@ -475,6 +475,7 @@ func FuzzRequest(f *testing.F) {
 		`{"agent_ids":["a","b"],"ttl":60.0,"tools":["web_search"]}`, `#{"ttl":1e3,"agent_ids":"a,b"}`, "format=env",
 		`{"tools":"[\"web_search\", \"a\"]\n","rate":"{\"*\":\"1/s\",\"*\":\"2/s\"}","ttl":" 5m\n"}`, `{"agent_ids":"a\r\nb,\n\nc\n","limit":"2","after":"a","t":1}`,
 		`{"rate":{"*":null,"tool:x":"1/s"},"max_ttl":null,"key_version":1,"name":"r"}`, `{"proxy_url":" HTTPS://a_b/%7e//c/..\n","description":"a\tb"}`,
+		`{"jti":"` + testID + `.7"}`, "agent_id=sandbox:1", `{"since":1800000000000000,"limit":1}`,
 		`{"name":"x"}`, `{"x":null,"tools":[[]],"rate":{"a":{}}}`, `{"tools":{"a":1},"token":["TOKEN"],"secret":["x"],"disabled":"t"}`,
 	}
 	for i := range requests {
