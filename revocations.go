@@ -78,35 +78,25 @@ func (b *backend) findRevocation(ctx context.Context, req *logical.Request, clai
 // purgeRevoked deletes revocations that concern no token any more. It holds the lock for
 // one write at a time.
 func (b *backend) purgeRevoked(ctx context.Context, req *logical.Request) error {
-	var live []revocation.Key
 	var stale []int
-	now := b.now()
 	err := b.withRevoked(ctx, req.Storage, func(cfg *config, revoked *revocation.List) error {
 		if cfg != nil { // else its key may be imported again
-			live = cfg.revocationKeys(now)
-			stale = revoked.Stale(live, now.Unix(), purgedBuckets)
+			stale = revoked.Stale(cfg.revocationKeys(b.now()), b.now().Unix(), purgedBuckets)
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if len(stale) > 0 {
-		if err := b.keepGeneration(ctx, req); err != nil {
-			return err
-		}
-	}
 	for _, bucket := range stale {
-		if err := b.purgeBucket(ctx, req, bucket, live, now.Unix()); err != nil {
+		if err := b.purgeBucket(ctx, req, bucket); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// keepGeneration raises the generation of the config above that of the revocations: after
-// a restart, it must not be lower because the newest one is gone.
-func (b *backend) keepGeneration(ctx context.Context, req *logical.Request) error {
+func (b *backend) purgeBucket(ctx context.Context, req *logical.Request, bucket int) error {
 	b.lock.Lock()
 	defer b.lock.Unlock()
 	revoked, err := b.loadRevoked(ctx, req.Storage)
@@ -114,19 +104,17 @@ func (b *backend) keepGeneration(ctx context.Context, req *logical.Request) erro
 		return err
 	}
 	cfg, err := b.loadConfig(ctx, req.Storage)
-	if cfg == nil || err != nil || cfg.generation > revoked.Generation() {
+	if cfg == nil || err != nil {
 		return err
 	}
-	return b.putConfig(ctx, req.Storage, cfg.entry())
-}
-
-func (b *backend) purgeBucket(ctx context.Context, req *logical.Request, bucket int, live []revocation.Key, now int64) error {
-	b.lock.Lock()
-	defer b.lock.Unlock()
-	revoked, err := b.loadRevoked(ctx, req.Storage)
-	if err != nil {
-		return err
+	if cfg.generation <= revoked.Generation() {
+		// After a restart, the generation must not be lower because the newest revocation
+		// is gone: the config keeps it.
+		if err := b.putConfig(ctx, req.Storage, cfg.entry()); err != nil {
+			return err
+		}
 	}
+	live, now := cfg.revocationKeys(b.now()), b.now().Unix()
 	if err := b.putRevoked(ctx, req.Storage, bucket, revoked.Kept(bucket, live, now)); err != nil {
 		return err
 	}
