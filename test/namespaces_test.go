@@ -83,6 +83,7 @@ func (s namespaces) policies(t *testing.T) {
 		"ati-orchestrator":     {"PUT ati/creds/researcher"},
 		"ati-sandbox":          {},
 		"ati-proxy-host":       {"GET ati/proxy-env", "GET ati/proxy-env/1"},
+		"ati-proxy-guard":      {"GET ati/guard"},
 	}
 	for policy := range allowed {
 		token := s.loginWith("ns1/auth/people", policy)

@@ -124,7 +124,7 @@ func TestRotate_CrashBetweenStepsIsAtomic(t *testing.T) {
 	}
 }
 
-// Guarantee: no response except proxy-env's, no error, and no log contains a secret or
+// Guarantee: no response except those of proxy-env and guard, no error, and no log contains a secret or
 // private key.
 func TestRotate_DoesNotExposeKeys(t *testing.T) {
 	t.Parallel()
@@ -166,6 +166,7 @@ func TestRotate_DoesNotExposeKeys(t *testing.T) {
 		do("ati/config/rotate/activate", nil)
 		do("ati/config/rotate/rollback", nil)
 		do("ati/config/rotate/retire", nil)
+		s.read(s.root, "ati/guard")
 		if secret := s.read(s.root, "ati/proxy-env").Data["ATI_JWT_SECRET"]; secret != nil {
 			secrets[secret.(string)] = true
 		}
@@ -247,7 +248,7 @@ func TestRotate_Policies(t *testing.T) {
 	if got := s.request("", "GET", "ati/jwks", nil); got != 200 {
 		t.Errorf("jwks without a Vault token returns %d", got)
 	}
-	for _, request := range []string{"GET ati/config", "GET ati/config/rotate", "GET ati/proxy-env", "PUT ati/jwks", "GET ati/jwks/x", "GET ati/jwksx"} {
+	for _, request := range []string{"GET ati/config", "GET ati/config/rotate", "GET ati/proxy-env", "GET ati/guard", "PUT ati/jwks", "GET ati/jwks/x", "GET ati/jwksx"} {
 		method, path, _ := strings.Cut(request, " ")
 		if got := s.request("", method, path, nil); got != http.StatusForbidden && got != http.StatusMethodNotAllowed && got != http.StatusNotFound {
 			t.Errorf("without a Vault token, %s returns %d", request, got)
