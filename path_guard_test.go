@@ -354,6 +354,11 @@ func TestGuard_Generations(t *testing.T) {
 			func() { m.write("config/rotate/retire", nil) },
 			func() { m.write("revoke", data{"agent_id": "a"}) },
 			func() { m.write("config/rotate", nil) },
+			func() {
+				m.ok(logical.DeleteOperation, "config", nil)
+				m.b = m.newBackend()
+				m.ok(logical.CreateOperation, "config", data{"proxy_url": testProxy})
+			},
 		} {
 			m.now = m.now.Add(clock)
 			change()
