@@ -652,7 +652,7 @@ func (c *convergence) poll(p *poller) {
 // must hold what one holds that has just joined: all live revocations and keys.
 func TestGuard_PollersConverge(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(rounds(100, 20_000)) {
+	for seed := range uint64(rounds(100, 5_000)) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			c := &convergence{
 				mount: newMount(t), random: rand.New(rand.NewPCG(seed, 0)), revoked: map[string]revocation.Entry{}, dropped: map[string]bool{},
