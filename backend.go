@@ -12,12 +12,14 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-kms-wrapping/entropy/v2"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/errutil"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"vault-plugin-secrets-ati/ati"
 	"vault-plugin-secrets-ati/internal/param"
 	"vault-plugin-secrets-ati/internal/refuse"
 	"vault-plugin-secrets-ati/internal/role"
@@ -123,24 +125,32 @@ func (b *backend) readParameters(req *logical.Request) (map[string]any, error) {
 				return nil, errors.New("a parameter that is not supported here appears to contain a key or token")
 			}
 			continue
-		case isPartOfPath(name) && value == path.Base(req.Path) && route.ExistenceCheck != nil: // a role is written back with its name
-			continue
+		case name == nameField && value == path.Base(req.Path) && field != nil && route.ExistenceCheck != nil:
+			continue // a role is written back with its name
 		}
-		if err := b.checkParameter(name, value, route.Fields); err != nil {
+		read, err := b.readParameter(name, value, route.Fields, req.Operation == logical.PatchOperation)
+		if err != nil {
 			return nil, err
 		}
-		read := param.Read
-		if req.Operation == logical.PatchOperation {
-			read = param.ReadPatch
-		} else if value == nil {
-			return nil, fmt.Errorf("parameter %q is null; omit it or set a value", name)
-		}
-		var err error
-		if data[name], err = read(name, value, field.Type); err != nil {
-			return nil, err
-		}
+		data[name] = read
 	}
 	return data, nil
+}
+
+// readParameter returns a parameter as param.Read does. What it holds is checked before,
+// since errors quote it, and after that, since it may have been encoded.
+func (b *backend) readParameter(name string, value any, fields map[string]*framework.FieldSchema, patch bool) (read any, err error) {
+	switch err = b.checkParameter(name, value, fields); {
+	case err != nil:
+		return nil, err
+	case patch:
+		read, err = param.ReadPatch(name, value, fields[name].Type)
+	case value == nil:
+		err = fmt.Errorf("parameter %q is null; omit it or set a value", name)
+	default:
+		read, err = param.Read(name, value, fields[name].Type)
+	}
+	return read, cmp.Or(err, b.checkParameter(name, read, fields))
 }
 
 // checkParameter reports an unknown parameter (a request with "tool" for "tools" would
@@ -155,7 +165,7 @@ func (b *backend) checkParameter(name string, value any, fields map[string]*fram
 	case isPartOfPath(name):
 		return fmt.Errorf("parameter %q is part of the path and cannot also be set in the request", name)
 	case !isSensitive(field) && param.HoldsKey(value, b.hexFields[name]):
-		return fmt.Errorf("%s appears to contain a key or token, which is not allowed in this parameter", name)
+		return param.Misplaced(name)
 	}
 	return nil
 }
@@ -335,6 +345,23 @@ func (b *backend) requireRole(ctx context.Context, req *logical.Request, d *fram
 		err = noRole(req, name)
 	}
 	return cfg, r, err
+}
+
+// reason returns why a token is not valid, or could not be decoded. rotatedAt is the
+// time of the last immediate rotation, or zero.
+func reason(err error, rotatedAt time.Time) string {
+	if errors.Is(err, ati.ErrSignature) {
+		const signedByNone = "not signed by any key of this mount"
+		if rotatedAt.IsZero() {
+			return signedByNone
+		}
+		return fmt.Sprintf("%s (key last rotated at %s; a proxy that has not restarted since may still accept it)", signedByNone, rotatedAt.Format(time.RFC3339))
+	}
+	var tokenErr *ati.TokenError
+	if errors.As(err, &tokenErr) {
+		return strings.TrimPrefix(tokenErr.Error(), tokenErr.Op+": ")
+	}
+	return err.Error()
 }
 
 // redactedName returns the name of a role or a revocation for the log, unless it looks

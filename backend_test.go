@@ -245,7 +245,9 @@ func TestSecretDetection_DoesNotQuoteKeys(t *testing.T) {
 				continue
 			}
 			for _, key := range []string{testSecret, strings.ToUpper(testSecret), pem, token} {
-				for _, value := range []any{key, " " + key + "\n", "http://" + key, "tool:" + key + "__x", key + "=1/hour", []any{key}, []any{5, key}, []string{key}, data{"x": key}, data{key: "1/hour"}, data{"x": []any{data{"y": key}}}} {
+				wrapped := key[:30] + "\n" + key[30:]
+				escaped := strings.Replace(strings.ReplaceAll(key, "\n", `\n`), "7", `\u0037`, 1)
+				for _, value := range []any{wrapped, key[:30] + " \r\n " + key[30:], `["` + escaped + `"]`, `{"tool:x":"` + escaped + `"}`, `{"` + escaped + `":"1/s"}`, "https://h/" + strings.Replace(key, "7", "%37", 1), key, " " + key + "\n", "http://" + key, "tool:" + key + "__x", key + "=1/hour", []any{key}, []any{5, key}, []string{key}, data{"x": key}, data{key: "1/hour"}, data{"x": []any{data{"y": key}}}} {
 					tried++
 					req := &logical.Request{ID: testID, Operation: logical.UpdateOperation, Path: path, Data: data{field: value}, Storage: m.storage, MountPoint: "ati/", DisplayName: "token"}
 					if _, _, err := m.b.HandleExistenceCheck(t.Context(), req); err != nil {

@@ -46,12 +46,13 @@ func (c *config) entry() configEntry {
 	return configEntry{Limits: c.Limits, Ring: c.Stored, Epoch: c.epoch, Generation: c.generation}
 }
 
-// revocationKeys returns what revocations need to know about the live versions.
-func (c *config) revocationKeys(now time.Time) (keys []revocation.Key) {
+// live returns what revocations need to know about the live versions.
+func (c *config) live(now time.Time) revocation.Live {
+	live := revocation.Live{Oldest: c.Current.Version}
 	for _, k := range c.Live(now) {
-		keys = append(keys, revocation.Key{Version: k.Version, Imported: !k.Generated})
+		live.Oldest, live.Imported = min(live.Oldest, k.Version), live.Imported || !k.Generated
 	}
-	return keys
+	return live
 }
 
 // bounds returns what limits a token in addition to its role.

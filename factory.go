@@ -37,7 +37,7 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 	}
 	b := &backend{
 		store: st, node: node{now: now, sleep: time.Sleep, dropCaches: st.dropCaches},
-		hexFields: merged(role.Params.HexFields(), role.CredsParams.HexFields(), role.BatchParams.HexFields()),
+		hexFields: merged(role.Params.HexFields(), role.CredsParams.HexFields(), role.BatchParams.HexFields(), map[string]bool{"after": true}),
 	}
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),

@@ -21,7 +21,7 @@ const (
 func TestNode_ForwardsRequests(t *testing.T) {
 	t.Parallel()
 	local := []string{"read jwks", "list roles/", "read roles/r", "update inspect"}
-	minting := []string{"read creds/r", "update creds/r", "update batch/r", "read check/r", "update check/r", "update validate"}
+	minting := []string{"read creds/r", "update creds/r", "update batch/r", "read check/r", "update check/r"}
 	for _, c := range []struct {
 		state      consts.ReplicationState
 		localMount bool

@@ -31,7 +31,7 @@ func pathGuard(b *backend) []*framework.Path {
 					"audiences":  {Type: framework.TypeStringSlice, Description: "Audience and accepted_audiences of the config."},
 					"issuer":     {Type: framework.TypeString, Description: "Issuer of the config."},
 					"keys":       {Type: framework.TypeSlice, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "All live versions of the key: version, state (current, pending, or previous), algorithm, generated, tokens_expire_by once it is retired, and, unless it was there at since, secret (HS256) or public_key (ES256, in PEM)."},
-					"revoked":    {Type: framework.TypeSlice, Description: "Revocations after since: jti or sub, revoked_at, expires_at, key_version, and imported. Times are in seconds since the Unix epoch."},
+					"revoked":    {Type: framework.TypeSlice, Description: "Revocations after since: jti or sub, revoked_at, expires_at, and imported. Times are in seconds since the Unix epoch."},
 				}}),
 		},
 		HelpSynopsis:    "Read the keys and the revocations that ati-guard enforces.",
@@ -61,7 +61,7 @@ func (b *backend) pathGuardRead(ctx context.Context, req *logical.Request, d *fr
 		data["audiences"], data["issuer"] = cfg.Audiences(), cfg.Issuer
 		data["keys"] = guardKeys(&cfg.Keys, since, now)
 		if importedSince(&cfg.Keys, since, now) {
-			since = -1 // the key may have signed what concerned no key before, and the guard has forgotten
+			since = -1 // a guard may have forgotten what matters again
 		}
 		entries := []any{}
 		for _, e := range revoked.Since(since) {
@@ -101,7 +101,7 @@ func guardKeys(ks *keyring.Keys, since int64, now time.Time) []any {
 // guardEntry returns a revocation as an object: a map's keys are not hashed in Vault's
 // audit log.
 func guardEntry(e *revocation.Entry) map[string]any {
-	entry := map[string]any{"revoked_at": e.RevokedAt, "expires_at": e.ExpiresAt, "key_version": e.KeyVersion, "imported": e.Imported}
+	entry := map[string]any{"revoked_at": e.RevokedAt, "expires_at": e.ExpiresAt, "imported": e.Imported}
 	if e.JTI != "" {
 		entry["jti"] = e.JTI
 	} else {
@@ -116,7 +116,9 @@ of proxy-env has.
 
 With since, a guard gets what has changed since its last response, and only epoch and
 generation if nothing has. It must read without since if it does not hold a key that
-the response lists, or if the epoch is another one.
+the response lists, or if the epoch is another one. It forgets a version at its
+tokens_expire_by, and a revocation at its expires_at, or with imported=true when no
+version is live any more that has generated=false, if that is later.
 
 ` + needsSudo + `
 

@@ -106,7 +106,7 @@ func (p *poller) apply(response data) bool {
 	}
 	for _, item := range response["revoked"].([]any) {
 		r := item.(map[string]any)
-		e := revocation.Entry{RevokedAt: r["revoked_at"].(int64), ExpiresAt: r["expires_at"].(int64), KeyVersion: r["key_version"].(int), Imported: r["imported"].(bool)}
+		e := revocation.Entry{RevokedAt: r["revoked_at"].(int64), ExpiresAt: r["expires_at"].(int64), Imported: r["imported"].(bool)}
 		e.JTI, _ = r["jti"].(string)
 		e.Subject, _ = r["sub"].(string)
 		p.Revoked[e.Name()] = e
@@ -121,12 +121,12 @@ func (p *poller) forget(now time.Time) {
 		return err == nil && !now.Before(expiry)
 	})
 	live := p.live()
-	maps.DeleteFunc(p.Revoked, func(_ string, e revocation.Entry) bool { return !e.Concerns(live, now.Unix()) })
+	maps.DeleteFunc(p.Revoked, func(_ string, e revocation.Entry) bool { return !e.Keep(live, now.Unix()) })
 }
 
-func (p *poller) live() (live []revocation.Key) {
-	for version, k := range p.Keys {
-		live = append(live, revocation.Key{Version: version, Imported: !k.Generated})
+func (p *poller) live() (live revocation.Live) {
+	for _, k := range p.Keys {
+		live.Imported = live.Imported || !k.Generated
 	}
 	return live
 }
@@ -226,8 +226,8 @@ func TestGuard_Response(t *testing.T) {
 
 	m.write("revoke", data{"jti": testID})
 	m.write("revoke", data{"agent_id": "a"})
-	jti := data{"jti": testID, "revoked_at": int64(1_800_000_000), "expires_at": int64(1_800_003_661), "key_version": 2, "imported": true}
-	agent := data{"sub": "a", "revoked_at": int64(1_800_000_000), "expires_at": int64(1_800_003_661), "key_version": 2, "imported": true}
+	jti := data{"jti": testID, "revoked_at": int64(1_800_000_000), "expires_at": int64(1_800_003_661), "imported": true}
+	agent := data{"sub": "a", "revoked_at": int64(1_800_000_000), "expires_at": int64(1_800_003_661), "imported": true}
 	want["generation"], want["keys"], want["revoked"] = now+6, []any{known(pending), known(current)}, []any{jti, agent}
 	m.equal("two revocations", want, m.guard(now+4))
 	want["revoked"] = []any{agent}
@@ -459,9 +459,8 @@ func TestGuard_RestoredSnapshot(t *testing.T) {
 	}
 }
 
-// TestGuard_OldKeyImportedAgain checks that a guard which has forgotten a revocation, since
-// no key was live that it concerned, gets it again when a key is imported with which its
-// token may be signed.
+// TestGuard_OldKeyImportedAgain checks that a token stays revoked when its key is replaced
+// and imported again.
 func TestGuard_OldKeyImportedAgain(t *testing.T) {
 	t.Parallel()
 	for _, step := range []string{"", "/stage"} {
@@ -471,7 +470,7 @@ func TestGuard_OldKeyImportedAgain(t *testing.T) {
 		m.write("config/rotate", nil)
 		p := new(poller)
 		p.mustPoll(m)
-		m.equal("revocations after the rotation", 0, len(p.Revoked))
+		m.equal("revocations after the rotation", 1, len(p.Revoked))
 		m.write("config/rotate"+step, data{"secret": testSecret, "proxy_url": greenProxy})
 		p.mustPoll(m)
 		m.checkRevoked("the token", token, "2027-01-15T08:00:00Z")
@@ -486,8 +485,8 @@ type convergence struct {
 	*mount
 	random  *rand.Rand
 	pollers []*poller
-	revoked map[string]revocation.Entry // by requests that succeeded, and what else was seen, until it concerns no live key
-	dropped map[string]bool             // what once concerned no live key: the engine may have purged it
+	revoked map[string]revocation.Entry // by requests that succeeded, and what else was seen, until it is not kept
+	dropped map[string]bool             // what once was not kept: the engine may have purged it
 	leases  []*logical.Secret
 	tokens  []string
 	ids     int
@@ -609,7 +608,7 @@ func (c *convergence) check() {
 			}
 			c.revoked[name] = got
 		case len(fresh.Keys) == 0: // no config
-		case !e.Concerns(fresh.live(), c.now.Unix()):
+		case !e.Keep(fresh.live(), c.now.Unix()):
 			delete(c.revoked, name)
 			c.dropped[name] = true
 		case !ok || got.RevokedAt < e.RevokedAt || got.ExpiresAt < e.ExpiresAt:

@@ -2,6 +2,7 @@ package atisecrets
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -15,8 +16,6 @@ import (
 	"vault-plugin-secrets-ati/internal/revocation"
 	"vault-plugin-secrets-ati/internal/role"
 )
-
-const maxJTIBytes = 255 // of a token that was signed with an imported key
 
 func pathRevoke(b *backend) []*framework.Path {
 	response := framework.Response{Description: "What was revoked", Fields: revocationFacts.Response()}
@@ -126,24 +125,30 @@ func (b *backend) pathRevokeWrite(ctx context.Context, req *logical.Request, d *
 
 // revocationOf returns the revocation of a token that a live version of the key signed.
 func (b *backend) revocationOf(token string, cfg *config) (*revocation.Entry, error) {
+	rotatedAt := cfg.Stored.LastRotatedAt
 	decoded, err := ati.DecodeToken(token)
 	if err != nil {
-		return nil, err
+		return nil, errors.New(reason(err, rotatedAt))
 	}
 	// Whether the mount still accepts the audience does not matter.
 	audience, _ := decoded["aud"].(string)
-	options := []ati.ValidateOption{ati.WithTime(b.now)}
+	var options []ati.ValidateOption
 	if audience != "" {
 		options = append(options, ati.WithAudience(audience))
 	}
-	claims, _, err := cfg.Validate(token, b.now(), options...)
+	claims, _, err := cfg.Validate(token, b.now(), append(options, ati.WithTime(b.now))...)
+	if exp, ok := decoded["exp"].(json.Number); ok && errors.Is(err, ati.ErrNotYetValid) {
+		if end, numErr := exp.Int64(); numErr == nil { // it will be valid
+			claims, _, err = cfg.Validate(token, b.now(), append(options, ati.WithTime(func() time.Time { return time.Unix(end, 0) }))...)
+		}
+	}
 	switch {
 	case errors.Is(err, ati.ErrExpired):
-		return nil, fmt.Errorf("%w; there is nothing to revoke", err)
+		return nil, fmt.Errorf("%s; there is nothing to revoke", reason(err, rotatedAt))
 	case err != nil:
-		return nil, err
-	case claims.ID == "" || len(claims.ID) > maxJTIBytes:
-		return nil, fmt.Errorf("jti of the token has %d bytes, and must have 1 to %d; revoke all tokens of its agent instead", len(claims.ID), maxJTIBytes)
+		return nil, errors.New(reason(err, rotatedAt))
+	case role.CheckID("jti", claims.ID) != nil:
+		return nil, errors.New("the token has no jti, or one of another form; revoke all tokens of its agent instead")
 	}
 	return revocation.ForToken(claims.ID, claims.ExpiresAt, false), nil
 }

@@ -104,8 +104,11 @@ func (b *backend) secretTokenRevoke(ctx context.Context, req *logical.Request, _
 	// Vault also revokes a lease that has expired, a second or two before its token
 	// expires. (ExpirationTime would count the TTL from now.)
 	s := req.Secret
-	if s == nil || !b.now().Before(s.IssueTime.Add(s.TTL)) {
+	if s == nil || !s.IssueTime.IsZero() && !b.now().Before(s.IssueTime.Add(s.TTL)) {
 		return nil, nil
+	}
+	if err := b.checkNode(ctx, req, writingNode); err != nil {
+		return nil, err
 	}
 	jti, _ := s.InternalData["jti"].(string)
 	expires, _ := s.InternalData["expires"].(string)
@@ -114,7 +117,7 @@ func (b *backend) secretTokenRevoke(ctx context.Context, req *logical.Request, _
 		return nil, err
 	}
 	if cfg == nil || !cfg.Guarded || jti == "" {
-		b.Logger().Warn("lease revoked, but its token remains valid until it expires", "path", req.Path, "jti", jti, "expires", expires)
+		b.Logger().Warn("lease revoked, but its token remains valid until it expires", "path", redactedName(req.Path), "jti", jti, "expires", expires)
 		return nil, nil
 	}
 	exp, err := time.Parse(time.RFC3339, expires)

@@ -26,7 +26,7 @@ func pathValidate(b *backend) []*framework.Path {
 			Fields:       validateParams.Fields(),
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.UpdateOperation: b.operation(mintingNode, b.pathValidateWrite, "Validate a token against this mount's keys and settings.", "validate", "token",
+				logical.UpdateOperation: b.operation(activeNode, b.pathValidateWrite, "Validate a token against this mount's keys and settings.", "validate", "token",
 					framework.Response{Description: "Result, and the claims of a valid token", Fields: validateResponse()}),
 			},
 			HelpSynopsis:    pathValidateHelpSyn,
@@ -72,6 +72,8 @@ func validateResponse() map[string]*framework.FieldSchema {
 	return fields
 }
 
+const otherClaims = "other_claims" // in a response of inspect
+
 // inspectResponse returns the claims of ATI tokens, with the types that they have in a
 // well-formed one. A token may have others.
 func inspectResponse() map[string]*framework.FieldSchema {
@@ -79,6 +81,8 @@ func inspectResponse() map[string]*framework.FieldSchema {
 		"decoded": {Type: framework.TypeBool, Required: true, Description: "Whether the token could be decoded."},
 		"error":   {Type: framework.TypeString, Description: "Reason why the token could not be decoded."},
 		"ati":     {Type: framework.TypeMap, Description: "Claim `ati`."},
+
+		otherClaims: {Type: framework.TypeMap, Description: "All other claims."},
 	}
 	claims := claimFields()
 	for _, name := range []string{"sub", "aud", "iat", "exp", "scope", "iss", "jti", "job_id", "sandbox_id"} {
@@ -158,13 +162,14 @@ func (b *backend) pathValidateWrite(ctx context.Context, req *logical.Request, d
 
 // revokedError returns the reason why a revoked token is not valid, or nil.
 func revokedError(e *revocation.Entry, guarded bool) error {
-	switch {
-	case e == nil:
+	if e == nil {
 		return nil
-	case guarded:
-		return fmt.Errorf("revoked at %s", time.Unix(e.RevokedAt, 0).UTC().Format(time.RFC3339))
 	}
-	return fmt.Errorf("revoked at %s; proxies without a guard still accept it", time.Unix(e.RevokedAt, 0).UTC().Format(time.RFC3339))
+	at := time.Unix(e.RevokedAt, 0).UTC().Format(time.RFC3339)
+	if !guarded {
+		return fmt.Errorf("revoked at %s; proxies without a guard still accept it", at)
+	}
+	return fmt.Errorf("revoked at %s", at)
 }
 
 func (r *validateRequest) options(cfg *config, now func() time.Time) []ati.ValidateOption {
@@ -176,23 +181,6 @@ func (r *validateRequest) options(cfg *config, now func() time.Time) []ati.Valid
 		options = append(options, ati.WithIssuer(issuer))
 	}
 	return options
-}
-
-// reason returns why a token is not valid, or could not be decoded. rotatedAt is the
-// time of the last immediate rotation, or zero.
-func reason(err error, rotatedAt time.Time) string {
-	if errors.Is(err, ati.ErrSignature) {
-		const signedByNone = "not signed by any key of this mount"
-		if rotatedAt.IsZero() {
-			return signedByNone
-		}
-		return fmt.Sprintf("%s (key last rotated at %s; a proxy that has not restarted since may still accept it)", signedByNone, rotatedAt.Format(time.RFC3339))
-	}
-	var tokenErr *ati.TokenError
-	if errors.As(err, &tokenErr) {
-		return strings.TrimPrefix(tokenErr.Error(), tokenErr.Op+": ")
-	}
-	return err.Error()
 }
 
 func addClaims(data map[string]any, c *ati.Claims) {
@@ -219,8 +207,18 @@ func (b *backend) pathInspectWrite(_ context.Context, _ *logical.Request, d *fra
 	if err != nil {
 		return &logical.Response{Data: map[string]any{"decoded": false, "error": reason(err, time.Time{})}}, nil
 	}
-	resp := &logical.Response{Data: exactNumbers(claims).(map[string]any)}
-	resp.Data["decoded"] = true
+	resp := &logical.Response{Data: map[string]any{"decoded": true}}
+	declared, other := inspectResponse(), map[string]any{}
+	for name, value := range exactNumbers(claims).(map[string]any) {
+		if declared[name] == nil || name == "decoded" || name == "error" || name == otherClaims {
+			other[name] = value // elsewhere, Vault would take some for its own, such as http_raw_body
+		} else {
+			resp.Data[name] = value
+		}
+	}
+	if len(other) > 0 {
+		resp.Data[otherClaims] = other
+	}
 	resp.AddWarning("The token was decoded but not verified. Use validate to verify it.")
 	return resp, nil
 }
@@ -258,8 +256,8 @@ The current, the pending, and the previous version of the key are tried; key_ver
 the one that signed the token. With scope, allowed says whether the token allows the
 scope now.
 
-The result is for this mount: its keys, settings, and revocations. A proxy that has not restarted since a rotation holds an
-older key, and may decide differently.
+The result is for this mount: its keys, settings, and revocations. A proxy that has not
+restarted since a rotation holds an older key, and may decide differently.
 
     $ vault write ati/validate token=@token.txt scope=tool:web_search
 `

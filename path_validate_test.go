@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,9 +159,24 @@ func TestInspect_KeepsNumbersExact(t *testing.T) {
 	}
 	want := data{
 		"decoded": true, "sub": "9007199254740993", "aud": []any{"x", "1e400"}, "iat": -1.5, "exp": "1e400", "scope": "12345678901234567890", "iss": 1.7e9, "jti": "1.0",
-		"ati": map[string]any{"v": "1e400", "rate": map[string]any{"a": []any{"1e999", 7.0}}}, "x": "1e3",
+		"ati": map[string]any{"v": "1e400", "rate": map[string]any{"a": []any{"1e999", 7.0}}}, "other_claims": map[string]any{"x": "1e3"},
 	}
 	m.equal("inspect", want, got)
+}
+
+// TestInspect_HidesNamesFromVault checks that a claim is not taken for a part of Vault's
+// response, as http_raw_body would be, or for a field of inspect.
+func TestInspect_HidesNamesFromVault(t *testing.T) {
+	t.Parallel()
+	m := configured(t, nil, nil)
+	encode := base64.RawURLEncoding.EncodeToString
+	claims := data{"http_raw_body": "x", "http_status_code": 200.0, "http_content_type": "text/html", "decoded": false, "error": "e", "other_claims": "o"}
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp := m.ok(logical.UpdateOperation, "inspect", data{"token": encode([]byte(`{"alg":"HS256"}`)) + "." + encode(payload) + ".AAAA"})
+	m.equal("inspect", data{"decoded": true, "other_claims": map[string]any{"http_raw_body": "x", "http_status_code": int64(200), "http_content_type": "text/html", "decoded": false, "error": "e", "other_claims": "o"}}, resp.Data)
 }
 
 // TestValidateAndInspect_Vectors checks that validate accepts what both the proxy and
@@ -215,8 +231,19 @@ func TestValidateAndInspect_Vectors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := json.Unmarshal(payload, &want); err != nil {
+		claims, known, other := data{}, []string{"sub", "aud", "iat", "exp", "scope", "iss", "jti", "ati", "job_id", "sandbox_id"}, data{}
+		if err := json.Unmarshal(payload, &claims); err != nil {
 			t.Fatal(err)
+		}
+		for name, value := range claims {
+			if slices.Contains(known, name) {
+				want[name] = value
+			} else {
+				other[name] = value
+			}
+		}
+		if len(other) > 0 {
+			want["other_claims"] = other
 		}
 		got := data{}
 		b, err := json.Marshal(resp.Data)

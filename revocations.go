@@ -2,7 +2,6 @@ package atisecrets
 
 import (
 	"context"
-	"slices"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -41,9 +40,9 @@ func (b *backend) addRevocation(ctx context.Context, req *logical.Request, e *re
 		return nil, err
 	}
 	now := b.now()
-	live := cfg.revocationKeys(now)
+	live := cfg.live(now)
 	old := revoked.Get(e.Name())
-	if old != nil && !old.Concerns(live, now.Unix()) {
+	if old != nil && !old.Keep(live, now.Unix()) {
 		old = nil
 	}
 	if !e.Lease && old == nil && revoked.IsFull(limit, live, now.Unix()) {
@@ -52,16 +51,17 @@ func (b *backend) addRevocation(ctx context.Context, req *logical.Request, e *re
 	e.RevokedAt, e.KeyVersion = now.Unix(), cfg.Stored.LastKeyVersion
 	if e.ExpiresAt == 0 {
 		e.ExpiresAt = cfg.Stored.LastExpiry(now).Unix()
-		e.Imported = slices.ContainsFunc(live, func(k revocation.Key) bool { return k.Imported })
+		e.Imported = live.Imported
 	}
 	if old != nil {
 		e.Include(old)
 	}
 	e.Generation = b.nextGeneration(cfg.generation, revoked)
-	if err := b.putRevoked(ctx, req.Storage, e.Bucket(), revoked.With(e)); err != nil {
+	bucket := revoked.Place(e)
+	if err := b.putRevoked(ctx, req.Storage, bucket, revoked.With(e, bucket)); err != nil {
 		return nil, err
 	}
-	revoked.Add(e)
+	revoked.Add(e, bucket)
 	b.Logger().Warn("revoked", "name", redactedName(e.Name()))
 	return cfg, nil
 }
@@ -75,13 +75,13 @@ func (b *backend) findRevocation(ctx context.Context, req *logical.Request, clai
 	return e, err
 }
 
-// purgeRevoked deletes revocations that concern no token any more. It holds the lock for
+// purgeRevoked deletes revocations whose tokens have expired. It holds the lock for
 // one write at a time.
 func (b *backend) purgeRevoked(ctx context.Context, req *logical.Request) error {
 	var stale []int
 	err := b.withRevoked(ctx, req.Storage, func(cfg *config, revoked *revocation.List) error {
 		if cfg != nil { // else its key may be imported again
-			stale = revoked.Stale(cfg.revocationKeys(b.now()), b.now().Unix(), purgedBuckets)
+			stale = revoked.Stale(cfg.live(b.now()), b.now().Unix(), purgedBuckets)
 		}
 		return nil
 	})
@@ -114,7 +114,7 @@ func (b *backend) purgeBucket(ctx context.Context, req *logical.Request, bucket 
 			return err
 		}
 	}
-	live, now := cfg.revocationKeys(b.now()), b.now().Unix()
+	live, now := cfg.live(b.now()), b.now().Unix()
 	if err := b.putRevoked(ctx, req.Storage, bucket, revoked.Kept(bucket, live, now)); err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package atisecrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -91,8 +93,9 @@ func readConfigEntry(ctx context.Context, s logical.Storage) (configEntry, error
 
 // putConfig stores the entry and updates the cache. The caller holds the lock.
 func (st *store) putConfig(ctx context.Context, s logical.Storage, entry configEntry) error {
+	var damage damagedError
 	revoked, err := st.loadRevoked(ctx, s)
-	if err != nil {
+	if err != nil && !errors.As(err, &damage) { // a damaged revocation must not prevent a rotation
 		return err
 	}
 	entry.StorageVersion = storageVersion
@@ -201,13 +204,17 @@ func (st *store) loadRevoked(ctx context.Context, s logical.Storage) (*revocatio
 	if err != nil {
 		return nil, fmt.Errorf("list revocations: %w", err)
 	}
-	var entries []revocation.Entry
+	entries := map[int][]revocation.Entry{}
 	for _, name := range names {
+		number, err := strconv.ParseInt(name, 16, 32)
+		if err != nil || number < 0 || number >= revocation.Buckets {
+			continue // not of this engine
+		}
 		var bucket revokedBucket
 		if err := readEntry(ctx, s, revokedPrefix+name, &bucket, func() int { return bucket.StorageVersion }); err != nil {
 			return nil, fmt.Errorf("read revocations: %w", err)
 		}
-		entries = append(entries, bucket.Entries...)
+		entries[int(number)] = bucket.Entries
 	}
 	st.revoked = revocation.NewList(entries)
 	return st.revoked, nil
@@ -270,7 +277,11 @@ func (st *store) putRevoked(ctx context.Context, s logical.Storage, bucket int, 
 // nextGeneration returns the number of a change, which is higher than that of each
 // earlier one, also of those that a restored snapshot does not have.
 func (st *store) nextGeneration(config int64, revoked *revocation.List) int64 {
-	return max(config+1, revoked.Generation()+1, st.clock().UnixMicro())
+	generation := max(config+1, st.clock().UnixMicro())
+	if revoked != nil {
+		generation = max(generation, revoked.Generation()+1)
+	}
+	return generation
 }
 
 // dropCaches makes the next requests read from storage.
@@ -295,6 +306,9 @@ func (st *store) invalidate(_ context.Context, key string) {
 	}
 }
 
+// damagedError is an entry that this build cannot read.
+type damagedError struct{ error }
+
 // readEntry decodes a storage entry into out, if there is one. version returns the
 // storage version of out.
 func readEntry(ctx context.Context, s logical.Storage, path string, out any, version func() int) error {
@@ -303,10 +317,10 @@ func readEntry(ctx context.Context, s logical.Storage, path string, out any, ver
 		return err
 	}
 	if err := entry.DecodeJSON(out); err != nil {
-		return fmt.Errorf("decode storage entry: %w", err)
+		return damagedError{fmt.Errorf("decode storage entry: %w", err)}
 	}
 	if v := version(); v > storageVersion {
-		return fmt.Errorf("storage entry has version %d, but this plugin supports versions up to %d; use the plugin version that wrote it, or a newer one", v, storageVersion)
+		return damagedError{fmt.Errorf("storage entry has version %d, but this plugin supports versions up to %d; use the plugin version that wrote it, or a newer one", v, storageVersion)}
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func TestRevoke_ManyAfterRestart(t *testing.T) {
 		if i == 0 {
 			e.JTI = token["jti"].(string)
 		}
-		buckets[e.Bucket()] = append(buckets[e.Bucket()], e)
+		buckets[i%revocation.Buckets] = append(buckets[i%revocation.Buckets], e)
 	}
 	mount := s.read(s.root, "sys/mounts/ati").Data["uuid"].(string)
 	client := s.client(s.root)

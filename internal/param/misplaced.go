@@ -1,8 +1,8 @@
 package param
 
 import (
+	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 )
 
@@ -13,28 +13,58 @@ const SecretBytes = 32
 // tokenForm matches the beginning of a JWT: header and payload begin with {".
 var tokenForm = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.`)
 
+// Misplaced is the error for a value that HoldsKey.
+func Misplaced(name string) error {
+	return fmt.Errorf("%s appears to contain a key or token, which is not allowed in this parameter", name)
+}
+
 // HoldsKey reports whether a value contains a token, a private key in PEM or, unless
 // hex is allowed, an HS256 secret. Errors and warnings quote values, and Vault writes
 // some of them to its audit log: so such a value is rejected before anything quotes it.
 func HoldsKey(value any, allowHex bool) bool {
-	holdsKey := func(item any) bool { return HoldsKey(item, allowHex) }
-	switch v := value.(type) {
-	case string:
-		return strings.Contains(v, ".eyJ") && tokenForm.MatchString(v) ||
-			strings.Contains(v, "PRIVATE KEY-----") ||
-			!allowHex && holdsSecret(v)
-	case []any:
-		return slices.ContainsFunc(v, holdsKey)
-	case map[string]any:
-		for key, item := range v {
-			if holdsKey(key) || holdsKey(item) {
-				return true
-			}
+	for _, text := range texts(value) {
+		// A line break in a token, or in a secret, may come from an email.
+		if textHoldsKey(text, allowHex) || strings.ContainsAny(text, ASCIISpace) && textHoldsKey(strings.Join(strings.Fields(text), ""), allowHex) {
+			return true
 		}
-	case []string:
-		return slices.ContainsFunc(v, func(item string) bool { return holdsKey(item) })
 	}
 	return false
+}
+
+// texts returns all strings of a value, of a request or as Read returns it.
+func texts(value any) (all []string) {
+	switch v := value.(type) {
+	case string:
+		return []string{v}
+	case []string:
+		return v
+	case []any:
+		for _, item := range v {
+			all = append(all, texts(item)...)
+		}
+	case map[string]any:
+		for key, item := range v {
+			all = append(append(all, key), texts(item)...)
+		}
+	case map[string]string:
+		for key, item := range v {
+			all = append(all, key, item)
+		}
+	case Merge:
+		for key, item := range v {
+			all = append(all, key)
+			if item != nil {
+				all = append(all, *item)
+			}
+		}
+	}
+	return all
+}
+
+func textHoldsKey(text string, allowHex bool) bool {
+	return strings.Contains(text, ".eyJ") && tokenForm.MatchString(text) ||
+		strings.Contains(text, "PRIVATE KEY-----") || strings.Contains(text, "PRIVATEKEY-----") ||
+		!allowHex && holdsSecret(text)
 }
 
 // holdsSecret reports whether a text contains a word of hexadecimal digits about as

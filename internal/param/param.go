@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -176,7 +177,7 @@ func OrEmpty(f Form) Form {
 // Text declares a string.
 func Text[T any](name string, d *framework.DisplayAttributes, description string, at func(*T) *string, forms ...Form) Param[T] {
 	return value(name, framework.TypeString, framework.TypeString, d, description, at, func(to *T, text string) error {
-		if text == *at(to) {
+		if text == strings.Trim(*at(to), ASCIISpace) {
 			return nil
 		}
 		*at(to) = text

@@ -41,7 +41,11 @@ func ParseProxyURL(raw string) (string, error) {
 	case len(raw) > maxProxyURLBytes || !urlForm.MatchString(raw):
 		return "", fmt.Errorf(`proxy_url %q: must have at most %d characters, all of them letters, digits, or ._~:/%%+=,;!()[]-`, raw, maxProxyURLBytes)
 	}
-	return u.Scheme + "://" + normalHost(u) + normalPath(u.EscapedPath()), nil
+	normal := u.Scheme + "://" + normalHost(u) + normalPath(u.EscapedPath())
+	if HoldsKey(normal, false) { // in escapes, until now
+		return "", Misplaced("proxy_url")
+	}
+	return normal, nil
 }
 
 func normalPath(escaped string) string {

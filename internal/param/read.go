@@ -183,6 +183,9 @@ func readRates(name string, raw any) (map[string]string, error) {
 		if strings.HasPrefix(v, "{") {
 			return decodeRates(name, v)
 		}
+		if strings.HasPrefix(v, "[") {
+			raw = nil // a list of rates is not a string
+		}
 	}
 	items, err := readList(name, raw)
 	if err != nil {

@@ -4,7 +4,6 @@ package revocation
 
 import (
 	"fmt"
-	"hash/fnv"
 	"regexp"
 	"strings"
 )
@@ -27,29 +26,31 @@ type Entry struct {
 	Generation int64 `json:"generation"`
 }
 
+const maxSeconds = 253_402_300_799 // the end of the year 9999
+
 // ForToken returns the revocation of a token that expires at exp. Proxies accept it
 // through the 60th second after that.
 func ForToken(jti string, exp int64, lease bool) *Entry {
-	return &Entry{JTI: jti, ExpiresAt: exp + 61, Lease: lease}
+	return &Entry{JTI: jti, ExpiresAt: min(exp, maxSeconds) + 61, Lease: lease}
 }
 
-// Key is what a revocation needs to know about a version of the key that is live.
-type Key struct {
-	Version  int
-	Imported bool
+// Live is what a revocation needs to know about the live versions of the key.
+type Live struct {
+	Oldest   int  // version
+	Imported bool // whether one of them was imported
 }
 
-// Concerns reports whether one of the live keys may have signed a token that the entry
-// revokes and that has not expired. Imported keys count whatever their version: a key
+// Keep reports whether the entry must be kept: a token that it revokes may not have
+// expired. Which versions are live does not matter to tokens of this mount, since a key
 // that was replaced can be imported again.
-func (e *Entry) Concerns(live []Key, now int64) bool {
-	for _, k := range live {
-		old := k.Version <= e.KeyVersion
-		if now < e.ExpiresAt && (old || k.Imported) || e.Imported && k.Imported && old {
-			return true
-		}
-	}
-	return false
+func (e *Entry) Keep(live Live, now int64) bool {
+	return now < e.ExpiresAt || e.Imported && live.Imported
+}
+
+// counts reports whether the entry counts toward the limit: a live key may have signed a
+// token that it revokes.
+func (e *Entry) counts(live Live, now int64) bool {
+	return !e.Lease && e.Keep(live, now) && (live.Oldest <= e.KeyVersion || live.Imported)
 }
 
 // Include makes the entry revoke also what an earlier one of the same name revokes. What
@@ -76,15 +77,6 @@ func subjectName(sub string) string { return "agent_id:" + sub }
 // to read all after a failover, and enough that writing one costs the same however many
 // revocations there are.
 const Buckets = 4096
-
-// Bucket returns the number of the storage entry that has the revocation.
-func (e *Entry) Bucket() int { return bucket(e.Name()) }
-
-func bucket(name string) int {
-	h := fnv.New32a()
-	h.Write([]byte(name))
-	return int(h.Sum32() % Buckets)
-}
 
 var jtiForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.[1-9][0-9]{0,3})?\z`)
 

@@ -42,7 +42,7 @@ var LimitParams = param.Set[Limits]{
 		"Maximum TTL of a token, whatever its role allows. 0 means no limit.",
 		func(l *Limits) *time.Duration { return &l.MaxTTL }),
 	param.Bool("allow_standby_minting", param.Display("Allow standby minting", "Cluster"),
-		"Whether standby nodes that serve reads answer creds, batch, check, and validate, instead of forwarding them to the active node. The state of a standby is typically at most 0.25s old, but has no bound after some faults, so previous_tokens_expire_by is not guaranteed. Defaults to false.",
+		"Whether standby nodes that serve reads answer creds, batch, and check, instead of forwarding them to the active node. The state of a standby is typically at most 0.25s old, but has no bound after some faults, so previous_tokens_expire_by is not guaranteed. Defaults to false.",
 		func(l *Limits) *bool { return &l.AllowStandbyMinting }),
 	param.Bool("guarded", param.Display("Guarded", "Proxy"),
 		"States that every proxy of this mount runs behind ati-guard, so that revocations take effect there within seconds, and that revoking a lease revokes its token. Defaults to false.",
