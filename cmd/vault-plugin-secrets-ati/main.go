@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/vault/sdk/plugin"
 
 	atisecrets "vault-plugin-secrets-ati"
+	"vault-plugin-secrets-ati/internal/harden"
 )
 
 // version is the version that the plugin reports to Vault: a semantic version with
@@ -40,7 +41,7 @@ func run(args []string) error {
 		fmt.Println("vault-plugin-secrets-ati", version)
 		return nil
 	}
-	if err := disableCoreDumps(); err != nil {
+	if err := harden.DisableCoreDumps(); err != nil {
 		return fmt.Errorf("disable core dumps: %w", err)
 	}
 	go exitWithParent()

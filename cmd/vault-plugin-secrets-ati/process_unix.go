@@ -4,18 +4,8 @@ package main
 
 import (
 	"os"
-	"syscall"
 	"time"
 )
-
-// disableCoreDumps prevents core dumps, which would contain the signing key. A
-// plugin inherits the limit of Vault, whose service unit may allow core dumps.
-func disableCoreDumps() error {
-	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
-		return err
-	}
-	return protectMemory()
-}
 
 // exitWithParent exits when the parent process changes, which means that Vault is
 // gone. Vault cannot stop the plugin if it is killed (kill -9, out of memory), and

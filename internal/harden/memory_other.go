@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package main
+package harden
 
 // protectMemory does nothing: outside Linux, the limit on core files is sufficient.
 func protectMemory() error { return nil }

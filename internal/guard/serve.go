@@ -1,0 +1,241 @@
+//go:build unix
+
+package guard
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/hashicorp/go-hclog"
+)
+
+// Serve runs a guard until the context ends, and lets requests in flight finish.
+func Serve(ctx context.Context, cfg *Config, log hclog.Logger) error {
+	// First the port: if it is taken, nothing has been started yet.
+	listener, err := listen(cfg)
+	if err != nil {
+		return err
+	}
+	access, err := openLog(cfg.AccessLog)
+	if err != nil {
+		return err
+	}
+	g, err := New(cfg, log, access)
+	if err != nil {
+		return err
+	}
+	certificate, err := loadCertificate(cfg)
+	if err != nil {
+		return err
+	}
+	server := newServer(g, log)
+	if certificate != nil {
+		listener = tls.NewListener(listener, &tls.Config{GetCertificate: certificate.get, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	}
+	admin, err := listenAdmin(cfg)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 2)
+	go func() { failed <- server.Serve(listener) }()
+	if admin != nil {
+		adminServer := newServer(g.Admin(), log)
+		defer adminServer.Close()
+		go func() { failed <- adminServer.Serve(admin) }()
+	}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+
+	running, end := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() { g.Run(running) })
+	log.Info("listening", "address", listener.Addr().String())
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	for err == nil && ctx.Err() == nil {
+		select {
+		case err = <-failed:
+		case <-ctx.Done():
+		case <-hangups:
+			log.Info("reloading", "certificate", certificate.reload(cfg), "access_log", access.reopen())
+		}
+	}
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	g.stopping.Store(true)
+	draining, cancel := context.WithTimeout(context.Background(), time.Duration(cfg.Drain))
+	defer cancel()
+	if shut := server.Shutdown(draining); shut != nil {
+		log.Warn("requests in flight were cut off", "number", g.door.flights.count())
+		_ = server.Close()
+	}
+	end()
+	work.Wait()
+	return errors.Join(err, access.Close())
+}
+
+func newServer(handler http.Handler, log hclog.Logger) *http.Server {
+	return &http.Server{
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 128 << 10,
+		ErrorLog: log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+}
+
+// listen returns the socket that systemd passes, or opens one.
+func listen(cfg *Config) (net.Listener, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, err
+	}
+	switch len(passed) {
+	case 0:
+		return net.Listen("tcp", cfg.Listen)
+	case 1:
+		return passed[0], nil
+	}
+	return nil, fmt.Errorf("systemd passes %d sockets; ati-guard takes one", len(passed))
+}
+
+func listenAdmin(cfg *Config) (net.Listener, error) {
+	if cfg.Admin == "" {
+		return nil, nil
+	}
+	return net.Listen("tcp", cfg.Admin)
+}
+
+// certificates holds the TLS certificate, which can be replaced.
+type certificates struct {
+	current atomic.Pointer[tls.Certificate]
+}
+
+func loadCertificate(cfg *Config) (*certificates, error) {
+	if cfg.TLSCert == "" {
+		return nil, nil
+	}
+	c := new(certificates)
+	return c, c.load(cfg)
+}
+
+func (c *certificates) load(cfg *Config) error {
+	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+	if err != nil {
+		return fmt.Errorf("tls_cert: %w", err)
+	}
+	c.current.Store(&pair)
+	return nil
+}
+
+func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return c.current.Load(), nil
+}
+
+// reload reads the certificate again, and keeps the old one if that fails.
+func (c *certificates) reload(cfg *Config) string {
+	if c == nil {
+		return "none"
+	}
+	if err := c.load(cfg); err != nil {
+		return err.Error()
+	}
+	return "reloaded"
+}
+
+// logFile is a file that can be reopened after it was moved.
+type logFile struct {
+	path string
+	mu   sync.Mutex
+	file io.WriteCloser
+}
+
+func openLog(path string) (*logFile, error) {
+	l := &logFile{path: path}
+	return l, l.open()
+}
+
+func (l *logFile) open() error {
+	switch l.path {
+	case "":
+		return nil
+	case "-":
+		l.file = os.Stdout
+		return nil
+	}
+	file, err := os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	if err != nil {
+		return fmt.Errorf("access_log: %w", err)
+	}
+	l.file = file
+	return nil
+}
+
+func (l *logFile) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return len(b), nil
+	}
+	return l.file.Write(b)
+}
+
+func (l *logFile) reopen() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.path == "" || l.path == "-" {
+		return "kept"
+	}
+	old := l.file
+	if err := l.open(); err != nil {
+		return err.Error()
+	}
+	_ = old.Close()
+	return "reopened"
+}
+
+func (l *logFile) Close() error {
+	if l.file == nil || l.path == "-" {
+		return nil
+	}
+	return l.file.Close()
+}
+
+// Check reads Vault, starts a proxy, and reports what it found.
+func Check(ctx context.Context, cfg *Config, out io.Writer) error {
+	g, err := New(cfg, hclog.New(&hclog.LoggerOptions{Name: "ati-guard", Output: os.Stderr, Level: hclog.Error}), nil)
+	if err != nil {
+		return err
+	}
+	if err := g.readVault(ctx); err != nil {
+		return err
+	}
+	b, rejected := g.door.open()
+	if rejected != nil {
+		return errors.New(rejected.reason)
+	}
+	fmt.Fprintf(out, "Vault: generation %d, audiences %v, issuer %q\n", b.generation, b.audiences, b.issuer)
+	for _, k := range b.keys {
+		fmt.Fprintf(out, "key version %d: %s, %s\n", k.version, k.state, k.key.Algorithm())
+	}
+	fmt.Fprintf(out, "revocations: %d\n", len(g.door.revoked.Names()))
+	if cfg.APIKeys != "" {
+		fmt.Fprintf(out, "API keys: %d\n", len(g.apiKeys))
+	}
+	c, err := startChild(ctx, cfg, g.local, &spec{b.audiences, b.issuer, g.apiKeys})
+	if err != nil {
+		return err
+	}
+	c.kill()
+	fmt.Fprintln(out, "ATI proxy: it rejects calls without a token, and accepts the guard's")
+	return nil
+}

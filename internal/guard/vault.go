@@ -1,0 +1,160 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/hashicorp/vault/api/auth/approle"
+	"github.com/hashicorp/vault/api/auth/kubernetes"
+)
+
+// vaultTimeout limits one request to Vault.
+const vaultTimeout = 10 * time.Second
+
+// vaultClient reads from Vault, and logs in when it must.
+type vaultClient struct {
+	client *api.Client
+	cfg    *VaultConfig
+	login  time.Time // when the token should be replaced
+}
+
+func newVaultClient(cfg *VaultConfig) (*vaultClient, error) {
+	c := api.DefaultConfig() // reads VAULT_ADDR and the rest
+	if c.Error != nil {
+		return nil, c.Error
+	}
+	if cfg.Address != "" {
+		c.Address = cfg.Address
+	}
+	c.Timeout, c.MaxRetries = vaultTimeout, 0
+	client, err := api.NewClient(c)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Namespace != "" {
+		client.SetNamespace(cfg.Namespace)
+	}
+	client.ClearToken() // not VAULT_TOKEN of whoever starts the guard
+	return &vaultClient{client: client, cfg: cfg}, nil
+}
+
+// ensureLogin logs in if there is no token, or if two thirds of its life are over.
+func (v *vaultClient) ensureLogin(ctx context.Context) error {
+	auth := v.cfg.Auth
+	if auth.TokenFile != "" { // another program may have replaced it
+		token, err := os.ReadFile(auth.TokenFile)
+		if err != nil {
+			return err
+		}
+		v.client.SetToken(strings.TrimSpace(string(token)))
+		return nil
+	}
+	if v.client.Token() != "" && time.Now().Before(v.login) {
+		return nil
+	}
+	if v.client.Token() != "" && v.renew(ctx) {
+		return nil
+	}
+	method, err := auth.method()
+	if err != nil {
+		return err
+	}
+	v.client.ClearToken()
+	secret, err := v.client.Auth().Login(ctx, method)
+	if err != nil {
+		return fmt.Errorf("log in: %w", err)
+	}
+	v.setLogin(secret)
+	return nil
+}
+
+func (v *vaultClient) renew(ctx context.Context) bool {
+	secret, err := v.client.Auth().Token().RenewSelfWithContext(ctx, 0)
+	if err != nil || secret.Auth == nil || secret.Auth.LeaseDuration < 10 {
+		return false
+	}
+	v.setLogin(secret)
+	return true
+}
+
+func (v *vaultClient) setLogin(secret *api.Secret) {
+	life := time.Duration(secret.Auth.LeaseDuration) * time.Second
+	if life == 0 { // a token without an end
+		life = 24 * time.Hour
+	}
+	v.login = time.Now().Add(life * 2 / 3)
+}
+
+func (a AuthConfig) method() (api.AuthMethod, error) {
+	if a.Kubernetes.Role != "" {
+		return kubernetes.NewKubernetesAuth(a.Kubernetes.Role, kubernetes.WithMountPath(a.Kubernetes.Mount))
+	}
+	roleID, err := os.ReadFile(a.AppRole.RoleIDFile)
+	if err != nil {
+		return nil, err
+	}
+	return approle.NewAppRoleAuth(strings.TrimSpace(string(roleID)), &approle.SecretID{FromFile: a.AppRole.SecretIDFile}, approle.WithMountPath(a.AppRole.Mount))
+}
+
+// readGuard returns the response of the path guard, with all or with what has changed
+// since a generation, or nil if the mount has no config.
+func (v *vaultClient) readGuard(ctx context.Context, since int64) (*response, error) {
+	query := map[string][]string{}
+	if since >= 0 {
+		query["since"] = []string{strconv.FormatInt(since, 10)}
+	}
+	secret, err := v.read(ctx, v.cfg.Mount+"/guard", query)
+	if secret == nil || err != nil {
+		return nil, err
+	}
+	return parseResponse(secret.Data)
+}
+
+// readAPIKeys returns the fields at a path of the KV secrets engine, version 1 or 2.
+func (v *vaultClient) readAPIKeys(ctx context.Context, path string) (map[string]string, error) {
+	secret, err := v.read(ctx, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	if secret == nil {
+		return nil, fmt.Errorf("%s has no API keys", path)
+	}
+	data := secret.Data
+	if inner, ok := data["data"].(map[string]any); ok && data["metadata"] != nil {
+		data = inner
+	}
+	keys := map[string]string{}
+	for name, value := range data {
+		text, ok := value.(string)
+		if !ok || strings.ContainsAny(name, "=\x00") || strings.Contains(text, "\x00") {
+			return nil, fmt.Errorf("%s: field %q cannot be an environment variable", path, name)
+		}
+		keys[strings.TrimPrefix(name, "ATI_KEY_")] = text
+	}
+	return keys, nil
+}
+
+func (v *vaultClient) read(ctx context.Context, path string, query map[string][]string) (*api.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, vaultTimeout)
+	defer cancel()
+	if err := v.ensureLogin(ctx); err != nil {
+		return nil, err
+	}
+	secret, err := v.client.Logical().ReadWithDataWithContext(ctx, path, query)
+	var failed *api.ResponseError
+	if errors.As(err, &failed) {
+		if failed.StatusCode == 403 { // the token may have ended
+			v.login = time.Time{}
+			v.client.ClearToken()
+		}
+		// Without the request, whose query is long, and the body.
+		err = fmt.Errorf("read %s: status %d: %s", path, failed.StatusCode, strings.Join(failed.Errors, "; "))
+	}
+	return secret, err
+}
