@@ -159,8 +159,8 @@ func (b *bundle) version(version int) *key {
 	return nil
 }
 
-// live returns the versions that have not expired.
-func (b *bundle) live(now time.Time) (keys []*key) {
+// liveKeys returns the versions that have not expired.
+func (b *bundle) liveKeys(now time.Time) (keys []*key) {
 	for _, k := range b.keys {
 		if !k.expired(now) {
 			keys = append(keys, k)
@@ -169,9 +169,10 @@ func (b *bundle) live(now time.Time) (keys []*key) {
 	return keys
 }
 
-func (b *bundle) revocationKeys(now time.Time) (keys []revocation.Key) {
-	for _, k := range b.live(now) {
-		keys = append(keys, revocation.Key{Version: k.version, Imported: !k.generated})
+// live returns what revocations need to know about these versions.
+func (b *bundle) live(now time.Time) (live revocation.Live) {
+	for _, k := range b.liveKeys(now) {
+		live.Imported = live.Imported || !k.generated
 	}
-	return keys
+	return live
 }

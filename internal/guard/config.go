@@ -39,6 +39,7 @@ type Config struct {
 	MaxStale  Duration `json:"max_stale" help:"time without a successful read after which every request is rejected"`
 	Drain     Duration `json:"drain" help:"time that requests in flight have when the guard or the proxy ends"`
 	Hold      Duration `json:"hold" help:"time that requests wait for a proxy that restarts"`
+	Forward   string   `json:"forward" help:"local: sign tokens anew with a key that only the guard and its proxy have"`
 	AccessLog string   `json:"access_log" help:"file for a line of JSON per request, - for standard output, empty for none"`
 }
 
@@ -94,7 +95,7 @@ func defaults() *Config {
 	return &Config{
 		Listen: "127.0.0.1:8090", Admin: "127.0.0.1:8091", ATI: "ati", ATIDir: "/var/lib/ati",
 		Vault: VaultConfig{Mount: "ati", Auth: AuthConfig{AppRole: AppRoleConfig{Mount: "approle"}, Kubernetes: KubernetesConfig{Mount: "kubernetes"}}},
-		Poll:  Duration(5 * time.Second), MaxStale: Duration(time.Hour), Drain: Duration(2 * time.Minute), Hold: Duration(5 * time.Second),
+		Poll:  Duration(5 * time.Second), MaxStale: Duration(time.Hour), Drain: Duration(2 * time.Minute), Hold: Duration(5 * time.Second), Forward: "local",
 	}
 }
 
@@ -204,6 +205,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("poll %v: must be at least 1s", c.Poll)
 	case c.MaxStale < c.Poll:
 		return fmt.Errorf("max_stale %v: must not be shorter than poll", c.MaxStale)
+	case c.Forward != "local":
+		return fmt.Errorf("forward %q: must be local", c.Forward)
 	case c.Vault.Mount == "":
 		return errors.New("vault.mount is empty")
 	}

@@ -86,7 +86,7 @@ func (d *door) open() (*bundle, *rejection) {
 		return nil, unavailable("no key from Vault yet")
 	case d.now().Sub(d.freshAt) > d.maxStale:
 		return nil, unavailable("Vault was not read successfully for too long")
-	case len(d.bundle.live(d.now())) == 0:
+	case len(d.bundle.liveKeys(d.now())) == 0:
 		return nil, unavailable("no live key")
 	}
 	return d.bundle, nil
@@ -144,9 +144,9 @@ func (d *door) apply(b *bundle, revoked []revocation.Entry, freshAt time.Time) (
 	now := d.now()
 	d.mu.Lock()
 	for i := range revoked {
-		d.revoked.Add(&revoked[i])
+		d.revoked.Add(&revoked[i], d.revoked.Place(&revoked[i]))
 	}
-	live := b.revocationKeys(now)
+	live := b.live(now)
 	for _, bucket := range d.revoked.Stale(live, now.Unix(), revocation.Buckets) {
 		d.revoked.Drop(bucket, live, now.Unix())
 	}
@@ -208,7 +208,7 @@ func (b *bundle) verify(token string, now time.Time) (*ati.Claims, *key, error) 
 		return v.claims, v.key, nil
 	}
 	options := append([]ati.ValidateOption{ati.WithTime(func() time.Time { return now })}, b.options...)
-	for _, k := range b.live(now) {
+	for _, k := range b.liveKeys(now) {
 		claims, err := ati.ValidateToken(token, k.key, options...)
 		switch {
 		case err == nil:
@@ -253,7 +253,7 @@ func bearer(r *http.Request) (string, bool) {
 // jwks returns the public keys as a JWK Set.
 func (b *bundle) jwks(now time.Time) ([]byte, error) {
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
-	for _, k := range b.live(now) {
+	for _, k := range b.liveKeys(now) {
 		if k.public {
 			set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.key.Public(), Use: "sig", Algorithm: ati.ES256, KeyID: k.id})
 		}

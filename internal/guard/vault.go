@@ -14,8 +14,10 @@ import (
 	"github.com/hashicorp/vault/api/auth/kubernetes"
 )
 
-// vaultTimeout limits one request to Vault.
-const vaultTimeout = 10 * time.Second
+const (
+	vaultTimeout = 10 * time.Second // of one request
+	loginRetry   = 5 * time.Second
+)
 
 // vaultClient reads from Vault, and logs in when it must.
 type vaultClient struct {
@@ -65,7 +67,7 @@ func (v *vaultClient) ensureLogin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.client.ClearToken()
+	v.login = time.Now().Add(loginRetry) // until then, the old token may do
 	secret, err := v.client.Auth().Login(ctx, method)
 	if err != nil {
 		return fmt.Errorf("log in: %w", err)
