@@ -1,0 +1,44 @@
+//go:build unix
+
+package guard
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// NewForTest returns a guard that has applied a response of Vault and whose proxy is at
+// an address.
+func NewForTest(data map[string]any, proxy string, clock func() time.Time) (*Guard, error) {
+	cfg := defaults()
+	cfg.Vault.Auth.TokenFile = "/dev/null"
+	cfg.Hold = 0
+	g, err := New(cfg, hclog.NewNullLogger(), nil)
+	if err != nil {
+		return nil, err
+	}
+	g.door.now = clock
+	g.door.reread = func(context.Context) error { return nil }
+	g.current.Store(&child{forward: newForward(proxy)})
+	return g, g.Apply(data)
+}
+
+// Apply applies a response of Vault, as a poll does.
+func (g *Guard) Apply(data map[string]any) error {
+	r, err := parseResponse(data)
+	if err != nil || r.Keys == nil {
+		return err
+	}
+	after, _, err := next(g.door.held(), r)
+	if err != nil {
+		return err
+	}
+	g.door.apply(after, r.Revoked, g.door.now())
+	return nil
+}
+
+// Server returns the guard's HTTP server.
+func (g *Guard) Server() *http.Server { return newServer(g, hclog.NewNullLogger()) }
