@@ -55,8 +55,9 @@ func mint(t testing.TB, req ati.IssueRequest) string {
 
 // upstream records what reaches the proxy.
 type upstream struct {
-	mu   sync.Mutex
-	seen []http.Header
+	mu    sync.Mutex
+	seen  []http.Header
+	close func()
 }
 
 func (u *upstream) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
@@ -78,6 +79,7 @@ func start(t testing.TB, clock func() time.Time) (g *guard.Guard, address string
 	t.Helper()
 	behind = new(upstream)
 	proxy := httptest.NewServer(behind)
+	behind.close = proxy.Close // waits for requests
 	t.Cleanup(proxy.Close)
 	g, err := guard.NewForTest(response(nil), strings.TrimPrefix(proxy.URL, "http://"), clock)
 	if err != nil {
@@ -185,10 +187,9 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add(request)
 	}
-	_, address, behind := start(f, time.Now)
 	token := mint(f, ati.IssueRequest{Subject: "a", Scope: "*"})
 	f.Fuzz(func(t *testing.T, text string) {
-		behind.take()
+		_, address, behind := start(t, time.Now)
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)
@@ -203,6 +204,8 @@ func FuzzRequest(f *testing.F) {
 		if err == nil {
 			resp.Body.Close()
 		}
+		conn.Close()
+		behind.close()
 		for _, header := range behind.take() {
 			authorization := header["Authorization"]
 			if !strings.Contains(text, "TOKEN") || len(authorization) != 1 || authorization[0] == "Bearer "+token || strings.Count(authorization[0], ".") != 2 {
