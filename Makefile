@@ -10,9 +10,10 @@ SOAK_FUZZ_TIME ?= 1h
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build the plugin into bin/
+build: ## Build the plugin and the guard into bin/
 	@scripts/build.sh bin/vault-plugin-secrets-ati
-	@echo bin/vault-plugin-secrets-ati
+	@scripts/build.sh bin/ati-guard
+	@echo bin/vault-plugin-secrets-ati bin/ati-guard
 
 demo: ## Demonstrate the engine on a temporary dev server
 	@scripts/demo.sh
