@@ -1,0 +1,450 @@
+//go:build interop
+
+package test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var buildGuardOnce sync.Once
+
+// buildGuard builds ati-guard, once, and returns its path.
+func buildGuard(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(pluginDirs, "ati-guard")
+	buildGuardOnce.Do(func() {
+		cmd := exec.Command("go", "build", "-o", path, "../cmd/ati-guard")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("build ati-guard: %v\n%s", err, out)
+		}
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return path
+}
+
+// guardPoll is the time between two reads of Vault in these tests.
+const guardPoll = time.Second
+
+// guard is an ati-guard, whose address is that of the embedded proxy, and the proxy that it
+// runs. Its output and its access log are in the directory of the server, which is searched
+// for tokens and keys.
+type guard struct {
+	*proxy
+	server *server
+	admin  string // address
+	config data
+	file   string // with the configuration
+	dir    string // of the guard, with guard.log and access.jsonl
+	env    []string
+	client *http.Client
+	slow   *slowUpstream // of the tool slow
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+// slowUpstream responds when it is released.
+type slowUpstream struct {
+	calls, ended atomic.Int64 // ended by the client
+	release      chan struct{}
+}
+
+func startSlowUpstream(t testing.TB) (u *slowUpstream, url string) {
+	u = &slowUpstream{release: make(chan struct{})}
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		u.calls.Add(1)
+		select {
+		case <-u.release:
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"ok":true}`)
+		case <-r.Context().Done():
+			u.ended.Add(1)
+		}
+	}))
+	t.Cleanup(func() { upstream.CloseClientConnections(); upstream.Close() })
+	return u, upstream.URL
+}
+
+// enableGuards enables AppRole logins for guards and writes their policy.
+func (s *server) enableGuards() {
+	s.t.Helper()
+	s.vault(s.root, "auth", "enable", "approle")
+	s.allowGuards()
+}
+
+func (s *server) allowGuards() {
+	s.t.Helper()
+	policy := readFile(s.t, filepath.Join("..", "examples", "policies", "proxy-guard.hcl"))
+	if err := s.client(s.root).Sys().PutPolicy("proxy-guard", string(policy)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// newGuard returns a guard that is not started. The changes are to its configuration.
+func (s *server) newGuard(t testing.TB, changes data) *guard {
+	t.Helper()
+	g := &guard{proxy: newProxy(t), server: s, admin: "127.0.0.1:" + freePort(t), client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	var url string
+	g.slow, url = startSlowUpstream(t)
+	g.manifest("slow", fmt.Sprintf("[provider]\nname = \"slow\"\ndescription = \"x\"\nbase_url = %q\nauth_type = \"none\"\n\n[[tools]]\nname = \"slow\"\ndescription = \"x\"\nendpoint = \"/x\"\nmethod = \"GET\"\nscope = \"tool:slow\"\n", url))
+	listen := strings.TrimPrefix(g.addr, "http://")
+	name := "guard-" + strings.TrimPrefix(listen, "127.0.0.1:")
+	login := s.appRole(name, "proxy-guard")
+	g.dir = filepath.Join(s.dir, name)
+	if err := os.Mkdir(g.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g.config = data{
+		"listen": listen, "admin": g.admin, "ati": requireEnv(t, "ATI_BIN"), "ati_dir": g.proxy.dir,
+		"vault": data{"address": s.addr, "mount": "ati", "auth": data{"approle": data{
+			"role_id_file": filepath.Join(login, "role_id"), "secret_id_file": filepath.Join(login, "secret_id")}}},
+		"poll": guardPoll.String(), "access_log": filepath.Join(g.dir, "access.jsonl"),
+	}
+	maps.Copy(g.config, changes)
+	text, err := json.Marshal(g.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.file = writeFile(t, string(text))
+	return g
+}
+
+// startGuard starts a guard and waits until it is ready.
+func (s *server) startGuard(t testing.TB, changes data) *guard {
+	t.Helper()
+	g := s.newGuard(t, changes)
+	g.start()
+	g.waitUntilReady()
+	return g
+}
+
+func (g *guard) manifest(name, text string) {
+	g.t.Helper()
+	if err := os.WriteFile(filepath.Join(g.proxy.dir, "manifests", name+".toml"), []byte(text), 0o644); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+func (g *guard) start() {
+	g.t.Helper()
+	log, err := os.OpenFile(filepath.Join(g.dir, "guard.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(buildGuard(g.t), "-config", g.file)
+	cmd.Env = append([]string{"HOME=" + g.proxy.dir, "PATH=" + os.Getenv("PATH"), "ATI_AUDIT_FILE=" + filepath.Join(g.proxy.dir, "audit.jsonl")}, g.env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	g.cmd, g.exited = cmd, exited
+	go func() { _ = cmd.Wait(); close(exited) }()
+	g.t.Cleanup(func() {
+		if g.t.Failed() {
+			g.t.Logf("the guard's output:\n%s", g.log())
+		}
+		_ = cmd.Process.Kill()
+		<-exited
+	})
+}
+
+// stop sends a signal, waits until the guard has ended, and returns its exit status.
+func (g *guard) stop(signal syscall.Signal) int {
+	g.t.Helper()
+	_ = g.cmd.Process.Signal(signal)
+	select {
+	case <-g.exited:
+	case <-time.After(20 * time.Second):
+		g.t.Fatalf("the guard has not ended 20 seconds after %v", signal)
+	}
+	return g.cmd.ProcessState.ExitCode()
+}
+
+// log returns the last part of the guard's and the proxy's output.
+func (g *guard) log() string {
+	b, err := os.ReadFile(filepath.Join(g.dir, "guard.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-20_000):])
+}
+
+func (g *guard) waitUntilReady() {
+	g.t.Helper()
+	poll(g.t, "the guard is ready", g.ready)
+}
+
+// ready returns an error unless the admin port reports that the guard is ready.
+func (g *guard) ready() error {
+	resp, err := http.Get("http://" + g.admin + "/ready")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%v: %s: %s", err, resp.Status, b)
+	}
+	return nil
+}
+
+// children returns the IDs of the proxy's processes.
+func (g *guard) children() []int { return processesWith(g.t, g.proxy.dir) }
+
+// child returns the ID of the only process of the proxy.
+func (g *guard) child() (pid int) {
+	g.t.Helper()
+	poll(g.t, "the guard has one proxy", func() error {
+		pids := g.children()
+		if len(pids) != 1 {
+			return fmt.Errorf("processes: %v", pids)
+		}
+		pid = pids[0]
+		return nil
+	})
+	return pid
+}
+
+func (g *guard) kill(pid int, signal syscall.Signal) {
+	g.t.Helper()
+	if err := syscall.Kill(pid, signal); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// do sends a request and returns the status and body, or 0 if there is no response.
+func (g *guard) do(token, method, path, body string) (int, string) {
+	req, err := http.NewRequest(method, g.addr+path, strings.NewReader(body))
+	if err != nil {
+		return 0, err.Error()
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := g.client.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return resp.StatusCode, string(b)
+}
+
+// call calls a tool.
+func (g *guard) call(token, tool string) (int, string) {
+	return g.do(token, http.MethodPost, "/call", fmt.Sprintf(`{"tool_name":%q,"args":{}}`, tool))
+}
+
+// expect calls a tool, and fails the test unless the status is as wanted.
+func (g *guard) expect(what, token string, want int) {
+	g.t.Helper()
+	if got, body := g.call(token, "web_search"); got != want {
+		g.t.Errorf("%s: %d %s, want %d", what, got, body, want)
+	}
+}
+
+// until calls a tool until the status is as wanted, and returns how long that took.
+func (g *guard) until(what, token string, want int) time.Duration {
+	g.t.Helper()
+	began := time.Now()
+	for deadline := began.Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		got, body := g.call(token, "web_search")
+		if got == want {
+			return time.Since(began).Round(10 * time.Millisecond)
+		}
+		if time.Now().After(deadline) {
+			g.t.Fatalf("%s: after a minute, a call returns %d %s, want %d", what, got, body, want)
+		}
+	}
+}
+
+// result is a response to a call, and when it came.
+type result struct {
+	status int
+	body   string
+	at     time.Time
+}
+
+// callSlow calls the tool slow, and returns when its upstream has the call.
+func (g *guard) callSlow(token string) <-chan result {
+	g.t.Helper()
+	before := g.slow.calls.Load()
+	done := make(chan result, 1)
+	go func() {
+		status, body := g.call(token, "slow")
+		done <- result{status, body, time.Now()}
+	}()
+	poll(g.t, "the slow call has reached its upstream", func() error {
+		select {
+		case r := <-done:
+			g.t.Fatalf("the slow call returns %d %s", r.status, r.body)
+		default:
+		}
+		if g.slow.calls.Load() == before {
+			return errors.New("it has not")
+		}
+		return nil
+	})
+	return done
+}
+
+// accessLines returns the lines of the access log.
+func (g *guard) accessLines() (lines []data) {
+	g.t.Helper()
+	in := bufio.NewScanner(bytes.NewReader(readFile(g.t, filepath.Join(g.dir, "access.jsonl"))))
+	in.Buffer(nil, 1<<20)
+	for in.Scan() {
+		var line data
+		if err := json.Unmarshal(in.Bytes(), &line); err != nil {
+			g.t.Fatalf("%v: %s", err, in.Bytes())
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// load is a number of clients that call a tool continuously.
+type guardLoad struct {
+	g        *guard
+	stop     chan struct{}
+	running  sync.WaitGroup
+	mu       sync.Mutex
+	statuses map[int]int
+	failures []string // the first ones
+	slowest  time.Duration
+}
+
+// startLoad starts clients that call web_search with what token returns.
+func (g *guard) startLoad(clients int, token func() string) *guardLoad {
+	l := &guardLoad{g: g, stop: make(chan struct{}), statuses: map[int]int{}}
+	for range clients {
+		l.running.Go(func() {
+			for {
+				select {
+				case <-l.stop:
+					return
+				default:
+				}
+				l.call(token())
+				time.Sleep(2 * time.Millisecond) // the other tests need the processors too
+			}
+		})
+	}
+	g.t.Cleanup(func() { l.end() })
+	return l
+}
+
+func (l *guardLoad) call(token string) {
+	began := time.Now()
+	status, body := l.g.call(token, "web_search")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.slowest = max(l.slowest, time.Since(began))
+	l.statuses[status]++
+	if status != http.StatusOK && len(l.failures) < 5 {
+		l.failures = append(l.failures, fmt.Sprintf("%s: %d %s", began.Format("05.000"), status, strings.TrimSpace(body)))
+	}
+}
+
+// end stops the clients and returns the number of calls by status.
+func (l *guardLoad) end() map[int]int {
+	select {
+	case <-l.stop:
+	default:
+		close(l.stop)
+	}
+	l.running.Wait()
+	return l.statuses
+}
+
+// failed returns the number of calls with another status than 200.
+func (l *guardLoad) failed() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for status, calls := range l.statuses {
+		if status != http.StatusOK {
+			n += calls
+		}
+	}
+	return n
+}
+
+func (l *guardLoad) succeeded() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.statuses[http.StatusOK]
+}
+
+// expectNoFailure ends the load, and fails the test if a call failed.
+func (l *guardLoad) expectNoFailure(what string) {
+	l.g.t.Helper()
+	l.end()
+	l.g.t.Logf("%s: %d calls, %d failed, the slowest took %v", what, l.succeeded()+l.failed(), l.failed(), l.slowest.Round(time.Millisecond))
+	if l.failed() > 0 {
+		l.g.t.Errorf("%s: calls by status %v, such as %q", what, l.statuses, l.failures)
+	}
+}
+
+// watchRejected sends requests that must never pass: without a token, with a forged one, and
+// with the given tokens, which were rejected before. It fails the test if one is not rejected.
+func (g *guard) watchRejected(tokens ...string) (stop func()) {
+	g.t.Helper()
+	forged := signRaw(g.t, strings.Repeat("ab", 32), `{"alg":"HS256","typ":"JWT"}`,
+		fmt.Sprintf(`{"sub":"x","aud":"ati-proxy","iat":%d,"exp":%d,"scope":"*","iss":"ati-orchestrator"}`, time.Now().Unix(), time.Now().Unix()+3600))
+	done := make(chan struct{})
+	var running sync.WaitGroup
+	var mu sync.Mutex
+	statuses := map[int]int{}
+	try := func(names []string, pause time.Duration) {
+		running.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				case <-time.After(pause):
+				}
+				token := names[i%len(names)]
+				status, body := g.call(token, "web_search")
+				if !slices.Contains([]int{0, http.StatusUnauthorized, http.StatusServiceUnavailable}, status) {
+					g.t.Errorf("a request that must not pass (token %d of %d) returns %d %s", i%len(names), len(names), status, body)
+				}
+				mu.Lock()
+				statuses[status]++
+				mu.Unlock()
+			}
+		})
+	}
+	try(append([]string{""}, tokens...), 5*time.Millisecond)
+	try([]string{forged}, 50*time.Millisecond) // each causes a read of Vault
+	return func() {
+		g.t.Helper()
+		close(done)
+		running.Wait()
+		g.t.Logf("requests that must not pass, by status: %v", statuses)
+	}
+}
