@@ -60,6 +60,9 @@ func (l *accessLog) write(r *record) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(line) >= l.out.Available() { // never a part of a line, whose rest would be in another file after SIGHUP
+		_ = l.out.Flush()
+	}
 	_, _ = l.out.Write(append(line, '\n'))
 }
 
