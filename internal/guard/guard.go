@@ -155,6 +155,8 @@ func (g *Guard) readVault(ctx context.Context) error {
 		return nil
 	case held != nil && r.Epoch == held.epoch && r.Generation < held.generation:
 		return fmt.Errorf("Vault has generation %d, which is older than %d: a snapshot was restored, or a standby lags", r.Generation, held.generation)
+	case r.Keys == nil && (held == nil || r.Epoch != held.epoch || r.Generation != held.generation):
+		return errors.New("the response has no keys")
 	case r.Keys == nil:
 		g.door.fresh(began)
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -148,7 +149,11 @@ func (v *vaultClient) read(ctx context.Context, path string, query map[string][]
 	if err := v.ensureLogin(ctx); err != nil {
 		return nil, err
 	}
-	secret, err := v.client.Logical().ReadWithDataWithContext(ctx, path, query)
+	resp, err := v.client.Logical().ReadRawWithDataWithContext(ctx, path, query)
+	secret, err := v.client.Logical().ParseRawResponseAndCloseBody(resp, err)
+	if secret == nil && err == nil && resp.StatusCode != http.StatusNotFound {
+		return nil, fmt.Errorf("read %s: the response is empty", path)
+	}
 	var failed *api.ResponseError
 	if errors.As(err, &failed) {
 		if failed.StatusCode == 403 { // the token may have ended
