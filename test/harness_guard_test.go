@@ -5,13 +5,23 @@ package test
 import (
 	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"maps"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,12 +131,17 @@ func (s *server) newGuard(t testing.TB, changes data) *guard {
 		"poll": guardPoll.String(), "access_log": filepath.Join(g.dir, "access.jsonl"),
 	}
 	maps.Copy(g.config, changes)
+	g.writeConfig()
+	return g
+}
+
+func (g *guard) writeConfig() {
+	g.t.Helper()
 	text, err := json.Marshal(g.config)
 	if err != nil {
-		t.Fatal(err)
+		g.t.Fatal(err)
 	}
-	g.file = writeFile(t, string(text))
-	return g
+	g.file = writeFile(g.t, string(text))
 }
 
 // startGuard starts a guard and waits until it is ready.
@@ -163,7 +178,8 @@ func (g *guard) start() {
 	go func() { _ = cmd.Wait(); close(exited) }()
 	g.t.Cleanup(func() {
 		if g.t.Failed() {
-			g.t.Logf("the guard's output:\n%s", g.log())
+			log := g.log()
+			g.t.Logf("the end of the guard's output:\n%s", log[max(0, len(log)-5000):])
 		}
 		_ = cmd.Process.Kill()
 		<-exited
@@ -182,13 +198,19 @@ func (g *guard) stop(signal syscall.Signal) int {
 	return g.cmd.ProcessState.ExitCode()
 }
 
-// log returns the last part of the guard's and the proxy's output.
+// log returns the guard's and the proxy's output, except for a line per call.
 func (g *guard) log() string {
 	b, err := os.ReadFile(filepath.Join(g.dir, "guard.log"))
 	if err != nil {
 		return err.Error()
 	}
-	return string(b[max(0, len(b)-20_000):])
+	var kept strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, `"message":"tool call"`) {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
 }
 
 func (g *guard) waitUntilReady() {
@@ -224,6 +246,31 @@ func (g *guard) child() (pid int) {
 		return nil
 	})
 	return pid
+}
+
+// expectEnded reports a process that runs.
+func expectEnded(pid int) error {
+	// An ended process that no process has waited for has no command line.
+	if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && len(args) > 0 {
+		return fmt.Errorf("process %d runs", pid)
+	}
+	return nil
+}
+
+// pollFor is poll with another limit.
+func pollFor(t testing.TB, limit time.Duration, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 func (g *guard) kill(pid int, signal syscall.Signal) {
@@ -328,7 +375,7 @@ func (g *guard) accessLines() (lines []data) {
 	return lines
 }
 
-// load is a number of clients that call a tool continuously.
+// guardLoad is a number of clients that call a tool continuously.
 type guardLoad struct {
 	g        *guard
 	stop     chan struct{}
@@ -447,4 +494,56 @@ func (g *guard) watchRejected(tokens ...string) (stop func()) {
 		running.Wait()
 		g.t.Logf("requests that must not pass, by status: %v", statuses)
 	}
+}
+
+// relay forwards to a server, or responds as a test wants to requests for a path.
+type relay struct {
+	addr  string
+	fault atomic.Pointer[http.HandlerFunc]
+}
+
+func startRelay(t testing.TB, s *server, path string) *relay {
+	t.Helper()
+	target, err := url.Parse(s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	forward.ErrorLog = log.New(io.Discard, "", 0)
+	r := new(relay)
+	listener := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if fault := r.fault.Load(); fault != nil && req.URL.Path == path {
+			(*fault)(w, req)
+			return
+		}
+		forward.ServeHTTP(w, req)
+	}))
+	t.Cleanup(func() { listener.CloseClientConnections(); listener.Close() })
+	r.addr = listener.URL
+	return r
+}
+
+// writeCertificate writes a certificate for 127.0.0.1 and its key.
+func writeCertificate(t testing.TB, dir string, serial int64) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
 }
