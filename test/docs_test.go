@@ -263,6 +263,13 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the audit log doesn't have the scope as plaintext, or has the token (%v)", err)
 			}
 		},
+		"guard.md": func(t *testing.T, s *server, out string, _ data) {
+			login := s.write("", "auth/approle/login", data{"role_id": s.read(s.root, "auth/approle/role/proxy-guard/role-id").Data["role_id"], "secret_id": s.write(s.root, "auth/approle/role/proxy-guard/secret-id", nil).Data["secret_id"]})
+			if keys := s.read(login.Auth.ClientToken, "secret/data/ati-keys").Data["data"]; fmt.Sprint(keys) != "map[search:example]" {
+				t.Errorf("with its login, the guard gets the API keys %v\n%s", keys, out)
+			}
+			s.read(login.Auth.ClientToken, "ati/guard")
+		},
 		"revoke.md": func(t *testing.T, s *server, out string, _ data) {
 			names := fmt.Sprint(s.list("ati/revoked")) // of an agent, of two tokens, and of a lease
 			if strings.Count(names, "jti:") != 3 || strings.Count(names, "agent_id:sandbox:1") != 1 || !strings.Contains(names, "jti:5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10") {
@@ -337,7 +344,7 @@ func TestDocs(t *testing.T) {
 			s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+oldSecret)
 			s.vault(s.root, "write", "ati/roles/researcher", "tools=web_search,arxiv:search", "allowed_agent_ids=sandbox:*")
 			work, replace := t.TempDir(), []string{"/var/log/vault/audit.log", s.audit}
-			for _, dir := range []string{"/etc/vault-agent", "/run/ati"} {
+			for _, dir := range []string{"/etc/vault-agent", "/etc/ati-guard", "/run/ati"} {
 				replace = append(replace, dir, filepath.Join(work, dir))
 				if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
 					t.Fatal(err)
