@@ -20,7 +20,7 @@ case ${BASH_REMATCH[2]} in
 esac
 
 targets=()
-for package in . ./ati; do
+for package in . ./ati ./internal/guard; do
   names=$(go test -list '^Fuzz' "$package" | grep '^Fuzz') || {
     echo "no fuzz targets in $package, or it does not build" >&2
     exit 1
@@ -49,7 +49,7 @@ for target in "${targets[@]}"; do
   fi
   # The last count: "fuzz: elapsed: 30s, execs: 12345 (…".
   execs=$(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$out" | tail -n 1)
-  printf '%-6s %-6s %-20s %12s executions\n' "$verdict" "$package" "$name" "${execs:-0}"
+  printf '%-6s %-16s %-20s %12s executions\n' "$verdict" "$package" "$name" "${execs:-0}"
   if [ "$verdict" = FAILED ]; then cat "$out"; fi
 done
 exit "$failed"

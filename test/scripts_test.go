@@ -562,14 +562,14 @@ func TestFuzzScript(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cmd := exec.CommandContext(t.Context(), "../scripts/fuzz.sh")
-			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "GO_PRINTS="+c.prints, "GO_EXITS="+c.exits, "FUZZ_TIME=6s")
+			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "GO_PRINTS="+c.prints, "GO_EXITS="+c.exits, "FUZZ_TIME=9s")
 			out, err := cmd.CombinedOutput()
 			if (err != nil) != c.fails {
 				t.Errorf("the script returns %v", err)
 			}
-			want := "2 fuzz targets, 3 s each\n"
-			for _, pkg := range []string{".", "./ati"} {
-				want += fmt.Sprintf("%-6s %-6s %-20s %12s executions\n", c.verdict, pkg, "FuzzIt", "8910")
+			want := "3 fuzz targets, 3 s each\n"
+			for _, pkg := range []string{".", "./ati", "./internal/guard"} {
+				want += fmt.Sprintf("%-6s %-16s %-20s %12s executions\n", c.verdict, pkg, "FuzzIt", "8910")
 				if c.fails {
 					want += c.prints
 				}

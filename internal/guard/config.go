@@ -187,18 +187,7 @@ func set(cfg reflect.Value, name, value string) error {
 }
 
 func (c *Config) check() error {
-	auth := c.Vault.Auth
-	ways := 0
-	for _, used := range []bool{auth.AppRole.RoleIDFile != "" || auth.AppRole.SecretIDFile != "", auth.Kubernetes.Role != "", auth.TokenFile != ""} {
-		if used {
-			ways++
-		}
-	}
 	switch {
-	case ways != 1:
-		return fmt.Errorf("vault.auth has %d ways to log in: set one of approle, kubernetes, and token_file", ways)
-	case auth.AppRole.RoleIDFile != "" && auth.AppRole.SecretIDFile == "" || auth.AppRole.RoleIDFile == "" && auth.AppRole.SecretIDFile != "":
-		return errors.New("vault.auth.approle needs both role_id_file and secret_id_file")
 	case (c.TLSCert == "") != (c.TLSKey == ""):
 		return errors.New("tls_cert and tls_key belong together")
 	case c.Poll < Duration(time.Second):
@@ -210,16 +199,37 @@ func (c *Config) check() error {
 	case c.Vault.Mount == "":
 		return errors.New("vault.mount is empty")
 	}
-	if c.Admin != "" {
-		host, _, err := net.SplitHostPort(c.Admin)
-		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-			return fmt.Errorf("admin %q: must be a loopback address with a port, such as 127.0.0.1:8091", c.Admin)
-		}
-	}
 	for name := range c.Env {
 		if strings.HasPrefix(name, "ATI_JWT_") {
 			return fmt.Errorf("env: %s is set by the guard", name)
 		}
+	}
+	if !isLoopback(c.Admin) {
+		return fmt.Errorf("admin %q: must be a loopback address with a port, such as 127.0.0.1:8091", c.Admin)
+	}
+	return c.Vault.Auth.check()
+}
+
+// isLoopback reports whether an address is empty or one of this host only.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return address == "" || err == nil && ip != nil && ip.IsLoopback()
+}
+
+func (a AuthConfig) check() error {
+	roleID, secretID := a.AppRole.RoleIDFile != "", a.AppRole.SecretIDFile != ""
+	ways := 0
+	for _, used := range []bool{roleID || secretID, a.Kubernetes.Role != "", a.TokenFile != ""} {
+		if used {
+			ways++
+		}
+	}
+	switch {
+	case ways != 1:
+		return fmt.Errorf("vault.auth has %d ways to log in: set one of approle, kubernetes, and token_file", ways)
+	case roleID != secretID:
+		return errors.New("vault.auth.approle needs both role_id_file and secret_id_file")
 	}
 	return nil
 }

@@ -139,24 +139,13 @@ func (g *Guard) readVault(ctx context.Context) error {
 	}
 	began := time.Now()
 	held := g.door.held()
-	since := int64(-1)
-	if held != nil {
-		since = held.generation
-	}
-	r, err := g.vault.readGuard(ctx, since)
-	if err == nil && r != nil && held != nil && r.Epoch != held.epoch {
-		r, err = g.vault.readGuard(ctx, -1)
-	}
+	r, err := g.readChanges(ctx, held)
 	switch {
 	case err != nil:
 		return err
 	case r == nil:
 		g.log.Error("the mount has no config: rejecting every request", "cancelled", g.door.close())
 		return nil
-	case held != nil && r.Epoch == held.epoch && r.Generation < held.generation:
-		return fmt.Errorf("Vault has generation %d, which is older than %d: a snapshot was restored, or a standby lags", r.Generation, held.generation)
-	case r.Keys == nil && (held == nil || r.Epoch != held.epoch || r.Generation != held.generation):
-		return errors.New("the response has no keys")
 	case r.Keys == nil:
 		g.door.fresh(began)
 		return nil
@@ -164,14 +153,44 @@ func (g *Guard) readVault(ctx context.Context) error {
 	return g.apply(ctx, held, r, began)
 }
 
+// readChanges returns what has changed since the bundle that is held, or everything, or
+// nil if the mount has no config.
+func (g *Guard) readChanges(ctx context.Context, held *bundle) (*response, error) {
+	if held == nil {
+		return g.readAll(ctx)
+	}
+	r, err := g.vault.readGuard(ctx, held.generation)
+	switch {
+	case err != nil || r == nil:
+		return r, err
+	case r.Epoch != held.epoch:
+		return g.readAll(ctx)
+	case r.Generation < held.generation:
+		return nil, fmt.Errorf("response of Vault has generation %d, older than %d: a snapshot was restored, or a standby lags", r.Generation, held.generation)
+	case r.Keys == nil && r.Generation != held.generation:
+		return nil, errNoKeys
+	}
+	return r, nil
+}
+
+var errNoKeys = errors.New("the response has no keys")
+
+func (g *Guard) readAll(ctx context.Context) (*response, error) {
+	r, err := g.vault.readGuard(ctx, -1)
+	if err == nil && r != nil && r.Keys == nil {
+		return nil, errNoKeys
+	}
+	return r, err
+}
+
 func (g *Guard) apply(ctx context.Context, held *bundle, r *response, began time.Time) error {
 	after, faults, err := next(held, r)
 	if errors.Is(err, errUnknownKey) {
-		if r, err = g.vault.readGuard(ctx, -1); err != nil {
+		if r, err = g.readAll(ctx); err != nil {
 			return err
 		}
-		if r == nil || r.Keys == nil {
-			return errors.New("the response has no keys")
+		if r == nil { // deleted just now: the next read closes
+			return errNoKeys
 		}
 		after, faults, err = next(nil, r)
 	}
