@@ -43,7 +43,7 @@ func newVaultClient(cfg *VaultConfig) (*vaultClient, error) {
 	if cfg.Namespace != "" {
 		client.SetNamespace(cfg.Namespace)
 	}
-	client.ClearToken() // not VAULT_TOKEN of whoever starts the guard
+	client.ClearToken() // not the VAULT_TOKEN of a shell
 	return &vaultClient{client: client, cfg: cfg}, nil
 }
 
