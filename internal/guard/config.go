@@ -39,7 +39,7 @@ type Config struct {
 	MaxStale  Duration `json:"max_stale" help:"time without a successful read after which every request is rejected"`
 	Drain     Duration `json:"drain" help:"time that requests in flight have when the guard or the proxy ends"`
 	Hold      Duration `json:"hold" help:"time that requests wait for a proxy that restarts"`
-	Forward   string   `json:"forward" help:"local: sign tokens anew with a key that only the guard and its proxy have"`
+	Forward   string   `json:"forward" help:"local: sign tokens again, with a key that only the guard and its proxy have"`
 	AccessLog string   `json:"access_log" help:"file for a line of JSON per request, - for standard output, empty for none"`
 }
 
