@@ -89,7 +89,8 @@ func Serve(ctx context.Context, cfg *Config, log hclog.Logger) error {
 func newServer(handler http.Handler, log hclog.Logger) *http.Server {
 	return &http.Server{
 		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 128 << 10,
-		ErrorLog: log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+		DisableGeneralOptionsHandler: true, // OPTIONS * needs a token as well
+		ErrorLog:                     log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 }
 
