@@ -116,7 +116,7 @@ func (s *server) newGuard(t testing.TB, changes data) *guard {
 	g := &guard{proxy: newProxy(t), server: s, admin: "127.0.0.1:" + freePort(t), client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 	var url string
 	g.slow, url = startSlowUpstream(t)
-	g.manifest("slow", fmt.Sprintf("[provider]\nname = \"slow\"\ndescription = \"x\"\nbase_url = %q\nauth_type = \"none\"\n\n[[tools]]\nname = \"slow\"\ndescription = \"x\"\nendpoint = \"/x\"\nmethod = \"GET\"\nscope = \"tool:slow\"\n", url))
+	g.addTool("slow", http.MethodGet, url, `auth_type = "none"`)
 	listen := strings.TrimPrefix(g.addr, "http://")
 	name := "guard-" + strings.TrimPrefix(listen, "127.0.0.1:")
 	login := s.appRole(name, "proxy-guard")
@@ -158,6 +158,12 @@ func (g *guard) manifest(name, text string) {
 	if err := os.WriteFile(filepath.Join(g.proxy.dir, "manifests", name+".toml"), []byte(text), 0o644); err != nil {
 		g.t.Fatal(err)
 	}
+}
+
+// addTool writes a manifest of a provider with one tool.
+func (g *guard) addTool(name, method, url, auth string) {
+	g.t.Helper()
+	g.manifest(name, fmt.Sprintf("[provider]\nname = %[1]q\ndescription = \"x\"\nbase_url = %[3]q\n%[4]s\n\n[[tools]]\nname = %[1]q\ndescription = \"x\"\nendpoint = \"/x\"\nmethod = %[2]q\nscope = \"tool:%[1]s\"\n", name, method, url, auth))
 }
 
 func (g *guard) start() {
@@ -326,6 +332,29 @@ func (g *guard) until(what, token string, want int) time.Duration {
 		}
 		if time.Now().After(deadline) {
 			g.t.Fatalf("%s: after a minute, a call returns %d %s, want %d", what, got, body, want)
+		}
+	}
+}
+
+// raw sends a request as it is, and returns the statuses of all responses.
+func (g *guard) raw(request string) (statuses []int) {
+	g.t.Helper()
+	conn, err := net.Dial("tcp", g.config["listen"].(string))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	go func() { _, _ = io.WriteString(conn, request) }() // the guard may respond first
+	method, _, _ := strings.Cut(request, " ")
+	for in := bufio.NewReader(conn); ; {
+		resp, err := http.ReadResponse(in, &http.Request{Method: method})
+		if err != nil {
+			return statuses
+		}
+		statuses = append(statuses, resp.StatusCode)
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			return statuses
 		}
 	}
 }

@@ -5,6 +5,7 @@ package test
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +15,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -216,7 +220,7 @@ func TestInteropGuard_Faults(t *testing.T) {
 		_, _ = io.WriteString(w, `{"ok":true}`)
 	}))
 	t.Cleanup(upstream.Close)
-	keyed.manifest("keyed", fmt.Sprintf("[provider]\nname = \"keyed\"\ndescription = \"x\"\nbase_url = %q\nauth_type = \"bearer\"\nauth_key_name = \"search\"\n\n[[tools]]\nname = \"keyed\"\ndescription = \"x\"\nendpoint = \"/x\"\nmethod = \"GET\"\nscope = \"tool:keyed\"\n", upstream.URL))
+	keyed.addTool("keyed", http.MethodGet, upstream.URL, "auth_type = \"bearer\"\nauth_key_name = \"search\"")
 	keySeen := func(want string) func() error {
 		return func() error {
 			status, body := keyed.call(token, "keyed")
@@ -528,10 +532,10 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 		{204, ""}, {302, ""}, {400, `{"errors":["x"]}`}, {500, `{"errors":[]}`}, {503, ""},
 	} {
 		respond(c.status, c.body)
-		time.Sleep(1200 * time.Millisecond)
-		g.expect(fmt.Sprintf("Vault responds %d %s", c.status, c.body), token, http.StatusOK)
+		what := fmt.Sprintf("Vault responds %d %s", c.status, c.body)
+		g.expect(what+", a token of an unknown key", unknown, http.StatusServiceUnavailable) // after a read
+		g.expect(what, token, http.StatusOK)
 		vault.fault.Store(nil)
-		time.Sleep(1200 * time.Millisecond)
 		g.expect("a token of an unknown key", unknown, http.StatusUnauthorized)
 	}
 	respond(200, `{"data":{"epoch":"x"}}`)
@@ -593,7 +597,7 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 		}
 		return nil
 	})
-	stale("snapshot restored")
+	g.until("snapshot restored, max_stale", token, http.StatusServiceUnavailable)
 	if !strings.Contains(g.log(), "a snapshot was restored, or a standby lags") {
 		t.Error("the guard's log does not have the restored snapshot")
 	}
@@ -620,4 +624,439 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 	g.until("a new config", s.mint("r", nil), http.StatusOK)
 	g.expect("a token of the deleted config", token, http.StatusUnauthorized)
 	stop()
+}
+
+// Guarantee: no request without a valid token reaches the proxy, however it is spelled, and
+// what a token gets from the proxy's port or the admin port is no secret.
+func TestInteropGuard_Attacks(t *testing.T) {
+	t.Parallel()
+	s := startGuarded(t, false)
+	secret := s.proxyEnv()["ATI_JWT_SECRET"]
+	token := s.mint("r", nil)
+	g := s.newGuard(t, nil)
+	g.env = []string{"VAULT_TOKEN=" + s.root, "VAULT_ADDR=" + s.addr, "BAO_ADDR=" + s.addr, "ATI_JWT_SECRET=" + secret, "ATI_JWT_PUBLIC_KEY=/dev/null", "NOTIFY_SOCKET=/none", "CREDENTIALS_DIRECTORY=/none", "KEPT=1"}
+	var received atomic.Int64
+	upload := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		received.Add(n)
+		_, _ = io.WriteString(w, `{"ok":true}`)
+	}))
+	t.Cleanup(upload.Close)
+	g.addTool("upload", http.MethodPost, upload.URL, `auth_type = "none"`)
+	g.start()
+	g.waitUntilReady()
+	child := g.child()
+	before := g.proxy.calls.Load()
+
+	// The proxy's environment and port.
+	args := strings.Split(string(readFile(t, fmt.Sprintf("/proc/%d/cmdline", child))), "\x00")
+	port := args[slices.Index(args, "--port")+1]
+	direct := *g.proxy
+	direct.addr = "http://127.0.0.1:" + port
+	for _, tok := range []string{"", token} {
+		if got := direct.call(tok, "web_search"); got != http.StatusUnauthorized {
+			t.Errorf("the proxy's port returns %d", got)
+		}
+	}
+	auth := g.config["vault"].(data)["auth"].(data)["approle"].(data)
+	secretID := strings.TrimSpace(string(readFile(t, auth["secret_id_file"].(string))))
+	env := string(readFile(t, fmt.Sprintf("/proc/%d/environ", child)))
+	for _, not := range []string{secret, s.root, secretID, "VAULT_", "BAO_", "ATI_JWT_PUBLIC_KEY", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY"} {
+		if strings.Contains(env, not) {
+			t.Errorf("the proxy's environment has %s", not)
+		}
+	}
+	local := regexp.MustCompile(`ATI_JWT_SECRET=([0-9a-f]{64})\x00`).FindStringSubmatch(env)
+	if len(local) == 0 || !strings.Contains(env, "KEPT=1\x00") {
+		t.Fatal("the proxy's environment has no secret, or not what the guard's has")
+	}
+	// The guard accepts no token of the key that the proxy holds.
+	forged := signRaw(t, local[1], `{"alg":"HS256","typ":"JWT"}`, `{"sub":"x","aud":"ati-proxy","iat":1,"exp":4000000000,"scope":"*"}`)
+	g.expect("a token of the local key", forged, http.StatusUnauthorized)
+	if got := direct.call(forged, "web_search"); got != http.StatusOK {
+		t.Errorf("at the proxy's port, a token of the local key returns %d", got)
+	}
+	before++
+
+	// Requests without a valid token, on a raw connection.
+	const body = `{"tool_name":"web_search","args":{}}`
+	bearer := "Authorization: Bearer " + token + "\r\n"
+	rest := fmt.Sprintf("Host: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
+	get := func(target string) string {
+		return "GET " + target + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+	}
+	for _, c := range []struct {
+		name, request string
+		want          []int
+	}{
+		{"no token", "POST /call HTTP/1.1\r\n" + rest, []int{401}},
+		{"two tokens", "POST /call HTTP/1.1\r\n" + bearer + bearer + rest, []int{401}},
+		{"junk and a token", "POST /call HTTP/1.1\r\nAuthorization: Bearer x\r\n" + bearer + rest, []int{401}},
+		{"a token and an empty header", "POST /call HTTP/1.1\r\n" + bearer + "authorization:\r\n" + rest, []int{401}},
+		{"bearer", "POST /call HTTP/1.1\r\nAuthorization: bearer " + token + "\r\n" + rest, []int{401}},
+		{"Basic", "POST /call HTTP/1.1\r\nAuthorization: Basic " + token + "\r\n" + rest, []int{401}},
+		{"two spaces", "POST /call HTTP/1.1\r\nAuthorization: Bearer  " + token + "\r\n" + rest, []int{401}},
+		{"a list", "POST /call HTTP/1.1\r\nAuthorization: Bearer " + token + ", Bearer " + token + "\r\n" + rest, []int{401}},
+		{"space before the colon", "POST /call HTTP/1.1\r\nAuthorization : Bearer " + token + "\r\n" + rest, []int{400}},
+		{"underscore", "POST /call HTTP/1.1\r\nX_Authorization: Bearer " + token + "\r\nProxy-Authorization: Bearer " + token + "\r\n" + rest, []int{401}},
+		{"a null byte", "POST /call HTTP/1.1\r\nAuthorization: Bearer " + token + "\x00\r\n" + rest, []int{400}},
+		{"token in the query", "POST /call?access_token=" + token + "&Authorization=Bearer%20" + token + " HTTP/1.1\r\n" + rest, []int{401}},
+		{"Connection: Authorization, no token", "POST /call HTTP/1.1\r\nConnection: Authorization\r\n" + rest, []int{401}},
+		{"other path in a header", "POST /call HTTP/1.1\r\nX-Original-URL: /health\r\nX-Rewrite-URL: /health\r\nX-HTTP-Method-Override: GET\r\n" + rest, []int{401}},
+		{"HTTP/1.0", "POST /call HTTP/1.0\r\n" + rest, []int{401}},
+		{"HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []int{401}},
+		{"upgrade to HTTP/2", "POST /call HTTP/1.1\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n" + rest, []int{401}},
+		{"no version", "GET /health\r\n\r\n", []int{400}},
+		{"a header of 64 KB", "POST /call HTTP/1.1\r\nX-Big: " + strings.Repeat("x", 64<<10) + "\r\n" + rest, []int{401}},
+		{"a token of 64 KB", "POST /call HTTP/1.1\r\nAuthorization: Bearer " + strings.Repeat("x", 64<<10) + "\r\n" + rest, []int{401}},
+		{"headers of 1 MB", "POST /call HTTP/1.1\r\nX-Big: " + strings.Repeat("x", 1<<20) + "\r\n" + rest, []int{431}},
+
+		{"health", get("/health"), []int{200}},
+		{"health, query", get("/health?x=1"), []int{200}},
+		{"JWKS", get("/.well-known/jwks.json"), []int{200}},
+		{"HEAD", strings.Replace(get("/health"), "GET", "HEAD", 1), []int{200}},
+		{"lower case", strings.Replace(get("/health"), "GET", "get", 1), []int{401}},
+		{"POST", strings.Replace(get("/health"), "GET", "POST", 1), []int{401}},
+		{"OPTIONS", strings.Replace(get("/health"), "GET", "OPTIONS", 1), []int{401}},
+		{"OPTIONS *", strings.Replace(get("*"), "GET", "OPTIONS", 1), []int{401}},
+		{"TRACE", strings.Replace(get("/health"), "GET", "TRACE", 1), []int{401}},
+		{"CONNECT", strings.Replace(get("127.0.0.1:"+port), "GET", "CONNECT", 1), []int{401}},
+		{"CONNECT with a path", strings.Replace(get("/health"), "GET", "CONNECT", 1), []int{401}},
+		{"slash at the end", get("/health/"), []int{401}},
+		{"two slashes", get("//health"), []int{401}},
+		{"capitals", get("/HEALTH"), []int{401}},
+		{"percent", get("/%68ealth"), []int{401}},
+		{"percent at the end", get("/health%20"), []int{401}},
+		{"null byte", get("/health%00"), []int{401}},
+		{"question mark", get("/health%3f/call"), []int{401}},
+		{"semicolon", get("/health;x"), []int{401}},
+		{"fragment", get("/health#x"), []int{401}},
+		{"dot", get("/./health"), []int{401}},
+		{"dots", get("/x/../health"), []int{401}},
+		{"dots after it", get("/health/../tools"), []int{401}},
+		{"percent dots", get("/health/%2e%2e/tools"), []int{401}},
+		{"backslash", get("\\health"), []int{400}},
+		{"absolute form", get("http://x/health"), []int{401}},
+		{"absolute form of the proxy", get("http://127.0.0.1:" + port + "/tools"), []int{401}},
+		{"JWKS, dots", get("/.well-known/jwks.json/../../tools"), []int{401}},
+	} {
+		if got := g.raw(c.request); !slices.Equal(got, c.want) {
+			t.Errorf("%s: the statuses are %v, want %v", c.name, got, c.want)
+		}
+	}
+	// A second request hidden in the first one's body. The first has a token, and calls no tool.
+	hidden := "POST /call HTTP/1.1\r\n" + rest
+	for name, c := range map[string]struct{ headers, body string }{
+		"both":              {fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n", 5+len(hidden)), "0\r\n\r\n" + hidden},
+		"both, other order": {fmt.Sprintf("Transfer-Encoding: chunked\r\nContent-Length: %d\r\n", 5+len(hidden)), "0\r\n\r\n" + hidden},
+		"length 0":          {"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n" + hidden},
+		"two lengths":       {fmt.Sprintf("Content-Length: 0\r\nContent-Length: %d\r\n", len(hidden)), hidden},
+		"a list of lengths": {fmt.Sprintf("Content-Length: 0, %d\r\n", len(hidden)), hidden},
+		"+":                 {fmt.Sprintf("Content-Length: +%d\r\n", len(hidden)), hidden},
+		"two encodings":     {"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", "0\r\n\r\n" + hidden},
+		"a list":            {"Transfer-Encoding: identity, chunked\r\n", "0\r\n\r\n" + hidden},
+		"xchunked":          {fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: xchunked\r\n", 5+len(hidden)), "0\r\n\r\n" + hidden},
+		"tab":               {fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding:\tchunked\r\n", 5+len(hidden)), "0\r\n\r\n" + hidden},
+		"space":             {fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding : chunked\r\n", 5+len(hidden)), "0\r\n\r\n" + hidden},
+		"LF in a chunk":     {"Transfer-Encoding: chunked\r\n", "0\n\n" + hidden},
+		"chunk extension":   {"Transfer-Encoding: chunked\r\n", "0;\n\r\n\r\n" + hidden},
+		"GET with a body":   {fmt.Sprintf("Content-Length: %d\r\n", len(hidden)), hidden},
+		"trailer":           {"Trailer: Authorization\r\nTransfer-Encoding: chunked\r\n", "0\r\n" + bearer + "\r\n" + hidden},
+	} {
+		got := g.raw("POST /help HTTP/1.1\r\nHost: x\r\n" + bearer + c.headers + "\r\n" + c.body)
+		if len(got) == 0 || slices.Contains(got[1:], 200) {
+			t.Errorf("%s: the statuses are %v", name, got)
+		}
+	}
+	if got := g.proxy.calls.Load(); got != before {
+		t.Errorf("%d requests without a valid token reached the upstream", got-before)
+	}
+	// With a token, the header that Connection names is not lost on the way to the proxy.
+	if got := g.raw("POST /call HTTP/1.1\r\nConnection: Authorization\r\n" + bearer + rest); !slices.Equal(got, []int{200}) {
+		t.Errorf("Connection: Authorization with a token: %v", got)
+	}
+	if got := g.raw("POST /call HTTP/1.1\r\nX-Big: " + strings.Repeat("x", 64<<10) + "\r\n" + bearer + rest); !slices.Equal(got, []int{200}) {
+		t.Errorf("a header of 64 KB with a token: %v", got)
+	}
+
+	// Load that tries to keep other calls from being served.
+	load := g.startLoad(2, func() string { return token })
+	var idle []net.Conn
+	open := func(n int, request string) {
+		t.Helper()
+		for range n {
+			conn, err := net.Dial("tcp", g.config["listen"].(string))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			if _, err := io.WriteString(conn, request); err != nil {
+				t.Fatal(err)
+			}
+			idle = append(idle, conn)
+		}
+	}
+	open(1000, "")
+	open(100, "POST /call HTTP/1.1\r\nHost: x\r\nAuthori")
+	open(100, "POST /call HTTP/1.1\r\n"+bearer+"Host: x\r\nContent-Length: 1000\r\n\r\n{")
+	opened := time.Now()
+	large := `{"tool_name":"upload","args":{"x":"` + strings.Repeat("x", 80<<20) + `"}}`
+	began := time.Now()
+	status, _ := g.do("", http.MethodPost, "/call", large)
+	t.Logf("a body of 80 MB without a token: %d after %v", status, time.Since(began).Round(time.Millisecond))
+	if status != http.StatusUnauthorized && status != 0 { // the connection may be closed while the body is sent
+		t.Errorf("a body of 80 MB without a token returns %d", status)
+	}
+	began = time.Now()
+	status, response := g.do(token, http.MethodPost, "/call", large)
+	t.Logf("a body of 80 MB with a token: %d after %v", status, time.Since(began).Round(time.Millisecond))
+	if status != http.StatusOK || received.Load() < 80<<20 {
+		t.Errorf("a body of 80 MB returns %d %.100q, and the upstream has %d bytes", status, response, received.Load())
+	}
+	time.Sleep(time.Until(opened.Add(12 * time.Second)))
+	closed := 0
+	for _, conn := range idle[1000:1100] {
+		_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, err := io.ReadAll(conn); err == nil {
+			closed++
+		}
+	}
+	if closed != 100 {
+		t.Errorf("of 100 connections whose headers are incomplete after 12 seconds, %d are closed", closed)
+	}
+	load.expectNoFailure("1,000 idle connections, 200 slow clients, and a body of 80 MB")
+	if got := g.child(); got != child {
+		t.Error("the proxy was restarted")
+	}
+
+	// The admin port, and the guard itself, as a tool sees them.
+	for _, path := range []string{"/ready", "/metrics", "/", "/health", "/config", "/debug/pprof/", "/debug/vars", "/v1/ati/guard", "/tools"} {
+		for _, address := range []string{g.admin, g.config["listen"].(string)} {
+			call, err := json.Marshal(data{"tool_name": "file_manager:download", "args": data{"url": "http://" + address + path}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			status, text := g.do(token, http.MethodPost, "/call", string(call))
+			var response struct {
+				Result struct {
+					Content []byte `json:"content_base64"`
+				}
+			}
+			if err := json.Unmarshal([]byte(text), &response); err != nil {
+				t.Errorf("%s%s: %d %s", address, path, status, text)
+			}
+			content := string(response.Result.Content)
+			served := address == g.admin && (path == "/ready" || path == "/metrics") || address != g.admin && path == "/health"
+			if served != (status == http.StatusOK) {
+				t.Errorf("a download of %s%s returns %d %s", address, path, status, text)
+			}
+			for _, not := range []string{secret, local[1], s.root, secretID, token, "sandbox:"} {
+				if strings.Contains(content, not) {
+					t.Errorf("a download of %s%s has %s", address, path, not)
+				}
+			}
+			if path == "/metrics" && served && !strings.Contains(content, "ati_guard_requests_total") {
+				t.Errorf("the metrics are %s", content)
+			}
+		}
+	}
+	for _, method := range []string{http.MethodPost, http.MethodDelete} {
+		req, err := http.NewRequest(method, "http://"+g.admin+"/ready", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("%s /ready at the admin port returns %s", method, resp.Status)
+		}
+	}
+}
+
+// renewing returns the token of a client that requests a new one from time to time, and the
+// version of its key.
+func (s *server) renewing(every time.Duration) func() (token string, version int) {
+	var mu sync.Mutex
+	var token string
+	var version int
+	var renewed time.Time
+	return func() (string, int) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(renewed) > every {
+			renewed = time.Now()
+			creds, err := s.client(s.root).Logical().Read("ati/creds/r")
+			if err != nil {
+				s.t.Errorf("mint: %v", err)
+				return token, version
+			}
+			n, _ := creds.Data["key_version"].(json.Number).Int64()
+			token, version = creds.Data["token"].(string), int(n)
+		}
+		return token, version
+	}
+}
+
+// TestGuardRotation rotates the key at one address, while eight clients, which know nothing
+// of it, call a tool continuously and renew their tokens. No call is rejected. Run by make
+// rotation.
+func TestGuardRotation(t *testing.T) {
+	want, err := strconv.Atoi(requireEnv(t, "ATI_ROTATION_CALLS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ttl, renew = 5 * time.Second, 2 * time.Second
+	s := startGuarded(t, false)
+	s.write(s.root, "ati/roles/r", data{"ttl": ttl.String(), "max_ttl": ttl.String()})
+	g := s.startGuard(t, nil)
+	s.write(s.root, "ati/config", data{"proxy_url": g.addr})
+	// A guard that loses Vault before the last key expires.
+	vault := startRelay(t, s, "/v1/ati/guard")
+	lonely := s.newGuard(t, nil)
+	lonely.config["vault"].(data)["address"] = vault.addr
+	lonely.writeConfig()
+	lonely.start()
+	lonely.waitUntilReady()
+
+	forged := signRaw(t, strings.Repeat("ab", 32), `{"alg":"HS256","typ":"JWT"}`, `{"sub":"x","aud":"ati-proxy","iat":1,"exp":4000000000,"scope":"*"}`)
+	var loads []*guardLoad
+	for range 8 {
+		client := s.renewing(renew)
+		loads = append(loads, g.startLoad(1, func() string { token, _ := client(); return token }))
+	}
+	defer g.watchRejected(forged)()
+	total := func() (calls, failed int) {
+		for _, l := range loads {
+			calls, failed = calls+l.succeeded()+l.failed(), failed+l.failed()
+		}
+		return calls, failed
+	}
+	phase := func(what string, wait time.Duration) {
+		t.Helper()
+		time.Sleep(wait)
+		calls, failed := total()
+		t.Logf("%s: %d calls so far, %d failed", what, calls, failed)
+		if failed > 0 {
+			for _, l := range loads {
+				l.end()
+				t.Logf("%v %q", l.statuses, l.failures)
+			}
+			t.Fatal("calls were rejected")
+		}
+	}
+	secrets := map[int]string{}
+	version := 1
+	var expireBy time.Time
+	for i, algorithm := range []string{"ES256", "HS256", "HS256"} {
+		pause := 2 * guardPoll
+		if i == 1 {
+			pause = 0 // guards first see the key in a token
+		}
+		s.rotate("/stage", data{"proxy_url": fmt.Sprintf("%s/%d", g.addr, i), "algorithm": algorithm})
+		phase(fmt.Sprintf("version %d, %s, is staged", version+1, algorithm), pause)
+		s.rotate("/activate", nil)
+		version++
+		phase("activated", ttl+guardPoll)
+		if i == 0 {
+			s.rotate("/rollback", nil)
+			phase("rolled back", ttl+guardPoll)
+			s.rotate("/activate", nil)
+			phase("activated again", ttl+guardPoll)
+		}
+		if algorithm == "HS256" {
+			secrets[version] = s.proxyEnv()["ATI_JWT_SECRET"]
+		}
+		status := s.rotate("/retire", nil)
+		if expireBy, err = time.Parse(time.RFC3339, status["previous_tokens_expire_by"].(string)); err != nil {
+			t.Fatal(err)
+		}
+		phase("retired", 2*guardPoll)
+	}
+	// Who has the previous version's secret can use it until it expires, also at a guard that
+	// has lost Vault.
+	signWith := func(version int) string {
+		return signRaw(t, secrets[version], `{"alg":"HS256","typ":"JWT"}`, fmt.Sprintf(`{"sub":"x","aud":"ati-proxy","iat":%d,"exp":%d,"scope":"*","iss":"ati-orchestrator"}`, time.Now().Unix(), time.Now().Unix()+3600))
+	}
+	previous, current := signWith(version-1), signWith(version)
+	g.expect("the previous key", previous, http.StatusOK)
+	lonely.expect("the previous key, before Vault is lost", previous, http.StatusOK)
+	lost := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	vault.fault.Store(&lost)
+	phase("before the previous version expires", time.Until(expireBy.Add(-2*time.Second)))
+	g.expect("the previous key, 2 seconds before it expires", previous, http.StatusOK)
+	lonely.expect("the previous key, 2 seconds before it expires, without Vault", previous, http.StatusOK)
+	time.Sleep(time.Until(expireBy))
+	g.expect("the previous key when it has expired", previous, http.StatusUnauthorized)
+	lonely.expect("the previous key when it has expired, without Vault", previous, http.StatusServiceUnavailable)
+	lonely.expect("the current key, without Vault", current, http.StatusOK)
+	phase("the previous version has expired", 2*guardPoll)
+	for _, l := range loads {
+		l.end()
+	}
+	calls, failed := total()
+	t.Logf("HS256 to ES256 to HS256 to HS256: %d calls of %d clients, %d failed", calls, len(loads), failed)
+	if failed > 0 || calls < want {
+		t.Errorf("%d calls, of which %d failed; want at least %d and 0", calls, failed, want)
+	}
+}
+
+// TestGuardRotation_Immediate replaces the key while eight clients call a tool. Only tokens of
+// the replaced key are rejected, and calls in flight with one are ended.
+func TestGuardRotation_Immediate(t *testing.T) {
+	s := startGuarded(t, false)
+	g := s.startGuard(t, nil)
+	version := 1
+	for _, algorithm := range []string{"HS256", "ES256", "HS256"} {
+		slow := g.callSlow(s.mint("r", nil))
+		stop := make(chan struct{})
+		var running sync.WaitGroup
+		var mu sync.Mutex
+		calls, rejected := map[int]int{}, map[int]int{} // by key version
+		for range 8 {
+			client := s.renewing(time.Hour)
+			running.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					token, version := client()
+					status, body := g.call(token, "web_search")
+					mu.Lock()
+					calls[version]++
+					switch status {
+					case http.StatusOK:
+					case http.StatusUnauthorized:
+						rejected[version]++
+						client = s.renewing(time.Hour)
+					default:
+						t.Errorf("a call returns %d %s", status, body)
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		time.Sleep(3 * time.Second)
+		old := s.mint("r", nil)
+		s.rotate("", data{"algorithm": algorithm})
+		began := time.Now()
+		version++
+		took := g.until("the replaced key", old, http.StatusUnauthorized)
+		r := <-slow
+		inFlight := r.at.Sub(began)
+		time.Sleep(3 * time.Second)
+		close(stop)
+		running.Wait()
+		t.Logf("to %s: calls by key version %v, rejected %v; the replaced key is rejected after %v, and a call in flight ended after %v", algorithm, calls, rejected, took, inFlight.Round(10*time.Millisecond))
+		if rejected[version] > 0 || rejected[version-1] > 8 || calls[version] == 0 {
+			t.Errorf("to %s: calls %v, rejected %v", algorithm, calls, rejected)
+		}
+		if took > 2*guardPoll || inFlight > 2*guardPoll || r.status != http.StatusUnauthorized {
+			t.Errorf("to %s: the replaced key is rejected after %v, and a call in flight returns %d %s after %v", algorithm, took, r.status, r.body, inFlight)
+		}
+	}
 }
