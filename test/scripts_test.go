@@ -62,7 +62,8 @@ func TestDemo(t *testing.T) {
 	for _, want := range []string{
 		"\nStarting " + tested.name + " " + tested.version + " (log: ",
 		"\n$ " + cli + " plugin register -sha256=$sum secret vault-plugin-secrets-ati\n$ " + cli + " secrets enable -path=ati vault-plugin-secrets-ati\n",
-		"\n$ " + cli + " write ati/config proxy_url=https://ati.example.com\n  * Vault generated a new signing key.",
+		"\n$ " + cli + " write ati/config proxy_url=https://ati.example.com guarded=true\n$ ",
+		"\n$ " + cli + " write ati/validate token=$token | grep ^error\nerror          revoked at 20",
 		" \\\n    rate=tool:web_search=30/hour allowed_agent_ids='sandbox:*' ttl=1h max_ttl=4h\n",
 		"\n$ " + cli + " policy write ati-orchestrator examples/policies/orchestrator.hcl\n",
 		"\n$ " + cli + " write ati/creds/researcher agent_id=sandbox:42\nKey            Value\n",
