@@ -130,7 +130,7 @@ func TestRequests_Allocations(t *testing.T) {
 		"check":          {logical.ReadOperation, "check/r", data{"tool": "github:search"}, 70},
 		"validate":       {logical.UpdateOperation, "validate", data{"token": token}, 345},
 		"guard":          {logical.ReadOperation, "guard", data{"since": generation}, 35},
-		"role write":     {logical.UpdateOperation, "roles/r", role, 320},
+		"role write":     {logical.UpdateOperation, "roles/r", role, 350},
 	} {
 		if got := testing.AllocsPerRun(100, func() { m.do(t, c.op, c.path, c.data) }); got > c.most {
 			t.Errorf("%s: %.0f allocations, want at most %.0f", name, got, c.most)
