@@ -32,7 +32,7 @@ import (
 // ended, and other tokens keep working.
 func TestInteropGuard_Revocation(t *testing.T) {
 	t.Parallel()
-	s := startGuarded(t, false)
+	s := startGuarded(t, false, time.Hour)
 	s.write(s.root, "ati/roles/leased", data{"tools": "web_search,slow", "ttl": "1h", "allowed_agent_ids": "*", "generate_lease": true})
 	s.write(s.root, "ati/roles/prefix", data{"tools": "web_search,slow", "ttl": "1h", "allowed_agent_ids": "*", "generate_lease": true})
 	orchestrator := s.policy("orchestrator", `path "ati/creds/*" { capabilities = ["update"] } path "ati/revoke/r" { capabilities = ["update"] }`)
@@ -174,8 +174,8 @@ func TestInteropGuard_Revocation(t *testing.T) {
 }
 
 // startGuarded starts a server with the engine, the policy and the login of guards, and a
-// role.
-func startGuarded(t testing.TB, raft bool) *server {
+// role with this TTL.
+func startGuarded(t testing.TB, raft bool, ttl time.Duration) *server {
 	t.Helper()
 	storage := `storage "inmem" {}`
 	if raft {
@@ -185,7 +185,7 @@ func startGuarded(t testing.TB, raft bool) *server {
 	s.mountEngine()
 	s.enableGuards()
 	s.write(s.root, "ati/config", data{"guarded": true})
-	s.write(s.root, "ati/roles/r", data{"tools": "*", "ttl": "1h", "allowed_agent_ids": "*"})
+	s.write(s.root, "ati/roles/r", data{"tools": "*", "ttl": ttl.String(), "allowed_agent_ids": "*"})
 	return s
 }
 
@@ -193,7 +193,7 @@ func startGuarded(t testing.TB, raft bool) *server {
 // valid token passes, and calls with one are served again.
 func TestInteropGuard_Faults(t *testing.T) {
 	t.Parallel()
-	s := startGuarded(t, false)
+	s := startGuarded(t, false, time.Hour)
 	token, revoked := s.mint("r", nil), s.mint("r", nil)
 	s.write(s.root, "ati/revoke", data{"token": revoked})
 	valid := func() string { return token }
@@ -478,7 +478,7 @@ func TestInteropGuard_Faults(t *testing.T) {
 func TestInteropGuard_VaultFaults(t *testing.T) {
 	t.Parallel()
 	const maxStale = 5 * time.Second
-	s := startGuarded(t, true)
+	s := startGuarded(t, true, time.Hour)
 	vault := startRelay(t, s, "/v1/ati/guard")
 	token, revoked := s.mint("r", nil), s.mint("r", nil)
 	s.write(s.root, "ati/revoke", data{"token": revoked})
@@ -630,7 +630,7 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 // what a token gets from the proxy's port or the admin port is no secret.
 func TestInteropGuard_Attacks(t *testing.T) {
 	t.Parallel()
-	s := startGuarded(t, false)
+	s := startGuarded(t, false, time.Hour)
 	secret := s.proxyEnv()["ATI_JWT_SECRET"]
 	token := s.mint("r", nil)
 	g := s.newGuard(t, nil)
@@ -909,8 +909,7 @@ func TestGuardRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	const ttl, renew = 5 * time.Second, 2 * time.Second
-	s := startGuarded(t, false)
-	s.write(s.root, "ati/roles/r", data{"ttl": ttl.String(), "max_ttl": ttl.String()})
+	s := startGuarded(t, false, ttl)
 	g := s.startGuard(t, nil)
 	s.write(s.root, "ati/config", data{"proxy_url": g.addr})
 	// A guard that loses Vault before the last key expires.
@@ -973,6 +972,9 @@ func TestGuardRotation(t *testing.T) {
 		if expireBy, err = time.Parse(time.RFC3339, status["previous_tokens_expire_by"].(string)); err != nil {
 			t.Fatal(err)
 		}
+		if left := time.Until(expireBy); left > 2*time.Minute {
+			t.Fatalf("the previous version expires only in %v", left)
+		}
 		phase("retired", 2*guardPoll)
 	}
 	// Who has the previous version's secret can use it until it expires, also at a guard that
@@ -1006,7 +1008,7 @@ func TestGuardRotation(t *testing.T) {
 // TestGuardRotation_Immediate replaces the key while eight clients call a tool. Only tokens of
 // the replaced key are rejected, and calls in flight with one are ended.
 func TestGuardRotation_Immediate(t *testing.T) {
-	s := startGuarded(t, false)
+	s := startGuarded(t, false, time.Hour)
 	g := s.startGuard(t, nil)
 	version := 1
 	for _, algorithm := range []string{"HS256", "ES256", "HS256"} {
