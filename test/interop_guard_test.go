@@ -525,7 +525,7 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 		status int
 		body   string
 	}{
-		{200, ""}, {200, "<html>"}, {404, "<html>"}, {200, "{}"}, {200, `{"data":null}`}, {200, `{"data":{}}`}, {200, `{"data":{"epoch":1,"generation":1}}`},
+		{200, ""}, {200, "<html>"}, {404, "<html>"}, {404, ""}, {200, "{}"}, {200, `{"data":null}`}, {200, `{"data":{}}`}, {200, `{"data":{"epoch":1,"generation":1}}`},
 		{200, `{"data":{"epoch":"x","generation":"y"}}`}, {200, `{"data":{"epoch":"x","generation":1,"keys":{}}}`}, {200, `{"data":{"epoch":"x","generation":1,"audiences":[],"keys":[]}}`},
 		{200, `{"data":{"epoch":"x","generation":9e15,"audiences":["a"],"keys":[{"version":7,"state":"current","algorithm":"HS256"}]}}`},
 		{200, `{"data":{"epoch":"x","generation":9000000000000000,"audiences":["a"],"keys":[{"version":7,"state":"current","algorithm":"HS256"}],"revoked":[{"revoked_at":1}]}}`},
@@ -621,8 +621,22 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 		}
 	}
 	s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com"})
-	g.until("a new config", s.mint("r", nil), http.StatusOK)
+	newer := s.mint("r", nil)
+	g.until("a new config", newer, http.StatusOK)
 	g.expect("a token of the deleted config", token, http.StatusUnauthorized)
+	// The next one is there before the guard's next read. Its key has the same version.
+	slow = g.callSlow(newer)
+	s.vault(s.root, "delete", "ati/config")
+	s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com"})
+	replaced := time.Now()
+	g.until("another config", newer, http.StatusUnauthorized)
+	g.until("another config", s.mint("r", nil), http.StatusOK)
+	select {
+	case r := <-slow:
+		t.Logf("config replaced: a call in flight returns %d after %v", r.status, r.at.Sub(replaced).Round(10*time.Millisecond))
+	case <-time.After(2 * guardPoll):
+		t.Error("config replaced: a call in flight is not ended")
+	}
 	stop()
 }
 
