@@ -144,7 +144,11 @@ func (d *door) apply(b *bundle, revoked []revocation.Entry, freshAt time.Time) (
 	now := d.now()
 	d.mu.Lock()
 	for i := range revoked {
-		d.revoked.Add(&revoked[i], d.revoked.Place(&revoked[i]))
+		e := &revoked[i]
+		if held := d.revoked.Get(e.Name()); held != nil { // a restored snapshot may have an earlier one
+			e.RevokedAt, e.ExpiresAt = max(e.RevokedAt, held.RevokedAt), max(e.ExpiresAt, held.ExpiresAt)
+		}
+		d.revoked.Add(e, d.revoked.Place(e))
 	}
 	live := b.live(now)
 	for _, bucket := range d.revoked.Stale(live, now.Unix(), revocation.Buckets) {
