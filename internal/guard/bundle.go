@@ -79,8 +79,9 @@ type key struct {
 	generated bool
 	expireBy  time.Time // zero until it is retired
 	key       ati.Key
-	public    bool   // ES256
-	id        string // of the public key
+	sum       [sha256.Size]byte // of the key: after the config was deleted, another key has its version
+	public    bool              // ES256
+	id        string            // of the public key
 }
 
 func (k *key) expired(now time.Time) bool { return !k.expireBy.IsZero() && !now.Before(k.expireBy) }
@@ -104,10 +105,12 @@ func next(before *bundle, r *response) (after *bundle, faults []error, err error
 			if held == nil {
 				return nil, nil, errUnknownKey
 			}
-			k.key, k.id = held.key, held.id
+			k.key, k.sum, k.id = held.key, held.sum, held.id
 		} else if k.key, err = parseKey(from); err != nil {
 			faults = append(faults, fmt.Errorf("version %d: %w", from.Version, err))
 			continue
+		} else {
+			k.sum = sha256.Sum256([]byte(from.Secret + from.PublicKey))
 		}
 		if k.public {
 			k.id = keyID(k.key)
@@ -145,6 +148,12 @@ func keyID(k ati.Key) string {
 	}
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:8])
+}
+
+// holds reports whether a key is still one of the mount.
+func (b *bundle) holds(k *key) bool {
+	held := b.version(k.version)
+	return held != nil && held.sum == k.sum
 }
 
 func (b *bundle) version(version int) *key {

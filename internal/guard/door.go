@@ -118,8 +118,8 @@ func (d *door) admit(ctx context.Context, token string) (f *flight, claims *ati.
 	}
 	// First the flight, then the look at the revocations: a bundle that arrives in between
 	// cancels the flight.
-	f = d.flights.begin(ctx, claims, k.version)
-	if d.isRevoked(claims) || !d.hasVersion(k.version) {
+	f = d.flights.begin(ctx, claims, k)
+	if d.isRevoked(claims) || !d.holds(k) {
 		f.end()
 		return nil, claims, k, unauthorized("the token was revoked", true)
 	}
@@ -132,10 +132,10 @@ func (d *door) isRevoked(c *ati.Claims) bool {
 	return d.revoked.Find(c.ID, c.Subject, c.IssuedAt) != nil
 }
 
-func (d *door) hasVersion(version int) bool {
+func (d *door) holds(k *key) bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	return d.bundle.version(version) != nil
+	return d.bundle.holds(k)
 }
 
 // apply replaces the bundle, adds its revocations, and cancels requests that no longer
@@ -156,7 +156,7 @@ func (d *door) apply(b *bundle, revoked []revocation.Entry, freshAt time.Time) (
 	}
 	d.bundle, d.freshAt = b, freshAt
 	d.mu.Unlock()
-	return d.flights.cancel(func(f *flight) bool { return b.version(f.version) == nil || d.isRevoked(f.claims) })
+	return d.flights.cancel(func(f *flight) bool { return !b.holds(f.key) || d.isRevoked(f.claims) })
 }
 
 // fresh records a successful read without changes.
@@ -283,11 +283,11 @@ func (l localKey) resign(token string) string {
 
 // flight is a request that has passed the door.
 type flight struct {
-	ctx     context.Context
-	claims  *ati.Claims
-	version int
-	cancel  context.CancelCauseFunc
-	shard   *shard
+	ctx    context.Context
+	claims *ati.Claims
+	key    *key
+	cancel context.CancelCauseFunc
+	shard  *shard
 }
 
 var errRevoked = errors.New("the token was revoked")
@@ -300,8 +300,8 @@ type shard struct {
 	in map[*flight]struct{}
 }
 
-func (fs *flights) begin(ctx context.Context, claims *ati.Claims, version int) *flight {
-	f := &flight{claims: claims, version: version, shard: &fs[time.Now().UnixNano()/64%int64(len(fs))]}
+func (fs *flights) begin(ctx context.Context, claims *ati.Claims, k *key) *flight {
+	f := &flight{claims: claims, key: k, shard: &fs[time.Now().UnixNano()/64%int64(len(fs))]}
 	f.ctx, f.cancel = context.WithCancelCause(ctx)
 	f.shard.mu.Lock()
 	defer f.shard.mu.Unlock()

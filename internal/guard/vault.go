@@ -150,11 +150,12 @@ func (v *vaultClient) read(ctx context.Context, path string, query map[string][]
 		return nil, err
 	}
 	resp, err := v.client.Logical().ReadRawWithDataWithContext(ctx, path, query)
-	secret, err := v.client.Logical().ParseRawResponseAndCloseBody(resp, err)
-	if secret == nil && err == nil && resp.StatusCode != http.StatusNotFound {
-		return nil, fmt.Errorf("read %s: the response is empty", path)
-	}
 	var failed *api.ResponseError
+	missing := errors.As(err, &failed) && failed.StatusCode == http.StatusNotFound && !failed.RawError
+	secret, err := v.client.Logical().ParseRawResponseAndCloseBody(resp, err)
+	if secret == nil && err == nil && !missing {
+		return nil, fmt.Errorf("read %s: the response is not one of Vault", path)
+	}
 	if errors.As(err, &failed) {
 		if failed.StatusCode == 403 { // the token may have ended
 			v.login = time.Time{}
