@@ -575,15 +575,21 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 	s.allowGuards()
 	fresh("access denied")
 
-	// A snapshot without the revocation is restored.
+	// A snapshot without the last revocations and the last key is restored.
+	agent := data{"agent_id": "sandbox:8"}
+	s.write(s.root, "ati/revoke", agent)
 	if err := s.client(s.root).Sys().RaftSnapshot(&snapshot); err != nil {
 		t.Fatal(err)
 	}
-	third := s.mint("r", nil)
+	third, fourth := s.mint("r", nil), s.mint("r", agent)
 	s.write(s.root, "ati/revoke", data{"token": third})
+	s.write(s.root, "ati/revoke", agent)
 	g.until("before the restore", third, http.StatusUnauthorized)
+	g.until("before the restore, by agent", fourth, http.StatusUnauthorized)
+	s.rotate("", nil)
+	g.until("the key was replaced", token, http.StatusUnauthorized)
 	stop()
-	stop = g.watchRejected(revoked, second, third)
+	stop = g.watchRejected(revoked, second, third, fourth)
 	if err := s.client(s.root).Sys().RaftSnapshotRestore(&snapshot, true); err != nil {
 		t.Fatal(err)
 	}
@@ -592,19 +598,21 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if got := len(list.Data["keys"].([]any)); got != 2 {
+		if got := len(list.Data["keys"].([]any)); got != 3 {
 			return fmt.Errorf("%d revocations", got)
 		}
 		return nil
 	})
-	g.until("snapshot restored, max_stale", token, http.StatusServiceUnavailable)
+	g.until("snapshot restored", token, http.StatusServiceUnavailable)
 	if !strings.Contains(g.log(), "a snapshot was restored, or a standby lags") {
 		t.Error("the guard's log does not have the restored snapshot")
 	}
 	s.write(s.root, "ati/revoke", data{"agent_id": "sandbox:9"}) // any change
 	fresh("snapshot restored, and a change")
-	if status, body := g.call(third, "web_search"); status != http.StatusUnauthorized || body != "the token was revoked" {
-		t.Errorf("a token whose revocation is lost in Vault: %d %s", status, body)
+	for i, lost := range []string{third, fourth} {
+		if status, body := g.call(lost, "web_search"); status != http.StatusUnauthorized || body != "the token was revoked" {
+			t.Errorf("token %d, whose revocation is lost in Vault: %d %s", i, status, body)
+		}
 	}
 
 	// The config is deleted, and another one made.
