@@ -5,6 +5,7 @@ package test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -71,6 +72,9 @@ type guard struct {
 	slow   *slowUpstream // of the tool slow
 	cmd    *exec.Cmd
 	exited chan struct{}
+
+	binary     string // if not buildGuard's
+	credential *syscall.Credential
 }
 
 // slowUpstream responds when it is released.
@@ -173,7 +177,8 @@ func (g *guard) start() {
 		g.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(buildGuard(g.t), "-config", g.file)
+	cmd := exec.Command(cmp.Or(g.binary, buildGuard(g.t)), "-config", g.file)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: g.credential}
 	cmd.Env = append([]string{"HOME=" + g.proxy.dir, "PATH=" + os.Getenv("PATH"), "ATI_AUDIT_FILE=" + filepath.Join(g.proxy.dir, "audit.jsonl")}, g.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -508,6 +513,7 @@ func (g *guard) watchRejected(tokens ...string) (stop func()) {
 				status, body := g.call(token, "web_search")
 				if !slices.Contains([]int{0, http.StatusUnauthorized, http.StatusServiceUnavailable}, status) {
 					g.t.Errorf("a request that must not pass (token %d of %d) returns %d %s", i%len(names), len(names), status, body)
+					return
 				}
 				mu.Lock()
 				statuses[status]++

@@ -9,11 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -896,6 +899,107 @@ func TestInteropGuard_Attacks(t *testing.T) {
 			t.Errorf("%s /ready at the admin port returns %s", method, resp.Status)
 		}
 	}
+}
+
+// Guarantee: another user on the host, such as the one that the proxy and its tools run as,
+// reads neither the guard's login nor its memory, also if the guard runs as that user.
+func TestInteropGuard_User(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Log("not run: only root can start a proxy as another user")
+		return
+	}
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		t.Logf("not run: %v", err)
+		return
+	}
+	uid, err := strconv.Atoi(nobody.Uid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	credential := &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}
+	s := startGuarded(t, false, time.Hour)
+	token := s.mint("r", nil)
+	public, err := os.MkdirTemp("", "ati-guard-user") // which other users can read, unlike t.TempDir
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(public) })
+	if err := os.Chmod(public, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	copyFile := func(from, name string, mode os.FileMode) string {
+		to := filepath.Join(public, name)
+		if err := os.WriteFile(to, readFile(t, from), mode); err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	g := s.newGuard(t, data{"ati": copyFile(requireEnv(t, "ATI_BIN"), "ati", 0o755), "user": "nobody"})
+	auth := g.config["vault"].(data)["auth"].(data)["approle"].(data)
+	for name := range auth {
+		auth[name] = copyFile(auth[name].(string), name, 0o600)
+	}
+	ati := filepath.Join(public, "dir")
+	if err := os.CopyFS(ati, os.DirFS(g.proxy.dir)); err != nil {
+		t.Fatal(err)
+	}
+	g.proxy.dir, g.config["ati_dir"] = ati, ati
+	g.writeConfig()
+	config := copyFile(g.file, "config.json", 0o600)
+	g.file = config
+	readable := func(path string) bool {
+		cmd := exec.Command("head", "-c", "1", path)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+		out, err := cmd.Output()
+		return err == nil && len(out) > 0
+	}
+	expectHidden := func(who string, paths ...string) {
+		t.Helper()
+		for _, path := range append(paths, fmt.Sprintf("/proc/%d/environ", g.cmd.Process.Pid), fmt.Sprintf("/proc/%d/mem", g.cmd.Process.Pid), fmt.Sprintf("/proc/%d/maps", g.cmd.Process.Pid)) {
+			if readable(path) {
+				t.Errorf("%s: the proxy's user can read %s", who, path)
+			}
+		}
+	}
+	chown := func() {
+		t.Helper()
+		if err := filepath.WalkDir(public, func(path string, _ fs.DirEntry, err error) error { return errors.Join(err, os.Chown(path, uid, uid)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(ati, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+	g.start()
+	g.waitUntilReady()
+	g.expect("a proxy that runs as nobody", token, http.StatusOK)
+	child := g.child()
+	info, err := os.Stat(fmt.Sprintf("/proc/%d", child))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Sys().(*syscall.Stat_t).Uid; int(got) != uid {
+		t.Errorf("the proxy runs as user %d, want %d", got, uid)
+	}
+	if !readable(filepath.Join(public, "ati")) || !readable(fmt.Sprintf("/proc/%d/environ", child)) {
+		t.Error("the proxy's user cannot read its own files: the test proves nothing")
+	}
+	expectHidden("guard of root", config, auth["role_id_file"].(string), auth["secret_id_file"].(string))
+	g.stop(syscall.SIGTERM)
+
+	// The guard itself runs as nobody, and the proxy as the same user.
+	delete(g.config, "user")
+	delete(g.config, "access_log") // in a directory that nobody cannot enter
+	g.writeConfig()
+	g.file = copyFile(g.file, "config.json", 0o600)
+	g.binary, g.credential = copyFile(buildGuard(t), "ati-guard", 0o755), credential
+	chown()
+	g.start()
+	g.waitUntilReady()
+	g.expect("a guard that runs as nobody", token, http.StatusOK)
+	expectHidden("guard of nobody")
 }
 
 // renewing returns the token of a client that requests a new one from time to time, and the
