@@ -232,7 +232,7 @@ func (g *Guard) readAPIKeys(ctx context.Context) error {
 	return nil
 }
 
-// want tells the supervisor what the proxy must be started with.
+// want sets what the supervisor must start the proxy with.
 func (g *Guard) want(s *spec) {
 	select {
 	case <-g.specs:

@@ -18,7 +18,7 @@ type Entry struct {
 
 	// KeyVersion is the highest version of the key at RevokedAt.
 	KeyVersion int `json:"key_version"`
-	// Imported is set if a version up to KeyVersion was imported: somebody else can sign
+	// Imported is set if a version up to KeyVersion was imported: others can sign
 	// tokens with it that have any exp.
 	Imported bool `json:"imported,omitempty"`
 

@@ -42,7 +42,7 @@ func NewList(stored map[int][]Entry) *List {
 }
 
 // Place returns the bucket for an entry: that of the entry which it replaces, or the
-// smaller of two at random, so that nobody can choose names that fill one.
+// smaller of two at random, so that no one can choose names that fill one.
 func (l *List) Place(e *Entry) int {
 	if bucket, ok := l.places[e.Name()]; ok {
 		return bucket
