@@ -50,7 +50,7 @@ func classify(text []byte) (ids []string) {
 // by path, and the standard library last. It fails on an unknown license.
 func linked(root, goos, goarch string) ([]module, error) {
 	list := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}"+
-		"{{.Path}}\t{{.Version}}{{with .Replace}} => {{.Path}}{{end}}\t{{.Dir}}\t{{$.Dir}}{{end}}{{end}}", "./cmd/...")
+		"{{.Path}}\t{{.Version}}{{with .Replace}} => {{.Path}}{{end}}\t{{.Dir}}\t{{$.Dir}}{{end}}{{end}}", "./cmd/vault-plugin-secrets-ati")
 	list.Dir, list.Stderr = root, os.Stderr
 	list.Env = append(os.Environ(), "GOOS="+goos, "GOARCH="+goarch, "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 	packages, err := list.Output()
