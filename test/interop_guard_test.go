@@ -635,20 +635,52 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 	newer := s.mint("r", nil)
 	g.until("a new config", newer, http.StatusOK)
 	g.expect("a token of the deleted config", token, http.StatusUnauthorized)
-	// The next one is there before the guard's next read. Its key has the same version.
+	// The next config is there before the guard's next read.
 	slow = g.callSlow(newer)
 	s.vault(s.root, "delete", "ati/config")
 	s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com"})
-	replaced := time.Now()
-	g.until("another config", newer, http.StatusUnauthorized)
-	g.until("another config", s.mint("r", nil), http.StatusOK)
-	select {
-	case r := <-slow:
-		t.Logf("config replaced: a call in flight returns %d after %v", r.status, r.at.Sub(replaced).Round(10*time.Millisecond))
-	case <-time.After(2 * guardPoll):
-		t.Error("config replaced: a call in flight is not ended")
+	inFlightEnds := func(what string) {
+		t.Helper()
+		began := time.Now()
+		select {
+		case r := <-slow:
+			t.Logf("%s: a call in flight returns %d after %v", what, r.status, r.at.Sub(began).Round(10*time.Millisecond))
+		case <-time.After(2 * guardPoll):
+			t.Errorf("%s: a call in flight is not ended", what)
+		}
 	}
+	inFlightEnds("config replaced")
+	g.until("config replaced", newer, http.StatusUnauthorized)
 	stop()
+
+	// After a restore, another key gets the version of one that the guard has.
+	snapshot.Reset()
+	if err := s.client(s.root).Sys().RaftSnapshot(&snapshot); err != nil {
+		t.Fatal(err)
+	}
+	version := func() any { return s.read(s.root, "ati/config/rotate").Data["current_version"] }
+	before := version()
+	s.rotate("", nil)
+	replaced, taken := s.mint("r", nil), version()
+	g.until("a key that the snapshot does not have", replaced, http.StatusOK)
+	slow = g.callSlow(replaced)
+	if err := s.client(s.root).Sys().RaftSnapshotRestore(&snapshot, true); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, "the snapshot was restored", func() error {
+		status, err := s.client(s.root).Logical().Read("ati/config/rotate")
+		if err == nil && status.Data["current_version"] != before {
+			err = fmt.Errorf("version %v", status.Data["current_version"])
+		}
+		return err
+	})
+	s.rotate("", nil)
+	if got := version(); got != taken {
+		t.Errorf("the next key has version %v, want %v", got, taken)
+	}
+	inFlightEnds("another key with the same version")
+	g.expect("a token of the key that was lost", replaced, http.StatusUnauthorized)
+	g.until("a token of the key with its version", s.mint("r", nil), http.StatusOK)
 }
 
 // Guarantee: no request without a valid token reaches the proxy, however it is spelled, and

@@ -79,7 +79,7 @@ type key struct {
 	generated bool
 	expireBy  time.Time // zero until it is retired
 	key       ati.Key
-	sum       [sha256.Size]byte // of the key: after the config was deleted, another key has its version
+	sum       [sha256.Size]byte // of the key: after a snapshot was restored, another key may get its version
 	public    bool              // ES256
 	id        string            // of the public key
 }
