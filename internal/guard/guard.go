@@ -36,6 +36,7 @@ type Guard struct {
 	specs   chan *spec
 
 	stopping atomic.Bool
+	tried    chan struct{} // closed after the first read of Vault
 
 	kick    chan struct{}
 	mu      sync.Mutex
@@ -51,7 +52,7 @@ func New(cfg *Config, log hclog.Logger, access io.Writer) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guard{cfg: cfg, log: log, vault: v, local: newLocalKey(), access: newAccessLog(access), specs: make(chan *spec, 1), kick: make(chan struct{}, 1)}
+	g := &Guard{cfg: cfg, log: log, vault: v, local: newLocalKey(), access: newAccessLog(access), specs: make(chan *spec, 1), tried: make(chan struct{}), kick: make(chan struct{}, 1)}
 	g.door = newDoor(time.Now, time.Duration(cfg.MaxStale), g.reread)
 	g.metrics = newMetrics(g)
 	return g, nil
@@ -94,6 +95,11 @@ func (g *Guard) poll(ctx context.Context) {
 		g.mu.Unlock()
 		err := g.readVault(ctx)
 		g.metrics.read(err)
+		select {
+		case <-g.tried:
+		default:
+			close(g.tried)
+		}
 		if err != nil && ctx.Err() == nil {
 			g.log.Error("failed to read Vault; keeping what is known", "error", err)
 		}
@@ -366,6 +372,7 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 		g.reject(w, rec, unauthorized("no token", false))
 		return
 	}
+	g.waitForFirstRead(r.Context())
 	f, claims, k, rejected := g.door.admit(r.Context(), token)
 	rec.identify(claims, k)
 	if rejected != nil {
@@ -384,6 +391,22 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 	c.forward.ServeHTTP(w, r.WithContext(ctx))
 	if errors.Is(context.Cause(f.ctx), errRevoked) {
 		rec.Reason = errRevoked.Error()
+	}
+}
+
+// waitForFirstRead waits until Vault was read, successfully or not. With a socket of
+// systemd, requests wait for a guard that restarts.
+func (g *Guard) waitForFirstRead(ctx context.Context) {
+	select {
+	case <-g.tried:
+		return
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(g.cfg.Hold))
+	defer cancel()
+	select {
+	case <-g.tried:
+	case <-ctx.Done():
 	}
 }
 

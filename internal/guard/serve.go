@@ -22,6 +22,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
+// lastRequests is how long a guard that stops waits for requests on connections that it has
+// accepted.
+const lastRequests = 500 * time.Millisecond
+
 // Serve runs a guard until the context ends, and lets requests in flight finish.
 func Serve(ctx context.Context, cfg *Config, log hclog.Logger) error {
 	// First the port: if it is taken, nothing has been started yet.
@@ -77,6 +81,10 @@ func Serve(ctx context.Context, cfg *Config, log hclog.Logger) error {
 	g.stopping.Store(true)
 	draining, cancel := context.WithTimeout(context.Background(), time.Duration(cfg.Drain))
 	defer cancel()
+	// Shutdown closes connections whose request it has not read yet, so wait for these.
+	_ = listener.Close()
+	server.SetKeepAlivesEnabled(false)
+	time.Sleep(min(lastRequests, time.Duration(cfg.Drain)))
 	if shut := server.Shutdown(draining); shut != nil {
 		log.Warn("requests in flight were cut off", "number", g.door.flights.count())
 		_ = server.Close()
