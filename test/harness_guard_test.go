@@ -73,7 +73,8 @@ type guard struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
 
-	binary     string // if not buildGuard's
+	socket     *os.File // passed as systemd does
+	binary     string   // if not buildGuard's
 	credential *syscall.Credential
 }
 
@@ -179,6 +180,10 @@ func (g *guard) start() {
 	defer log.Close()
 	cmd := exec.Command(cmp.Or(g.binary, buildGuard(g.t)), "-config", g.file)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: g.credential}
+	if g.socket != nil {
+		cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"`, "sh"}, cmd.Args...)
+		cmd.ExtraFiles = []*os.File{g.socket}
+	}
 	cmd.Env = append([]string{"HOME=" + g.proxy.dir, "PATH=" + os.Getenv("PATH"), "ATI_AUDIT_FILE=" + filepath.Join(g.proxy.dir, "audit.jsonl")}, g.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -416,7 +421,7 @@ type guardLoad struct {
 	running  sync.WaitGroup
 	mu       sync.Mutex
 	statuses map[int]int
-	failures []string // the first ones
+	failures []string // the first ones of each status
 	slowest  time.Duration
 }
 
@@ -447,7 +452,7 @@ func (l *guardLoad) call(token string) {
 	defer l.mu.Unlock()
 	l.slowest = max(l.slowest, time.Since(began))
 	l.statuses[status]++
-	if status != http.StatusOK && len(l.failures) < 5 {
+	if status != http.StatusOK && l.statuses[status] <= 2 {
 		l.failures = append(l.failures, fmt.Sprintf("%s: %d %s", began.Format("05.000"), status, strings.TrimSpace(body)))
 	}
 }

@@ -333,6 +333,32 @@ func TestInteropGuard_Faults(t *testing.T) {
 		}
 		g.expect("after the second guard", token, http.StatusOK)
 	})
+	t.Run("socket activation", func(t *testing.T) {
+		g := s.newGuard(t, nil)
+		listener, err := net.Listen("tcp", g.config["listen"].(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		if g.socket, err = listener.(*net.TCPListener).File(); err != nil {
+			t.Fatal(err)
+		}
+		defer g.socket.Close()
+		g.client.Transport = &http.Transport{DisableKeepAlives: true} // as ati run, which does not send on a connection that is about to be closed
+		g.start()
+		g.waitUntilReady()
+		load := g.startLoad(8, valid)
+		for range 5 {
+			time.Sleep(500 * time.Millisecond)
+			if got := g.stop(syscall.SIGTERM); got != 0 {
+				t.Errorf("the guard exits with %d", got)
+			}
+			g.start()
+			g.waitUntilReady()
+		}
+		time.Sleep(500 * time.Millisecond)
+		load.expectNoFailure("5 restarts with a socket that stays")
+	})
 	t.Run("SIGHUP", func(t *testing.T) {
 		dir := t.TempDir()
 		cert, key := writeCertificate(t, dir, 1)
