@@ -22,7 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vault-plugin-secrets-ati/ati"
-	"vault-plugin-secrets-ati/internal/guard"
+	atiguard "vault-plugin-secrets-ati/internal/guard"
 )
 
 // runScript runs a script in scripts/ and returns its output.
@@ -669,7 +669,7 @@ path "auth/token/lookup-self" { capabilities = ["read"] }`)), 0o600); err != nil
 
 func TestExamples_GuardConfiguration(t *testing.T) {
 	t.Parallel()
-	cfg, err := guard.ParseConfig(flag.NewFlagSet("ati-guard", flag.ContinueOnError), []string{"-config", "../examples/guard/guard.json"})
+	cfg, err := atiguard.ParseConfig(flag.NewFlagSet("ati-guard", flag.ContinueOnError), []string{"-config", "../examples/guard/guard.json"})
 	if err != nil {
 		t.Fatal(err)
 	}
