@@ -78,20 +78,26 @@ func Serve(ctx context.Context, cfg *Config, log hclog.Logger) error {
 		}
 	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	g.shutDown(server, listener)
+	end()
+	work.Wait()
+	return errors.Join(err, access.Close())
+}
+
+// shutDown stops accepting connections, and lets requests in flight finish.
+func (g *Guard) shutDown(server *http.Server, listener net.Listener) {
 	g.stopping.Store(true)
-	draining, cancel := context.WithTimeout(context.Background(), time.Duration(cfg.Drain))
+	drain := time.Duration(g.cfg.Drain)
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
 	// Shutdown closes connections whose request it has not read yet, so wait for these.
 	_ = listener.Close()
 	server.SetKeepAlivesEnabled(false)
-	time.Sleep(min(lastRequests, time.Duration(cfg.Drain)))
-	if shut := server.Shutdown(draining); shut != nil {
-		log.Warn("requests in flight were cut off", "number", g.door.flights.count())
+	time.Sleep(min(lastRequests, drain))
+	if err := server.Shutdown(ctx); err != nil {
+		g.log.Warn("requests in flight were cut off", "number", g.door.flights.count())
 		_ = server.Close()
 	}
-	end()
-	work.Wait()
-	return errors.Join(err, access.Close())
 }
 
 func newServer(handler http.Handler, log hclog.Logger) *http.Server {
