@@ -39,12 +39,14 @@ fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (defa
 	@scripts/fuzz.sh
 
 # With INTEROP=short, make interop runs the tests of what depends on the server: logins,
-# Agent, the audit log, and JWKS. make rotation then rotates once, to an HS256 key.
+# Agent, the audit log, and JWKS. make rotation then rotates once, to an HS256 key. With
+# INTEROP=guard, it rotates behind the guard.
 interop_full     = ^TestInterop
 interop_short    = ^TestInterop(AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$
 rotation_full    = ^TestRotation$$
 rotation_short   = ^TestRotation$$/^to_HS256$$
-tests_of_interop = $(or $($(1)_$(INTEROP)),$(error INTEROP is $(INTEROP), but must be full or short))
+rotation_guard   = ^TestGuardRotation
+tests_of_interop = $(or $($(1)_$(INTEROP)),$(error INTEROP is $(INTEROP), but must be full or short, or guard for make rotation))
 
 interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, and Python 3)
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \

@@ -1086,7 +1086,7 @@ func (s *server) renewing(every time.Duration) func() (token string, version int
 
 // TestGuardRotation rotates the key at one address, while eight clients, which know nothing
 // of it, call a tool continuously and renew their tokens. No call is rejected. Run by make
-// rotation.
+// rotation INTEROP=guard.
 func TestGuardRotation(t *testing.T) {
 	want, err := strconv.Atoi(requireEnv(t, "ATI_ROTATION_CALLS"))
 	if err != nil {
