@@ -21,7 +21,7 @@ var keyFacts = param.Set[keyring.Keys]{
 	param.Fact("algorithm", framework.TypeString, "Signing algorithm.", func(ks *keyring.Keys) any { return ks.Current.Algorithm }),
 	param.Precondition("key_version", framework.TypeInt, param.Display("Key version", "Precondition"), "Current version of the key.", func(ks *keyring.Keys) any { return ks.Current.Version }),
 	param.Precondition("key_created_at", framework.TypeTime, param.Display("Key created at", "Precondition"), "Time at which the key was generated or imported.", func(ks *keyring.Keys) any { return ks.Current.CreatedAt.Format(time.RFC3339) }),
-	param.Precondition("key_fingerprint", framework.TypeString, param.Display("Key fingerprint", "Precondition"), keyring.FingerprintDescription, func(ks *keyring.Keys) any { return ks.Current.Fingerprint }),
+	param.Precondition("key_fingerprint", framework.TypeString, param.Display("Key fingerprint", "Precondition"), keyring.FingerprintDescription, func(ks *keyring.Keys) any { return ks.Current.Key.Fingerprint() }),
 }
 
 func pathConfig(b *backend) []*framework.Path {

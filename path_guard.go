@@ -89,7 +89,7 @@ func guardKeys(ks *keyring.Keys, since int64, now time.Time) []any {
 		switch {
 		case k.Generation <= since:
 		case k.Algorithm == ati.ES256:
-			key["public_key"] = k.PublicPEM()
+			key["public_key"] = k.Key.PublicPEM()
 		default:
 			key["secret"] = k.Secret.Plaintext()
 		}

@@ -37,7 +37,7 @@ func (b *backend) pathJWKSRead(ctx context.Context, req *logical.Request, _ *fra
 	if cfg != nil {
 		for _, k := range cfg.Live(b.now()) {
 			if k.Algorithm == ati.ES256 {
-				set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.Key.Public(), Use: "sig", Algorithm: ati.ES256, KeyID: k.Fingerprint})
+				set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.Key.Public(), Use: "sig", Algorithm: ati.ES256, KeyID: k.Key.Fingerprint()})
 			}
 		}
 	}

@@ -67,7 +67,7 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 		envAcceptedAudiences: strings.Join(cfg.Audiences(), ","),
 	}
 	if key.Algorithm == ati.ES256 {
-		env[publicKeyField] = key.PublicPEM()
+		env[publicKeyField] = key.Key.PublicPEM()
 	} else {
 		env[envSecret] = key.Secret.Plaintext()
 	}

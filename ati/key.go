@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
@@ -137,12 +139,11 @@ func ParsePublicKey(text string) (Key, error) {
 	// If the proxy cannot parse the file, it accepts unauthenticated requests. A
 	// blank line or trailing data in the DER, which pem and x509 ignore, is
 	// enough.
-	der, err := x509.MarshalPKIXPublicKey(public)
-	lines := strings.ReplaceAll(strings.TrimFunc(text, isASCIISpace), "\r\n", "\n") + "\n"
-	if err != nil || lines != string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})) {
+	key := newKey(jwt.SigningMethodES256, "", nil, public)
+	if lines := strings.ReplaceAll(strings.TrimFunc(text, isASCIISpace), "\r\n", "\n") + "\n"; lines != key.PublicPEM() {
 		return Key{}, parseKeyError(`%s; the encoding is not canonical (use "openssl pkey -pubin" to rewrite it)`, want)
 	}
-	return newKey(jwt.SigningMethodES256, "", nil, public), nil
+	return key, nil
 }
 
 // p256Parameters is the DER of the OID prime256v1, which names the curve P-256.
@@ -258,6 +259,41 @@ func (k Key) Public() *ecdsa.PublicKey {
 	}
 	public, _ := (*k.material).verify.(*ecdsa.PublicKey)
 	return public
+}
+
+// PublicPEM returns the public key of an ES256 key in PEM, as [ParsePublicKey]
+// accepts it, or "" for any other key.
+func (k Key) PublicPEM() string {
+	if k.Public() == nil {
+		return ""
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.publicDER()}))
+}
+
+// publicDER returns the SubjectPublicKeyInfo (RFC 5280) of an ES256 key.
+func (k Key) publicDER() []byte {
+	der, _ := x509.MarshalPKIXPublicKey(k.Public()) // never fails on P-256
+	return der
+}
+
+// Fingerprint returns 16 hexadecimal digits that identify a key without revealing
+// it, or "" for the zero Key: the beginning of HMAC-SHA256(secret, "ati key
+// fingerprint") for HS256, and of the SHA-256 of the public key's
+// SubjectPublicKeyInfo in DER for ES256.
+func (k Key) Fingerprint() string {
+	var sum []byte
+	switch k.Algorithm() {
+	case HS256:
+		mac := hmac.New(sha256.New, (*k.material).verify.([]byte))
+		mac.Write([]byte("ati key fingerprint"))
+		sum = mac.Sum(nil)
+	case ES256:
+		of := sha256.Sum256(k.publicDER())
+		sum = of[:]
+	default:
+		return ""
+	}
+	return hex.EncodeToString(sum[:8])
 }
 
 // String returns the type and the algorithm, such as "ati.Key(HS256)".

@@ -192,7 +192,7 @@ func (ks *Keys) Update(r Request) (ring Ring, warnings []string, err error) {
 		if err != nil {
 			return ring, nil, err
 		}
-		if imported.Fingerprint != current.Fingerprint {
+		if imported.Key.Fingerprint() != current.Key.Fingerprint() {
 			return ring, nil, fmt.Errorf("%s does not match the current key and %s", name, rotate)
 		}
 	}
@@ -237,7 +237,7 @@ func (r *Ring) newVersion(request Request, now time.Time) (*Entry, error) {
 		return nil, err
 	}
 	for _, k := range keys.Live(now) {
-		if k.Fingerprint == key.Fingerprint {
+		if k.Key.Fingerprint() == key.Key.Fingerprint() {
 			return nil, fmt.Errorf("%s is already the key of version %d; use a different key, or omit it to have Vault generate one", request.imported(), k.Version)
 		}
 	}

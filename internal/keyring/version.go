@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/hmac"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -21,11 +19,9 @@ import (
 )
 
 const (
-	minDistinctBytes     = 8
-	fingerprintMessage   = "ati key fingerprint"
-	fingerprintHexDigits = 16
+	minDistinctBytes = 8
 
-	// FingerprintDescription describes Key.Fingerprint in the API.
+	// FingerprintDescription describes ati.Key.Fingerprint in the API.
 	FingerprintDescription = `Fingerprint that identifies the key without revealing it: 16 hexadecimal digits. HS256: HMAC-SHA256(secret, "ati key fingerprint"), truncated. ES256: SHA-256 of the DER-encoded public key, truncated.`
 )
 
@@ -53,9 +49,7 @@ type Entry struct {
 // Key is an Entry with its parsed key. It is never changed.
 type Key struct {
 	Entry
-	Key         ati.Key
-	Fingerprint string
-	publicKey   []byte // ES256: SubjectPublicKeyInfo in DER
+	Key ati.Key
 }
 
 // Request is what a caller specifies for a version of the key. A field that the
@@ -217,31 +211,11 @@ func (e *Entry) Parse() (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read version %d of the stored key: %w", e.Version, err)
 	}
-	k := &Key{Entry: *e, Key: key}
-	if e.Algorithm != ati.ES256 {
-		k.Fingerprint = secretFingerprint(e.Secret)
-		return k, nil
+	if e.Algorithm == ati.ES256 {
+		// HS256 tokens have no kid: they are byte for byte the tokens of ati-client.
+		key = key.WithID(key.Fingerprint())
 	}
-	if k.publicKey, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
-		return nil, fmt.Errorf("read version %d of the stored key: %w", e.Version, err)
-	}
-	sum := sha256.Sum256(k.publicKey)
-	k.Fingerprint = hex.EncodeToString(sum[:])[:fingerprintHexDigits]
-	// HS256 tokens have no kid: they are byte for byte the tokens of ati-client.
-	k.Key = key.WithID(k.Fingerprint)
-	return k, nil
-}
-
-func secretFingerprint(secret Secret) string {
-	key, _ := hex.DecodeString(secret.Plaintext()) // ati.ParseSecret has accepted it
-	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte(fingerprintMessage))
-	return hex.EncodeToString(mac.Sum(nil))[:fingerprintHexDigits]
-}
-
-// PublicPEM returns the public key of an ES256 key in PEM.
-func (k *Key) PublicPEM() string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.publicKey}))
+	return &Key{Entry: *e, Key: key}, nil
 }
 
 // Expired reports whether all tokens of this version have expired.
