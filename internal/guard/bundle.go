@@ -1,8 +1,6 @@
 package guard
 
 import (
-	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -79,9 +77,7 @@ type key struct {
 	generated bool
 	expireBy  time.Time // zero until it is retired
 	key       ati.Key
-	sum       [sha256.Size]byte // of the key: after a snapshot was restored, another key may get its version
-	public    bool              // ES256
-	id        string            // of the public key
+	id        string // the key's fingerprint: after a snapshot was restored, another key may get its version
 }
 
 func (k *key) expired(now time.Time) bool { return !k.expireBy.IsZero() && !now.Before(k.expireBy) }
@@ -92,28 +88,25 @@ var errUnknownKey = errors.New("the response lists a key that this guard does no
 
 // next returns the bundle after a response with changes, and the faults of single keys,
 // which are then not in it. before is nil at first.
-func next(before *bundle, r *response) (after *bundle, faults []error, err error) {
+func next(before *bundle, r *response, forward string) (after *bundle, faults []error, err error) {
 	after = &bundle{epoch: r.Epoch, generation: r.Generation, audiences: r.Audiences, issuer: r.Issuer, cache: newTokenCache()}
 	after.options = []ati.ValidateOption{ati.WithAudience(r.Audiences...)}
 	if r.Issuer != "" {
 		after.options = append(after.options, ati.WithIssuer(r.Issuer))
 	}
 	for _, from := range r.Keys {
-		k := &key{version: from.Version, state: from.State, generated: from.Generated, expireBy: from.TokensExpireBy, public: from.Algorithm == ati.ES256}
+		k := &key{version: from.Version, state: from.State, generated: from.Generated, expireBy: from.TokensExpireBy}
 		if from.Secret == "" && from.PublicKey == "" {
 			held := before.version(from.Version)
 			if held == nil {
 				return nil, nil, errUnknownKey
 			}
-			k.key, k.sum, k.id = held.key, held.sum, held.id
-		} else if k.key, err = parseKey(from); err != nil {
+			k.key, k.id = held.key, held.id
+		} else if k.key, err = parseKey(from, forward); err != nil {
 			faults = append(faults, fmt.Errorf("version %d: %w", from.Version, err))
 			continue
 		} else {
-			k.sum = sha256.Sum256([]byte(from.Secret + from.PublicKey))
-		}
-		if k.public {
-			k.id = keyID(k.key)
+			k.id = k.key.Fingerprint()
 		}
 		after.keys = append(after.keys, k)
 	}
@@ -123,8 +116,10 @@ func next(before *bundle, r *response) (after *bundle, faults []error, err error
 
 func rank(k *key) int { return slices.Index([]string{"pending", "previous", "current"}, k.state) * -1 }
 
-func parseKey(from responseKey) (ati.Key, error) {
+func parseKey(from responseKey, forward string) (ati.Key, error) {
 	switch {
+	case from.Algorithm == ati.HS256 && forward == forwardOriginal:
+		return ati.Key{}, errors.New("its algorithm is HS256, and forward = original requires ES256")
 	case from.Algorithm == ati.ES256 && from.Secret == "":
 		k, err := ati.ParsePublicKey(from.PublicKey)
 		if err != nil {
@@ -140,20 +135,10 @@ func parseKey(from responseKey) (ati.Key, error) {
 	return ati.Key{}, errors.New("the algorithm and the key do not belong together")
 }
 
-// keyID returns the kid that the engine gives a public key.
-func keyID(k ati.Key) string {
-	der, err := x509.MarshalPKIXPublicKey(k.Public())
-	if err != nil {
-		return ""
-	}
-	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:8])
-}
-
 // holds reports whether a key is still one of the mount.
 func (b *bundle) holds(k *key) bool {
 	held := b.version(k.version)
-	return held != nil && held.sum == k.sum
+	return held != nil && held.id == k.id
 }
 
 func (b *bundle) version(version int) *key {

@@ -39,19 +39,21 @@ type spec struct {
 	audiences []string
 	issuer    string
 	apiKeys   map[string]string
+	publicKey string // PEM, instead of the local key
 }
 
 func (s *spec) equal(other *spec) bool {
-	return slices.Equal(s.audiences, other.audiences) && s.issuer == other.issuer && maps.Equal(s.apiKeys, other.apiKeys)
+	return slices.Equal(s.audiences, other.audiences) && s.issuer == other.issuer && s.publicKey == other.publicKey && maps.Equal(s.apiKeys, other.apiKeys)
 }
 
-// child is a running ATI proxy that holds only the local key.
+// child is a running ATI proxy.
 type child struct {
 	spec     *spec
 	cmd      *exec.Cmd
 	address  string
 	forward  *httputil.ReverseProxy
 	done     chan struct{} // closed when it has ended
+	ended    chan string   // why it must be replaced
 	inFlight atomic.Int64
 }
 
@@ -63,14 +65,18 @@ func newLocalKey() localKey {
 }
 
 // startChild starts an ATI proxy and waits until it serves: until it rejects a call
-// without a token, and does not reject one with a token of the local key.
+// without a token and, if it has the local key, does not reject one with a token of that.
 func startChild(ctx context.Context, cfg *Config, local localKey, s *spec) (*child, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	var err error
+	publicKey, err := writePublicKey(s.publicKey)
+	defer os.Remove(publicKey) // the proxy reads it once
+	if err != nil {
+		return nil, err
+	}
 	for range 3 { // another program may take the port first
 		var c *child
-		if c, err = launchChild(cfg, local, s); err != nil {
+		if c, err = launchChild(cfg, local, s, publicKey); err != nil {
 			return nil, err
 		}
 		if err = c.waitUntilServing(ctx, local); err == nil {
@@ -84,7 +90,7 @@ func startChild(ctx context.Context, cfg *Config, local localKey, s *spec) (*chi
 	return nil, err
 }
 
-func launchChild(cfg *Config, local localKey, s *spec) (*child, error) {
+func launchChild(cfg *Config, local localKey, s *spec, publicKey string) (*child, error) {
 	credential, home, err := lookUpUser(cfg.User)
 	if err != nil {
 		return nil, err
@@ -93,10 +99,15 @@ func launchChild(cfg *Config, local localKey, s *spec) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &child{spec: s, address: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), done: make(chan struct{})}
+	c := &child{spec: s, address: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), done: make(chan struct{}), ended: make(chan string, 1)}
 	args := append([]string{"proxy", "--bind", "127.0.0.1", "--port", strconv.Itoa(port), "--ati-dir", cfg.ATIDir, "--env-keys"}, cfg.ATIArgs...)
 	c.cmd = exec.Command(cfg.ATI, args...)
-	c.cmd.Env = childEnv(cfg, local, s, home)
+	c.cmd.Env = childEnv(cfg, s, home)
+	if publicKey != "" {
+		c.cmd.Env = append(c.cmd.Env, "ATI_JWT_PUBLIC_KEY="+publicKey)
+	} else {
+		c.cmd.Env = append(c.cmd.Env, "ATI_JWT_SECRET="+hex.EncodeToString(local.secret))
+	}
 	c.cmd.Dir = cfg.ATIDir
 	c.cmd.Stdout, c.cmd.Stderr = os.Stderr, os.Stderr
 	c.cmd.SysProcAttr = childAttributes(credential)
@@ -119,9 +130,22 @@ func launchChild(cfg *Config, local localKey, s *spec) (*child, error) {
 	return c, nil
 }
 
-// childEnv returns the guard's environment without what the child must not see, with the
-// local key, and with what the configuration and Vault add.
-func childEnv(cfg *Config, local localKey, s *spec, home string) []string {
+// writePublicKey writes a key to a file that every user can read.
+func writePublicKey(text string) (path string, err error) {
+	if text == "" {
+		return "", nil
+	}
+	file, err := os.CreateTemp("", "ati-public-key-*.pem")
+	if err != nil {
+		return "", err
+	}
+	_, err = io.WriteString(file, text)
+	return file.Name(), errors.Join(err, file.Chmod(0o644), file.Close())
+}
+
+// childEnv returns the guard's environment without what the child must not see, and with
+// what the configuration and Vault add, except for the key.
+func childEnv(cfg *Config, s *spec, home string) []string {
 	env := map[string]string{}
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
@@ -137,7 +161,6 @@ func childEnv(cfg *Config, local localKey, s *spec, home string) []string {
 		env["ATI_KEY_"+name] = value
 	}
 	env["ATI_DIR"] = cfg.ATIDir
-	env["ATI_JWT_SECRET"] = hex.EncodeToString(local.secret)
 	env["ATI_JWT_AUDIENCE"] = s.audiences[0] // for ATI before 0.7.12
 	env["ATI_JWT_ACCEPTED_AUDIENCES"] = strings.Join(s.audiences, ",")
 	if s.issuer != "" {
@@ -187,10 +210,6 @@ func freePort() (int, error) {
 }
 
 func (c *child) waitUntilServing(ctx context.Context, local localKey) error {
-	secret, err := ati.ParseSecret(hex.EncodeToString(local.secret))
-	if err != nil {
-		return err
-	}
 	for {
 		select {
 		case <-c.done:
@@ -208,6 +227,24 @@ func (c *child) waitUntilServing(ctx context.Context, local localKey) error {
 		}
 		break
 	}
+	if c.spec.publicKey == "" {
+		if err := c.tryLocalKey(ctx, local); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-c.done:
+		return errors.New("the ATI proxy has ended; see its output above")
+	default:
+		return nil
+	}
+}
+
+func (c *child) tryLocalKey(ctx context.Context, local localKey) error {
+	secret, err := ati.ParseSecret(hex.EncodeToString(local.secret))
+	if err != nil {
+		return err
+	}
 	token, err := ati.IssueToken(secret, ati.IssueRequest{
 		Subject: "ati-guard", TTL: time.Minute, Audience: c.spec.audiences[0], Issuer: c.spec.issuer, OmitIssuer: c.spec.issuer == "",
 	})
@@ -217,12 +254,7 @@ func (c *child) waitUntilServing(ctx context.Context, local localKey) error {
 	if status := c.probe(ctx, token); status == http.StatusUnauthorized || status == 0 {
 		return fmt.Errorf("the ATI proxy responds to a call with a token of the local key with %d; another program may have its port", status)
 	}
-	select {
-	case <-c.done:
-		return errors.New("the ATI proxy has ended; see its output above")
-	default:
-		return nil
-	}
+	return nil
 }
 
 // isShut reports whether a call without a token was rejected. ATI 0.8 may check a
@@ -252,24 +284,27 @@ func (c *child) probe(ctx context.Context, token string) int {
 	return resp.StatusCode
 }
 
-// watch returns when the child has ended, or is to be killed, with the reason.
-func (c *child) watch(ctx context.Context) string {
+// watch sends the reason when the child has ended, or must be killed.
+func (c *child) watch(ctx context.Context) {
 	heard := time.Now()
 	for {
 		select {
 		case <-c.done:
-			return "it has ended"
+			c.ended <- "it has ended"
+			return
 		case <-ctx.Done():
-			return ""
+			return
 		case <-time.After(probeEvery):
 		}
 		switch status := c.probe(ctx, ""); {
 		case isShut(status):
 			heard = time.Now()
 		case status != 0:
-			return fmt.Sprintf("it responds to a call without a token with %d", status)
+			c.ended <- fmt.Sprintf("it responds to a call without a token with %d", status)
+			return
 		case time.Since(heard) > silence:
-			return fmt.Sprintf("it has not responded for %v", silence)
+			c.ended <- fmt.Sprintf("it has not responded for %v", silence)
+			return
 		}
 	}
 }

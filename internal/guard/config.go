@@ -39,7 +39,7 @@ type Config struct {
 	MaxStale  Duration `json:"max_stale" help:"time without a successful read after which every request is rejected"`
 	Drain     Duration `json:"drain" help:"time that requests in flight have when the guard or the proxy ends"`
 	Hold      Duration `json:"hold" help:"time that requests wait for a proxy that restarts"`
-	Forward   string   `json:"forward" help:"local: sign tokens again, with a key that only the guard and its proxy have"`
+	Forward   string   `json:"forward" help:"local: sign tokens again, with a key that only the guard and its proxy have; original: forward them as they are, to a proxy for each ES256 key"`
 	AccessLog string   `json:"access_log" help:"file for a line of JSON per request, - for standard output, empty for none"`
 }
 
@@ -91,11 +91,17 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 
 func (d Duration) String() string { return time.Duration(d).String() }
 
+// Values of Config.Forward.
+const (
+	forwardLocal    = "local"
+	forwardOriginal = "original"
+)
+
 func defaults() *Config {
 	return &Config{
 		Listen: "127.0.0.1:8090", Admin: "127.0.0.1:8091", ATI: "ati", ATIDir: "/var/lib/ati",
 		Vault: VaultConfig{Mount: "ati", Auth: AuthConfig{AppRole: AppRoleConfig{Mount: "approle"}, Kubernetes: KubernetesConfig{Mount: "kubernetes"}}},
-		Poll:  Duration(5 * time.Second), MaxStale: Duration(time.Hour), Drain: Duration(2 * time.Minute), Hold: Duration(5 * time.Second), Forward: "local",
+		Poll:  Duration(5 * time.Second), MaxStale: Duration(time.Hour), Drain: Duration(2 * time.Minute), Hold: Duration(5 * time.Second), Forward: forwardLocal,
 	}
 }
 
@@ -194,8 +200,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("poll %v: must be at least 1s", c.Poll)
 	case c.MaxStale < c.Poll:
 		return fmt.Errorf("max_stale %v: must not be shorter than poll", c.MaxStale)
-	case c.Forward != "local":
-		return fmt.Errorf("forward %q: must be local", c.Forward)
+	case c.Forward != forwardLocal && c.Forward != forwardOriginal:
+		return fmt.Errorf("forward %q: must be local or original", c.Forward)
 	case c.Vault.Mount == "":
 		return errors.New("vault.mount is empty")
 	}

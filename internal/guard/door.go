@@ -258,7 +258,7 @@ func bearer(r *http.Request) (string, bool) {
 func (b *bundle) jwks(now time.Time) ([]byte, error) {
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
 	for _, k := range b.liveKeys(now) {
-		if k.public {
+		if k.key.Algorithm() == ati.ES256 {
 			set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.key.Public(), Use: "sig", Algorithm: ati.ES256, KeyID: k.id})
 		}
 	}
@@ -318,6 +318,10 @@ func (f *flight) end() {
 	defer f.shard.mu.Unlock()
 	delete(f.shard.in, f)
 }
+
+// revoked reports whether the flight was cancelled by a revocation, or because its key is
+// gone.
+func (f *flight) revoked() bool { return errors.Is(context.Cause(f.ctx), errRevoked) }
 
 // cancel cancels the requests that match, and returns their number.
 func (fs *flights) cancel(match func(*flight) bool) (n int) {

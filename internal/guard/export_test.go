@@ -22,7 +22,9 @@ func NewForTest(data map[string]any, proxy string, clock func() time.Time) (*Gua
 	}
 	g.door.now = clock
 	g.door.reread = func(context.Context) error { return nil }
-	g.current.Store(&child{forward: newForward(proxy)})
+	r := new(runner)
+	r.current.Store(&child{forward: newForward(proxy)})
+	g.runners[""] = r
 	return g, g.Apply(data)
 }
 
@@ -32,7 +34,7 @@ func (g *Guard) Apply(data map[string]any) error {
 	if err != nil || r.Keys == nil {
 		return err
 	}
-	after, _, err := next(g.door.held(), r)
+	after, _, err := next(g.door.held(), r, forwardLocal)
 	if err != nil {
 		return err
 	}

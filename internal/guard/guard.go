@@ -19,7 +19,6 @@ import (
 const (
 	minReread   = time.Second      // between two reads that requests cause
 	apiKeysTime = 30 * time.Second // between two reads of the API keys
-	maxBackoff  = 10 * time.Second
 )
 
 // Guard is a gate in front of one ATI proxy.
@@ -32,15 +31,14 @@ type Guard struct {
 	access  *accessLog
 	metrics *metrics
 
-	current atomic.Pointer[child] // nil while none serves
-	specs   chan *spec
-
 	stopping atomic.Bool
 	tried    chan struct{} // closed after the first read of Vault
 
 	kick    chan struct{}
+	work    sync.WaitGroup
 	mu      sync.Mutex
-	waiting []chan error // requests that wait for the next read
+	waiting []chan error       // requests that wait for the next read
+	runners map[string]*runner // by runnerID
 
 	apiKeys     map[string]string
 	apiKeysRead time.Time
@@ -52,20 +50,18 @@ func New(cfg *Config, log hclog.Logger, access io.Writer) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guard{cfg: cfg, log: log, vault: v, local: newLocalKey(), access: newAccessLog(access), specs: make(chan *spec, 1), tried: make(chan struct{}), kick: make(chan struct{}, 1)}
+	g := &Guard{cfg: cfg, log: log, vault: v, local: newLocalKey(), access: newAccessLog(access), runners: map[string]*runner{}, tried: make(chan struct{}), kick: make(chan struct{}, 1)}
 	g.door = newDoor(time.Now, time.Duration(cfg.MaxStale), g.reread)
 	g.metrics = newMetrics(g)
 	return g, nil
 }
 
-// Run reads Vault and runs the proxy until the context ends. It then lets requests in
+// Run reads Vault and runs proxies until the context ends. It then lets requests in
 // flight finish.
 func (g *Guard) Run(ctx context.Context) {
-	var work sync.WaitGroup
-	work.Go(func() { g.poll(ctx) })
-	work.Go(func() { g.supervise(ctx) })
-	work.Go(func() { g.access.flushUntil(ctx) })
-	work.Wait()
+	g.work.Go(func() { g.poll(ctx) })
+	g.work.Go(func() { g.access.flushUntil(ctx) })
+	g.work.Wait()
 }
 
 // Ready reports why the guard does not serve, or nil.
@@ -73,14 +69,17 @@ func (g *Guard) Ready() error {
 	if g.stopping.Load() {
 		return errors.New("the guard is stopping")
 	}
-	if _, rejected := g.door.open(); rejected != nil {
+	b, rejected := g.door.open()
+	if rejected != nil {
 		return errors.New(rejected.reason)
 	}
-	if g.current.Load() == nil {
-		return errors.New("the ATI proxy is starting")
+	if g.child(b.keys[0]) == nil {
+		return errNoProxy
 	}
 	return nil
 }
+
+var errNoProxy = errors.New("the ATI proxy is not running")
 
 // poll reads Vault at each tick, and when a request asks for it.
 func (g *Guard) poll(ctx context.Context) {
@@ -93,8 +92,12 @@ func (g *Guard) poll(ctx context.Context) {
 		waiting := g.waiting
 		g.waiting = nil
 		g.mu.Unlock()
+		if err := g.readAPIKeys(ctx); err != nil && ctx.Err() == nil {
+			g.log.Error("failed to read the API keys; keeping what is known", "error", err)
+		}
 		err := g.readVault(ctx)
 		g.metrics.read(err)
+		g.runProxies(ctx)
 		select {
 		case <-g.tried:
 		default:
@@ -138,11 +141,8 @@ func (g *Guard) reread(ctx context.Context) error {
 	}
 }
 
-// readVault reads the keys and revocations, and from time to time the API keys.
+// readVault reads the keys and revocations.
 func (g *Guard) readVault(ctx context.Context) error {
-	if err := g.readAPIKeys(ctx); err != nil {
-		return err
-	}
 	began := time.Now()
 	held := g.door.held()
 	r, err := g.readChanges(ctx, held)
@@ -190,7 +190,7 @@ func (g *Guard) readAll(ctx context.Context) (*response, error) {
 }
 
 func (g *Guard) apply(ctx context.Context, held *bundle, r *response, began time.Time) error {
-	after, faults, err := next(held, r)
+	after, faults, err := next(held, r, g.cfg.Forward)
 	if errors.Is(err, errUnknownKey) {
 		if r, err = g.readAll(ctx); err != nil {
 			return err
@@ -198,7 +198,7 @@ func (g *Guard) apply(ctx context.Context, held *bundle, r *response, began time
 		if r == nil { // deleted just now: the next read closes
 			return errNoKeys
 		}
-		after, faults, err = next(nil, r)
+		after, faults, err = next(nil, r, g.cfg.Forward)
 	}
 	if err != nil {
 		return err
@@ -212,107 +212,90 @@ func (g *Guard) apply(ctx context.Context, held *bundle, r *response, began time
 		versions = append(versions, fmt.Sprintf("%d (%s)", k.version, k.state))
 	}
 	g.log.Info("applied", "generation", after.generation, "keys", strings.Join(versions, ", "), "revocations", len(r.Revoked), "cancelled", cancelled)
-	g.want(&spec{after.audiences, after.issuer, g.apiKeys})
 	return nil
 }
 
-// readAPIKeys reads the API keys if it is time. After the first time, those that are
-// known are kept if they cannot be read.
+// readAPIKeys reads the API keys if it is time: at each poll until they were read, and
+// then less often. It takes no longer than a poll, which would delay revocations.
 func (g *Guard) readAPIKeys(ctx context.Context) error {
-	if g.cfg.APIKeys == "" || time.Since(g.apiKeysRead) < apiKeysTime {
+	if g.cfg.APIKeys == "" || g.apiKeys != nil && time.Since(g.apiKeysRead) < apiKeysTime {
 		return nil
 	}
+	g.apiKeysRead = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(g.cfg.Poll))
+	defer cancel()
 	keys, err := g.vault.readAPIKeys(ctx, g.cfg.APIKeys)
-	switch {
-	case err != nil && g.apiKeys == nil:
-		return err
-	case err != nil:
-		g.log.Error("failed to read the API keys; keeping those that are known", "error", err)
-	default:
+	if err == nil {
 		g.apiKeys = keys
-		if b := g.door.held(); b != nil {
-			g.want(&spec{b.audiences, b.issuer, keys})
+	}
+	return err
+}
+
+// runProxies runs the proxies that the bundle needs, and ends the others.
+func (g *Guard) runProxies(ctx context.Context) {
+	if g.cfg.APIKeys != "" && g.apiKeys == nil {
+		return
+	}
+	specs := g.specs(g.door.held())
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for id, r := range g.runners {
+		if specs[id] == nil {
+			r.stop()
+			delete(g.runners, id)
 		}
 	}
-	g.apiKeysRead = time.Now()
+	for id, s := range specs {
+		if g.runners[id] == nil {
+			running, stop := context.WithCancel(ctx)
+			r := &runner{cfg: g.cfg, log: g.log, local: g.local, restarts: g.metrics.restarts, stop: stop, specs: make(chan *spec, 1)}
+			g.runners[id] = r
+			g.work.Go(func() { r.run(running) })
+		}
+		g.runners[id].want(s)
+	}
+}
+
+// specs returns what proxies are started with, by runnerID.
+func (g *Guard) specs(b *bundle) map[string]*spec {
+	specs := map[string]*spec{}
+	if b == nil {
+		return specs
+	}
+	for _, k := range b.liveKeys(time.Now()) {
+		s := &spec{audiences: b.audiences, issuer: b.issuer, apiKeys: g.apiKeys}
+		if g.cfg.Forward == forwardOriginal {
+			s.publicKey = k.key.PublicPEM()
+		}
+		specs[g.runnerID(k)] = s
+	}
+	return specs
+}
+
+// runnerID names the proxy that serves the tokens of a key: one with the local key
+// serves all, and with forward = original each key has its own.
+func (g *Guard) runnerID(k *key) string {
+	if g.cfg.Forward == forwardOriginal {
+		return k.id
+	}
+	return ""
+}
+
+// child returns the child that serves the tokens of a key, or nil.
+func (g *Guard) child(k *key) *child {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.runners[g.runnerID(k)]; r != nil {
+		return r.current.Load()
+	}
 	return nil
 }
 
-// want sets what the supervisor must start the proxy with.
-func (g *Guard) want(s *spec) {
-	select {
-	case <-g.specs:
-	default:
-	}
-	g.specs <- s
-}
-
-// supervise runs the proxy: one child, and during a change a second one.
-func (g *Guard) supervise(ctx context.Context) {
-	var serving *child
-	var wanted *spec
-	var failures int
-	ended := make(chan string, 1)
-	retry := time.NewTimer(0)
-	<-retry.C
-	defer func() {
-		if serving != nil {
-			g.current.Store(nil)
-			serving.end(time.Duration(g.cfg.Drain))
-		}
-	}()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case wanted = <-g.specs:
-			failures = 0
-		case reason := <-ended:
-			g.current.Store(nil)
-			serving.kill()
-			serving = nil
-			if ctx.Err() != nil {
-				return
-			}
-			g.metrics.restarts.Inc()
-			g.log.Error("the ATI proxy is restarted", "reason", reason)
-		case <-retry.C:
-		}
-		if wanted == nil || serving != nil && serving.spec.equal(wanted) {
-			continue
-		}
-		begun := time.Now()
-		next, err := startChild(ctx, g.cfg, g.local, wanted)
-		if err != nil {
-			failures++
-			backoff := min(maxBackoff, 100*time.Millisecond<<min(failures, 10))
-			g.log.Error("failed to start the ATI proxy", "error", err, "retry", backoff, "old_one_serves", serving != nil)
-			retry.Reset(backoff)
-			continue
-		}
-		failures = 0
-		g.log.Info("the ATI proxy serves", "pid", next.cmd.Process.Pid, "after", time.Since(begun).Round(time.Millisecond))
-		g.replace(ctx, serving, next, &ended)
-		serving = next
-	}
-}
-
-// replace makes a child the one that serves, and lets the old one finish.
-func (g *Guard) replace(ctx context.Context, old, serving *child, ended *chan string) {
-	reasons := make(chan string, 1)
-	*ended = reasons
-	go func() { reasons <- serving.watch(ctx) }()
-	g.current.Store(serving)
-	if old != nil {
-		go old.end(time.Duration(g.cfg.Drain))
-	}
-}
-
-// child returns the child that serves, waiting for one that restarts.
-func (g *Guard) child(ctx context.Context) *child {
+// waitForChild waits for a child that starts.
+func (g *Guard) waitForChild(ctx context.Context, k *key) *child {
 	deadline := time.Now().Add(time.Duration(g.cfg.Hold))
 	for {
-		if c := g.current.Load(); c != nil {
+		if c := g.child(k); c != nil {
 			return c
 		}
 		if ctx.Err() != nil || time.Now().After(deadline) {
@@ -380,16 +363,19 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 		return
 	}
 	defer f.end()
-	c := g.child(f.ctx)
-	if c == nil {
-		g.reject(w, rec, unavailable("the ATI proxy is starting"))
-		return
+	if c := g.waitForChild(f.ctx, k); c != nil {
+		c.inFlight.Add(1)
+		defer c.inFlight.Add(-1)
+		if g.cfg.Forward == forwardLocal {
+			token = g.local.resign(token)
+		}
+		c.forward.ServeHTTP(w, r.WithContext(context.WithValue(f.ctx, forwardedToken{}, token)))
+	} else if !f.revoked() {
+		g.reject(w, rec, unavailable(errNoProxy.Error()))
+	} else {
+		unauthorized(errRevoked.Error(), true).write(w)
 	}
-	c.inFlight.Add(1)
-	defer c.inFlight.Add(-1)
-	ctx := context.WithValue(f.ctx, forwardedToken{}, g.local.resign(token))
-	c.forward.ServeHTTP(w, r.WithContext(ctx))
-	if errors.Is(context.Cause(f.ctx), errRevoked) {
+	if f.revoked() {
 		rec.Reason = errRevoked.Error()
 	}
 }

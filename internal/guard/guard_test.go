@@ -287,7 +287,7 @@ func TestParseConfig(t *testing.T) {
 		"a key of its own": {append(login, "-env", `{"ATI_JWT_SECRET":"x"}`), "env: ATI_JWT_SECRET is set by the guard"},
 		"half of TLS":      {append(login, "-tls_cert", "/c"), "tls_cert and tls_key belong together"},
 		"an argument":      {append(login, "x"), `unexpected argument "x"`},
-		"forward":          {append(login, "-forward", "original"), `forward "original": must be local`},
+		"forward":          {append(login, "-forward", "both"), `forward "both": must be local or original`},
 	} {
 		if _, err := parse(c.args...); err == nil || err.Error() != c.want {
 			t.Errorf("%s: %v, want %s", name, err, c.want)

@@ -231,7 +231,7 @@ func Check(ctx context.Context, cfg *Config, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := g.readVault(ctx); err != nil {
+	if err := errors.Join(g.readAPIKeys(ctx), g.readVault(ctx)); err != nil {
 		return err
 	}
 	b, rejected := g.door.open()
@@ -246,11 +246,17 @@ func Check(ctx context.Context, cfg *Config, out io.Writer) error {
 	if cfg.APIKeys != "" {
 		fmt.Fprintf(out, "API keys: %d\n", len(g.apiKeys))
 	}
-	c, err := startChild(ctx, cfg, g.local, &spec{b.audiences, b.issuer, g.apiKeys})
-	if err != nil {
-		return err
+	for _, s := range g.specs(b) {
+		c, err := startChild(ctx, cfg, g.local, s)
+		if err != nil {
+			return err
+		}
+		c.kill()
+		found := "it rejects calls without a token"
+		if s.publicKey == "" {
+			found += ", and accepts the guard's"
+		}
+		fmt.Fprintln(out, "ATI proxy:", found)
 	}
-	c.kill()
-	fmt.Fprintln(out, "ATI proxy: it rejects calls without a token, and accepts the guard's")
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 const (
 	vaultTimeout = 10 * time.Second // of one request
 	loginRetry   = 5 * time.Second
+	deniedRetry  = time.Minute // between two logins because of status 403
 )
 
 // vaultClient reads from Vault, and logs in when it must.
@@ -25,6 +26,9 @@ type vaultClient struct {
 	client *api.Client
 	cfg    *VaultConfig
 	login  time.Time // when the token should be replaced
+
+	denied     bool      // a read was: log in again
+	deniedNext time.Time // when that may next lead to a login
 }
 
 func newVaultClient(cfg *VaultConfig) (*vaultClient, error) {
@@ -58,13 +62,20 @@ func (v *vaultClient) ensureLogin(ctx context.Context) error {
 		v.client.SetToken(strings.TrimSpace(string(token)))
 		return nil
 	}
-	if v.client.Token() != "" && time.Now().Before(v.login) {
+	held := v.client.Token() != ""
+	if held && time.Now().Before(v.login) || held && !v.denied && v.renew(ctx) {
 		return nil
 	}
-	if v.client.Token() != "" && v.renew(ctx) {
-		return nil
+	err := v.logIn(ctx)
+	if err != nil && held && v.denied && v.renew(ctx) { // the secret ID was for one login, and only this path is denied
+		err = nil
 	}
-	method, err := auth.method()
+	v.denied = false
+	return err
+}
+
+func (v *vaultClient) logIn(ctx context.Context) error {
+	method, err := v.cfg.Auth.method()
 	if err != nil {
 		return err
 	}
@@ -157,9 +168,9 @@ func (v *vaultClient) read(ctx context.Context, path string, query map[string][]
 		return nil, fmt.Errorf("read %s: the response is not one of Vault", path)
 	}
 	if errors.As(err, &failed) {
-		if failed.StatusCode == 403 { // the token may have ended
-			v.login = time.Time{}
-			v.client.ClearToken()
+		if failed.StatusCode == http.StatusForbidden && time.Now().After(v.deniedNext) {
+			// The token may have ended. If not, only a new login has policies that its role was given later.
+			v.login, v.denied, v.deniedNext = time.Time{}, true, time.Now().Add(deniedRetry)
 		}
 		// Without the request, whose query is long, and the body.
 		err = fmt.Errorf("read %s: status %d: %s", path, failed.StatusCode, strings.Join(failed.Errors, "; "))
