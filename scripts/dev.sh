@@ -2,7 +2,8 @@
 # Starts a dev server, Vault or OpenBao, with the plugin and leaves it running. If the
 # server is already running, rebuilds the plugin and reloads it.
 #   dev.sh          start the server and mount the plugin, or rebuild and reload
-#   dev.sh server   start the server and compile the plugin, but do not register it
+#   dev.sh server   start the server and compile the plugin, but do not register it; also
+#                   compile what the demo needs for the guard
 #   dev.sh stop     stop the server and remove its files
 # DEV_DIR is the directory for its files (default: bin/dev).
 set -euo pipefail
@@ -12,15 +13,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 dir=${DEV_DIR:-bin/dev}
 
-# start_server starts a dev server that keeps its files in $dir. Vault and OpenBao reject
-# paths with symbolic links.
+# start_server BUILD runs the function BUILD, and starts a dev server that keeps its files
+# in $dir. Vault and OpenBao reject paths with symbolic links.
 start_server() {
   local binary path product i
   mkdir -p "$dir/plugins" "$dir/bin"
   path=$(cd "$dir" && pwd -P)
   trap clean_up EXIT
-  echo "Compiling the plugin. The first time, this takes about a minute."
-  build_plugin &
+  echo "Compiling. The first time, this takes about a minute."
+  "$1" &
   binary=$(scripts/vault-bin.sh) || { kill $!; exit 1; }
   wait $!
   unset_vault_env
@@ -109,19 +110,31 @@ stop_server() {
 clean_up() {
   if [ ! -d "$dir" ]; then return; fi
   stop_server
-  rm -f "$dir"/{server.hcl,server.log,server.pid,audit.log,build.log,env,"$plugin.new"} "$dir/plugins/$plugin" "$dir"/bin/{vault,bao}
+  rm -f "$dir"/{server.hcl,server.log,server.pid,audit.log,build.log,env,"$plugin.new"} "$dir/plugins/$plugin"
+  rm -rf "$dir"/bin/{vault,bao,ati-guard,ati-demo} "$dir"/guard.{log,token,ati}
   rmdir "$dir/plugins" "$dir/bin" "$dir" 2>/dev/null || true
 }
 
-# build_plugin does not overwrite the old file, because the server may be running it. It
-# prints the messages of go only if the build fails: there may be a hundred downloads.
+# build_plugin does not overwrite the old file, because the server may be running it.
 build_plugin() {
-  if ! scripts/build.sh "$dir/$plugin.new" >"$dir/build.log" 2>&1; then
+  quietly scripts/build.sh "$dir/$plugin.new"
+  mv "$dir/$plugin.new" "$dir/plugins/$plugin"
+}
+
+# build_for_demo has the flags of build.sh, so that go compiles each package once.
+build_for_demo() {
+  build_plugin
+  quietly scripts/build.sh "$dir/bin/ati-guard"
+  CGO_ENABLED=0 quietly go build -trimpath -buildvcs=false -o "$dir/bin/ati-demo" ./scripts/ati-demo
+}
+
+# quietly prints the output of a build only if it fails: there may be a hundred downloads.
+quietly() {
+  if ! "$@" >"$dir/build.log" 2>&1; then
     cat "$dir/build.log" >&2
-    return 1
+    exit 1
   fi
   rm "$dir/build.log"
-  mv "$dir/$plugin.new" "$dir/plugins/$plugin"
 }
 
 case ${1:-} in
@@ -131,8 +144,7 @@ case ${1:-} in
     ;;
   server)
     clean_up
-    start_server
-    cat "$dir/env"
+    start_server build_for_demo
     trap - EXIT
     exit
     ;;
@@ -153,7 +165,7 @@ if server_is_running && [ -f "$dir/env" ]; then
   run "$cli plugin reload -plugin=$plugin"
 else
   clean_up
-  start_server
+  start_server build_plugin
   find_cli
   say "Register the plugin with its SHA-256 and mount it."
   register_plugin "$dir"

@@ -42,6 +42,19 @@ find_cli() {
   if [[ $(vault version) == OpenBao* ]]; then cli=bao; fi
 }
 
+# find_ati sets ati to the name of the ATI program in PATH, or else to ati-demo.
+find_ati() {
+  ati=ati-demo
+  if [[ $(ati --version 2>/dev/null) == "ati "* ]]; then ati=ati; fi
+}
+
+# free_port prints a port on which no program listens.
+free_port() {
+  local port
+  while port=$((20000 + RANDOM % 10000)); (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
+}
+
 # register_plugin DIR registers the plugin in DIR/plugins with its SHA-256.
 register_plugin() {
   local sha256=sha256sum

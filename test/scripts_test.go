@@ -2,6 +2,7 @@ package test
 
 import (
 	"archive/zip"
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -53,28 +54,28 @@ func goEnv(t testing.TB) []string {
 }
 
 // make demo prints at most 60 lines, of which all that start with $ are commands that do the
-// same in another shell.
+// same in another shell. A program ati that is not ATI is ignored.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	parent := t.TempDir()
+	parent, bin := t.TempDir(), t.TempDir()
 	dir := filepath.Join(parent, "the demo")
+	fakeCommand(t, filepath.Join(bin, "ati"), "echo 1.0")
 	t.Cleanup(func() { stopDev(dir) })
-	out := runScript(t, []string{"DEMO_DIR=" + dir}, "demo.sh")
+	out := runScript(t, []string{"DEMO_DIR=" + dir, "PATH=" + bin + ":" + os.Getenv("PATH")}, "demo.sh")
 	cli := map[string]string{"Vault": "vault", "OpenBao": "bao"}[tested.name]
 	for _, want := range []string{
 		"\nStarting " + tested.name + " " + tested.version + " (log: ",
 		"\n$ " + cli + " plugin register -sha256=$sum secret vault-plugin-secrets-ati\n$ " + cli + " secrets enable -path=ati vault-plugin-secrets-ati\n",
-		"\n$ " + cli + " write ati/config proxy_url=https://ati.example.com guarded=true\n$ ",
-		"\n$ " + cli + " write ati/validate token=$token | grep ^error\nerror          revoked at 20",
+		"\n$ " + cli + " write ati/config proxy_url=http://127.0.0.1:",
 		" \\\n    rate=tool:web_search=30/hour allowed_agent_ids='sandbox:*' ttl=1h max_ttl=4h\n",
 		"\n$ " + cli + " policy write ati-orchestrator examples/policies/orchestrator.hcl\n",
-		"\n$ " + cli + " write ati/creds/researcher agent_id=sandbox:42\nKey            Value\n",
+		"\n$ " + cli + " write ati/creds/researcher agent_id=sandbox:42 | grep -vE '^(Key|---|aud|key_)'\nexpires_at     1",
 		"\nscope          tool:web_search tool:arxiv:search skill:summarize\nsub            sandbox:42\ntoken          eyJ",
 		"\ntoken_ttl      1h\n",
 		"\n$ " + cli + " write ati/creds/researcher tools=github:delete_repo\n* scope \"tool:github:delete_repo\" is not granted by role \"researcher\"\n",
 		"\n$ " + cli + " write ati/creds/researcher tool=web_search\n* unknown parameter \"tool\" (did you mean \"tools\"?); supported parameters: ",
 		"\n$ " + cli + " read ati/proxy-env\n* permission denied\n",
-		"\nrate           map[tool:web_search:30/hour]\nscope          tool:web_search tool:arxiv:search skill:summarize\nsub            sandbox:42\nvalid          true\n",
+		"\n# On the proxy's host, ati-guard runs the proxy: scripts/ati-demo, because ATI is not in PATH.\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("make demo does not print %q", want)
@@ -91,21 +92,78 @@ func TestDemo(t *testing.T) {
 			t.Errorf("%d columns, want at most 100: %s", got, line)
 		}
 	}
-	addr := regexp.MustCompile(`VAULT_ADDR=(http://\S+)`).FindStringSubmatch(out)
-	if addr == nil {
-		t.Fatal("make demo does not print VAULT_ADDR")
-	}
-	if resp, err := http.Get(addr[1] + "/v1/sys/health"); err == nil {
-		resp.Body.Close()
-		t.Error("the demo's server is still running")
-	}
-	if files := cachedFiles(t, parent); len(files) != 0 {
-		t.Errorf("the demo leaves %v", files)
-	}
+	checkRevoked(t, out)
+	checkNothingLeft(t, parent)
 	checkReplay(t, out)
 	if t.Failed() {
 		t.Log(out)
 	}
+}
+
+// checkRevoked checks that a demo ends with a token that the guard accepts, and rejects after
+// it was revoked.
+func checkRevoked(t *testing.T, out string) {
+	t.Helper()
+	out = normalizeOutput(out)
+	const call = "$ ati-demo expect %d http://127.0.0.1:PORT/tools $token\n"
+	for _, want := range []string{
+		fmt.Sprintf(call, 200) + "HTTP 200: []\n",
+		"\nrevoked_at    TIME\n" + fmt.Sprintf(call, 401) + "HTTP 401: the token was revoked\n$ kill $guard; DEV_DIR=",
+	} {
+		before, after, found := strings.Cut(out, want)
+		if !found {
+			t.Errorf("make demo does not print %q after\n%s", want, before)
+		}
+		out = after
+	}
+	if strings.Count(out, "\n") != 1 {
+		t.Errorf("make demo goes on after it has stopped the server:\n%s", out)
+	}
+}
+
+// checkNothingLeft checks that a demo has left neither files nor processes.
+func checkNothingLeft(t *testing.T, dir string) {
+	t.Helper()
+	if files := cachedFiles(t, dir); len(files) != 0 {
+		t.Errorf("the demo leaves %v", files)
+	}
+	poll(t, "the demo's processes have ended", func() error {
+		if pids := processes(t, func(args string) bool { return strings.Contains(args, dir) }); len(pids) != 0 {
+			return fmt.Errorf("processes: %v", pids)
+		}
+		return nil
+	})
+}
+
+// A demo that is interrupted while the guard runs leaves nothing.
+func TestDemo_Interrupted(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "demo")
+	t.Cleanup(func() { stopDev(dir) })
+	demo := exec.Command(filepath.Join("..", "scripts", "demo.sh"))
+	demo.Env = append(append(os.Environ(), "VAULT_BIN="+vaultBin, "DEMO_DIR="+dir, "HOME="+t.TempDir()), goEnv(t)...)
+	out, err := demo.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := demo.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines, interrupted := bufio.NewScanner(out), false
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "HTTP 200") {
+			interrupted = true
+			// A terminal also interrupts what the demo has started.
+			if err := demo.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := demo.Wait(); err == nil || !interrupted {
+		t.Errorf("the demo returns %v, interrupted: %v", err, interrupted)
+	}
+	checkNothingLeft(t, parent)
 }
 
 // checkReplay runs the commands that a script has printed in another shell, and checks that
