@@ -43,7 +43,7 @@ start_server() {
     nohup "$binary" server -dev -dev-no-store-token -dev-root-token-id="$VAULT_TOKEN" \
       -dev-listen-address="${VAULT_ADDR#http://}" -config="$path/server.hcl" >"$dir/server.log" 2>&1 </dev/null &
     echo $! >"$dir/server.pid"
-    if wait_for_server; then
+    if wait_for_server $!; then
       [[ $product == OpenBao* ]] || vault audit enable file file_path="$path/audit.log" >/dev/null
       (umask 077 && print_env "$path/bin" >"$dir/env")
       return
@@ -66,10 +66,12 @@ print_env() {
   echo 'unset VAULT_NAMESPACE VAULT_FORMAT BAO_ADDR BAO_TOKEN BAO_NAMESPACE BAO_FORMAT'
 }
 
+# wait_for_server PID returns 1 if the server ends. It does not check the command line,
+# which is that of this script until the new process has started the server.
 wait_for_server() {
   local i
   for i in $(seq 1 300); do
-    server_is_running || return 1
+    kill -0 "$1" 2>/dev/null || return 1
     if vault token lookup >/dev/null 2>&1; then return 0; fi
     sleep 0.1
   done
