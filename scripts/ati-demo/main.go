@@ -35,16 +35,16 @@ func main() {
 }
 
 func expect(status, url, token string) error {
-	var got string
-	for range 300 {
-		got = get(url, token)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		got := get(url, token)
 		if strings.HasPrefix(got, "HTTP "+status+":") {
 			fmt.Println(got)
 			return nil
 		}
-		time.Sleep(100 * time.Millisecond)
+		if time.Now().After(deadline) {
+			return fmt.Errorf("expected HTTP %s, got %s", status, got)
+		}
 	}
-	return fmt.Errorf("the response is not HTTP %s, but %s", status, got)
 }
 
 func get(url, token string) string {
