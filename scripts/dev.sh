@@ -126,8 +126,7 @@ build_plugin() {
 # build_for_demo has the flags of build.sh, so that go compiles each package once.
 build_for_demo() {
   build_plugin
-  quietly scripts/build.sh "$dir/bin/ati-guard"
-  CGO_ENABLED=0 quietly go build -trimpath -buildvcs=false -o "$dir/bin/ati-demo" ./scripts/ati-demo
+  CGO_ENABLED=0 quietly go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$dir/bin/" ./cmd/ati-guard ./scripts/ati-demo
 }
 
 # quietly prints the output of a build only if it fails: there may be a hundred downloads.
