@@ -73,7 +73,7 @@ check: lint ## Run lint, unit tests, and documentation checks (before each commi
 lint: ## Run gofmt, go vet, staticcheck, revive, the word list and govulncheck
 	@scripts/lint.sh
 
-licenses: ## Write THIRD_PARTY_LICENSES.md, the licenses of the modules that the plugin is linked from
+licenses: ## Write THIRD_PARTY_LICENSES.md, the licenses of the modules linked into the plugin and the guard
 	@text=$$(go -C tools/release run -buildvcs=false . licenses -root ../..) && printf '%s\n' "$$text" >THIRD_PARTY_LICENSES.md
 
 release: ## Build a release into dist/ (VERSION=v1.2.3, PLATFORMS="linux/amd64 …" or host, RELEASE_SIGN=command)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Builds a release into dist/: an archive and an SBOM for each platform, SHA256SUMS
-# of these files, and BINARY_SHA256SUMS of the binaries. The same source and the
-# same Go version give the same bytes.
+# Builds a release into dist/: for each platform, an archive and an SBOM of the plugin,
+# and of ati-guard except for Windows, where it does not run; SHA256SUMS of these files;
+# and BINARY_SHA256SUMS of the binaries. The same source and the same Go version give
+# the same bytes.
 #   VERSION            the version (default: the one in main.go)
 #   PLATFORMS          such as "linux/amd64 darwin/arm64", or host (default: all eight)
 #   RELEASE_SIGN       a command that signs the file named by its last argument,
@@ -13,11 +14,11 @@ export LC_ALL=C # [0-9A-Za-z] matches only ASCII
 unset CDPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-name=vault-plugin-secrets-ati
+programs='vault-plugin-secrets-ati ati-guard'
 fail() { echo "$*" >&2; exit 1; }
 
 command -v go >/dev/null || fail "go is missing: install Go"
-version=${VERSION:-$(sed -n 's/^var version = "\(.*\)"$/\1/p' cmd/$name/main.go)}
+version=${VERSION:-$(sed -n 's/^var version = "\(.*\)"$/\1/p' cmd/vault-plugin-secrets-ati/main.go)}
 number='(0|[1-9][0-9]*)' identifier='(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)'
 [[ $version =~ ^v$number\.$number\.$number(-$identifier(\.$identifier)*)?$ ]] ||
   fail "VERSION=$version: must be a semantic version with a leading v, such as v1.2.3 or v1.2.3-rc1"
@@ -51,14 +52,17 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/new"
 
-echo "$name $version, $(go env GOVERSION)"
+echo "$version, $(go env GOVERSION)"
 binaries=()
 for platform in $platforms; do
-  start=$SECONDS
-  binary=$work/${platform//\//_}
-  GOOS=${platform%/*} GOARCH=${platform#*/} scripts/build.sh "$binary" "$version"
-  echo "$platform: built in $((SECONDS - start)) s"
-  binaries+=("$binary")
+  for program in $programs; do
+    if [ "$program" = ati-guard ] && [ "${platform%/*}" = windows ]; then continue; fi
+    start=$SECONDS
+    binary=$work/$platform/$program
+    GOOS=${platform%/*} GOARCH=${platform#*/} scripts/build.sh "$binary" "$version"
+    echo "$platform: $program built in $((SECONDS - start)) s"
+    binaries+=("$binary")
+  done
 done
 go -C tools/release run -buildvcs=false . pack -root "$PWD" -version "$version" -epoch "$date" -out "$work/new" "${binaries[@]}"
 
@@ -73,7 +77,8 @@ fi
 staged=$(mktemp -d "$dist/.new.XXXXXX")
 trap 'rm -rf "$work" "$staged"' EXIT
 cp "$work/new"/* "$staged"
-rm -f "$dist/${name}_v"* "$dist/"*SHA256SUMS*
+rm -f "$dist/"*SHA256SUMS*
+for program in $programs; do rm -f "$dist/${program}_v"*; done
 mv "$staged"/* "$dist"
 if [ -n "${RELEASE_SIGN:-}" ]; then
   echo "$dist: SHA256SUMS is signed"

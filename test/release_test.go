@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"debug/buildinfo"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,9 +82,15 @@ func released(t testing.TB, version string) (dist string) {
 	return dist
 }
 
-// archiveTop returns the name of the top directory in the archive for this platform.
-func archiveTop(version string) string {
-	return fmt.Sprintf("%s_%s_%s_%s", pluginName, version, runtime.GOOS, runtime.GOARCH)
+const guardName = "ati-guard"
+
+// programs are the programs of a release, in the order of its checksums.
+var programs = []string{guardName, pluginName}
+
+// archiveTop returns the name of the top directory in a program's archive for this
+// platform.
+func archiveTop(program, version string) string {
+	return fmt.Sprintf("%s_%s_%s_%s", program, version, runtime.GOOS, runtime.GOARCH)
 }
 
 // unpack extracts an archive to a directory and returns its headers and file contents by
@@ -173,9 +180,11 @@ func TestRelease_Reproducible(t *testing.T) {
 
 	tree, dist := releaseTree(t), t.TempDir()
 	commitAll(t, tree)
-	previous := filepath.Join(dist, archiveTop("v0.0.1")+".tar.gz")
-	if err := os.WriteFile(previous, nil, 0o600); err != nil {
-		t.Fatal(err)
+	for _, program := range programs {
+		previous := filepath.Join(dist, archiveTop(program, "v0.0.1")+".tar.gz")
+		if err := os.WriteFile(previous, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	// VERSION comes from main.go and the date from the commit.
 	out, err := makeRelease(t, tree, dist, "UMASK=077", "TZ=Asia/Tokyo", "GOOS=windows", "GOARCH=386", "GOAMD64=v3",
@@ -202,56 +211,155 @@ func TestRelease_Reproducible(t *testing.T) {
 	if diff := cmp.Diff(sums(one), sums(another)); diff != "" {
 		t.Errorf("two releases (-one +another):\n%s", diff)
 	}
-	_, texts := unpack(t, filepath.Join(dist, archiveTop("v0.1.0")+".tar.gz"), t.TempDir())
-	for name, text := range texts {
-		if bytes.Contains(text, []byte(tree)) {
-			t.Errorf("%s contains the path %s", name, tree)
+	for _, program := range programs {
+		_, texts := unpack(t, filepath.Join(dist, archiveTop(program, "v0.1.0")+".tar.gz"), t.TempDir())
+		for name, text := range texts {
+			if bytes.Contains(text, []byte(tree)) {
+				t.Errorf("%s contains the path %s", name, tree)
+			}
 		}
+	}
+}
+
+// The binaries have the version of the release, and need no library of the host.
+func TestRelease_Binaries(t *testing.T) {
+	t.Parallel()
+	for _, program := range programs {
+		top, dir := archiveTop(program, "v0.0.9"), t.TempDir()
+		unpack(t, filepath.Join(released(t, "v0.0.9"), top+".tar.gz"), dir)
+		binary := filepath.Join(dir, top, program)
+		out, err := exec.Command(binary, "-version").CombinedOutput()
+		if err != nil || string(out) != program+" v0.0.9\n" {
+			t.Errorf("%s -version prints %q (%v)", program, out, err)
+		}
+		if runtime.GOOS != "linux" {
+			continue
+		}
+		f, err := elf.Open(binary)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC }) {
+			t.Errorf("%s is linked dynamically", program)
+		}
+	}
+}
+
+// By default, a release is for eight platforms, but has no guard for Windows, where it does
+// not run. The test builds nothing.
+func TestRelease_Platforms(t *testing.T) {
+	t.Parallel()
+	real, err := exec.LookPath("go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, dist := t.TempDir(), t.TempDir()
+	fake := `#!/bin/sh
+case "$1" in
+build) ;;
+-C)
+  while [ "$1" != -out ]; do shift; done
+  for binary in "$@"; do echo "$binary"; done | sed -n 's#.*/\([^/]*/[^/]*/[^/]*\)$#\1#; 3,$p' >"$2/SHA256SUMS" ;;
+*) exec ` + shellQuote(real) + ` "$@" ;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(bin, "go"), []byte(fake), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := makeRelease(t, releaseTree(t), dist, "PLATFORMS=", "VERSION=v0.1.0", fmt.Sprint("SOURCE_DATE_EPOCH=", releaseDate), "PATH="+bin+":"+os.Getenv("PATH"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	want := ""
+	for _, goos := range []string{"darwin", "freebsd", "linux", "windows"} {
+		for _, goarch := range []string{"amd64", "arm64"} {
+			want += goos + "/" + goarch + "/" + pluginName + "\n"
+			if goos != "windows" {
+				want += goos + "/" + goarch + "/" + guardName + "\n"
+			}
+		}
+	}
+	if diff := cmp.Diff(want, string(filesIn(t, dist)["SHA256SUMS"])); diff != "" {
+		t.Errorf("it packs (-want +got):\n%s", diff)
 	}
 }
 
 // dependency is a module as a binary, an SBOM or a page of licenses has it.
 type dependency struct{ Path, Version string }
 
-// The archive of v0.1.0, and what its binary says it is linked from.
-func releasedArchive(t testing.TB) (headers map[string]*tar.Header, texts map[string][]byte, linked []dependency) {
+// archive is a program's archive of v0.1.0. The names are those below its top directory.
+type archive struct {
+	program, top string
+	headers      map[string]*tar.Header
+	texts        map[string][]byte
+	linked       []dependency // as the binary says
+}
+
+func releasedArchive(t testing.TB, program string) archive {
 	t.Helper()
-	headers, texts = unpack(t, filepath.Join(released(t, "v0.1.0"), archiveTop("v0.1.0")+".tar.gz"), t.TempDir())
-	info, err := buildinfo.Read(bytes.NewReader(texts[archiveTop("v0.1.0")+"/"+pluginName]))
+	a := archive{program, archiveTop(program, "v0.1.0"), map[string]*tar.Header{}, map[string][]byte{}, nil}
+	headers, texts := unpack(t, filepath.Join(released(t, "v0.1.0"), a.top+".tar.gz"), t.TempDir())
+	for name := range headers {
+		within, found := strings.CutPrefix(name, a.top+"/")
+		if !found {
+			t.Errorf("%s is not in the one directory at the top", name)
+		}
+		a.headers[within], a.texts[within] = headers[name], texts[name]
+	}
+	info, err := buildinfo.Read(bytes.NewReader(a.texts[program]))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range info.Deps {
-		linked = append(linked, dependency{d.Path, d.Version})
+		a.linked = append(a.linked, dependency{d.Path, d.Version})
 	}
-	linked = append(linked, dependency{"std", info.GoVersion})
-	if len(linked) < 20 {
-		t.Fatalf("the binary is linked from %v", linked)
+	a.linked = append(a.linked, dependency{"std", info.GoVersion})
+	if len(a.linked) < 20 {
+		t.Fatalf("the binary is linked from %v", a.linked)
 	}
-	return headers, texts, linked
+	return a
 }
 
 func TestRelease_ArchiveContents(t *testing.T) {
 	t.Parallel()
-	headers, texts, linked := releasedArchive(t)
+	for program, test := range map[string]struct {
+		own, examples []string
+		least         int // number of files, without those in licenses
+	}{
+		pluginName: {own: []string{pluginName, "register.sh"}, examples: []string{"examples"}, least: 50},
+		guardName:  {own: []string{guardName}, examples: []string{"examples/guard", "examples/policies/proxy-guard.hcl"}, least: 30},
+	} {
+		t.Run(program, func(t *testing.T) {
+			t.Parallel()
+			a := releasedArchive(t, program)
+			a.checkFiles(t, test.own, test.examples, test.least)
+			a.checkLicenses(t)
+		})
+	}
+}
 
+// checkFiles checks that an archive has the documents, these examples, and these files of
+// its own, and no others outside licenses.
+func (a archive) checkFiles(t *testing.T, own, examples []string, least int) {
+	t.Helper()
 	modes := map[string]fs.FileMode{}
-	for name, h := range headers {
+	for name, h := range a.headers {
 		if h.Typeflag != tar.TypeReg || h.Uid != 0 || h.Gid != 0 || h.Uname != "" || h.Gname != "" || h.ModTime.Unix() != releaseDate {
 			t.Errorf("%s has the header %+v", name, h)
 		}
-		within, found := strings.CutPrefix(name, archiveTop("v0.1.0")+"/")
-		if !found {
-			t.Errorf("%s is not in the one directory at the top", name)
-		}
-		if !strings.HasPrefix(within, "licenses/") {
-			modes[within] = fs.FileMode(h.Mode)
+		if !strings.HasPrefix(name, "licenses/") {
+			modes[name] = fs.FileMode(h.Mode)
 		} else if h.Mode != 0o644 {
 			t.Errorf("%s has the mode %o", name, h.Mode)
 		}
 	}
-	wanted := map[string]fs.FileMode{pluginName: 0o755, "register.sh": 0o755, "THIRD_PARTY_LICENSES.md": 0o644}
-	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples")
+	wanted := map[string]fs.FileMode{"THIRD_PARTY_LICENSES.md": 0o644}
+	for _, name := range own {
+		wanted[name] = 0o755
+	}
+	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs")
+	list.Args = append(list.Args, examples...)
 	list.Dir, list.Env = "..", cleanEnv()
 	names, err := list.Output()
 	if err != nil {
@@ -265,19 +373,23 @@ func TestRelease_ArchiveContents(t *testing.T) {
 		if wanted[name] = 0o644; bytes.HasPrefix(want, []byte("#!")) {
 			wanted[name] = 0o755
 		}
-		if !bytes.Equal(texts[archiveTop("v0.1.0")+"/"+name], want) {
+		if !bytes.Equal(a.texts[name], want) {
 			t.Errorf("%s is another", name)
 		}
 	}
-	if diff := cmp.Diff(wanted, modes); diff != "" || len(wanted) < 30 {
-		t.Errorf("files and modes (-want +got):\n%s", diff)
+	if diff := cmp.Diff(wanted, modes); diff != "" || len(wanted) < least {
+		t.Errorf("%d files and modes (-want +got):\n%s", len(wanted), diff)
 	}
+}
 
-	// The licenses are those of the modules, as they are in the modules.
-	dirs := moduleDirs(t, linked)
+// checkLicenses checks that the licenses are those of the modules, as they are in the
+// modules.
+func (a archive) checkLicenses(t *testing.T) {
+	t.Helper()
+	dirs := moduleDirs(t, a.linked)
 	of := map[string]map[string][]byte{} // directory in licenses/ → file → text
-	for name, text := range texts {
-		within, found := strings.CutPrefix(name, archiveTop("v0.1.0")+"/licenses/")
+	for name, text := range a.texts {
+		within, found := strings.CutPrefix(name, "licenses/")
 		if !found {
 			continue
 		}
@@ -370,7 +482,6 @@ func moduleDirs(t testing.TB, modules []dependency) map[string]string {
 func TestRelease_Checksums(t *testing.T) {
 	t.Parallel()
 	dist := filesIn(t, released(t, "v0.1.0"))
-	_, texts, _ := releasedArchive(t)
 	listed := func(list string, of map[string][]byte) (names []string) {
 		for line := range strings.Lines(string(dist[list])) {
 			m := regexp.MustCompile(`^([0-9a-f]{64})  (\S+)\n$`).FindStringSubmatch(line)
@@ -384,21 +495,36 @@ func TestRelease_Checksums(t *testing.T) {
 		}
 		return names
 	}
-	archive := archiveTop("v0.1.0") + ".tar.gz"
-	if diff := cmp.Diff([]string{"BINARY_SHA256SUMS", archiveTop("v0.1.0") + ".cdx.json", archive}, listed("SHA256SUMS", dist)); diff != "" {
+	files, binaries, inArchives := []string{"BINARY_SHA256SUMS"}, []string{}, map[string][]byte{}
+	for _, program := range programs {
+		a := releasedArchive(t, program)
+		files = append(files, a.top+".cdx.json", a.top+".tar.gz")
+		binaries = append(binaries, a.top+"/"+program)
+		inArchives[a.top+"/"+program] = a.texts[program]
+	}
+	if diff := cmp.Diff(files, listed("SHA256SUMS", dist)); diff != "" {
 		t.Errorf("SHA256SUMS lists (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{archiveTop("v0.1.0") + "/" + pluginName}, listed("BINARY_SHA256SUMS", texts)); diff != "" {
+	if diff := cmp.Diff(binaries, listed("BINARY_SHA256SUMS", inArchives)); diff != "" {
 		t.Errorf("BINARY_SHA256SUMS lists (-want +got):\n%s", diff)
 	}
-	if len(dist) != 4 {
+	if len(dist) != len(files)+1 {
 		t.Errorf("the release has %d files", len(dist))
 	}
 }
 
 func TestRelease_SBOM(t *testing.T) {
 	t.Parallel()
-	_, texts, linked := releasedArchive(t)
+	for _, program := range programs {
+		t.Run(program, func(t *testing.T) {
+			t.Parallel()
+			releasedArchive(t, program).checkSBOM(t)
+		})
+	}
+}
+
+func (a archive) checkSBOM(t *testing.T) {
+	t.Helper()
 	type component struct {
 		Name, Version, PURL string
 		Ref                 string `json:"bom-ref"`
@@ -419,14 +545,14 @@ func TestRelease_SBOM(t *testing.T) {
 			DependsOn []string
 		}
 	}
-	if err := json.Unmarshal(filesIn(t, released(t, "v0.1.0"))[archiveTop("v0.1.0")+".cdx.json"], &bom); err != nil {
+	if err := json.Unmarshal(filesIn(t, released(t, "v0.1.0"))[a.top+".cdx.json"], &bom); err != nil {
 		t.Fatal(err)
 	}
 	if bom.BOMFormat != "CycloneDX" || bom.SpecVersion != "1.6" || bom.SerialNumber != "" || bom.Metadata.Timestamp.Unix() != releaseDate {
 		t.Errorf("the document is %s %s of %v, with the serial number %q", bom.BOMFormat, bom.SpecVersion, bom.Metadata.Timestamp, bom.SerialNumber)
 	}
 	self := bom.Metadata.Component
-	if self.Name != pluginName || self.Version != "v0.1.0" || len(self.Hashes) != 1 || self.Hashes[0].Content != sumOf(texts[archiveTop("v0.1.0")+"/"+pluginName]) {
+	if self.Name != a.program || self.PURL != "pkg:golang/vault-plugin-secrets-ati@v0.1.0#cmd/"+a.program || self.Version != "v0.1.0" || len(self.Hashes) != 1 || self.Hashes[0].Content != sumOf(a.texts[a.program]) {
 		t.Errorf("it is of %+v", self)
 	}
 	var listed []dependency
@@ -444,7 +570,7 @@ func TestRelease_SBOM(t *testing.T) {
 		}
 		licenses[c.Name] = strings.Join(ids, ", ")
 	}
-	if diff := cmp.Diff(linked, listed); diff != "" {
+	if diff := cmp.Diff(a.linked, listed); diff != "" {
 		t.Errorf("modules (-binary +SBOM):\n%s", diff)
 	}
 	if len(bom.Dependencies) != 1 || !slices.Equal(bom.Dependencies[0].DependsOn, refs) {
@@ -453,20 +579,20 @@ func TestRelease_SBOM(t *testing.T) {
 
 	// So does the page of licenses, and it names the same.
 	listed = nil
-	for _, m := range regexp.MustCompile(`(?m)^\| (\S+|Go standard library) \| (.*) \| (.*) \|$`).FindAllStringSubmatch(string(texts[archiveTop("v0.1.0")+"/THIRD_PARTY_LICENSES.md"]), -1)[1:] {
+	for _, m := range regexp.MustCompile(`(?m)^\| (\S+|Go standard library) \| (.*) \| (.*) \|$`).FindAllStringSubmatch(string(a.texts["THIRD_PARTY_LICENSES.md"]), -1)[1:] {
 		d := dependency{m[1], m[2]}
 		switch d.Path {
 		case "---":
 			continue
 		case "Go standard library":
-			d = linked[len(linked)-1]
+			d = a.linked[len(a.linked)-1]
 		}
 		listed = append(listed, d)
 		if m[3] != licenses[d.Path] || m[3] == "" {
 			t.Errorf("%s is under %q by the page, and under %q by the SBOM", d.Path, m[3], licenses[d.Path])
 		}
 	}
-	if diff := cmp.Diff(linked, listed); diff != "" {
+	if diff := cmp.Diff(a.linked, listed); diff != "" {
 		t.Errorf("modules (-binary +THIRD_PARTY_LICENSES.md):\n%s", diff)
 	}
 }
@@ -476,9 +602,9 @@ func (s *server) runRegister(version string, args ...string) string {
 	s.t.Helper()
 	// The name of the directory must be quoted.
 	dir := filepath.Join(s.t.TempDir(), "it's here")
-	unpack(s.t, filepath.Join(released(s.t, version), archiveTop(version)+".tar.gz"), dir)
+	unpack(s.t, filepath.Join(released(s.t, version), archiveTop(pluginName, version)+".tar.gz"), dir)
 	script := exec.Command("./register.sh", append([]string{"-d", s.pluginDir()}, args...)...)
-	script.Dir = filepath.Join(dir, archiveTop(version))
+	script.Dir = filepath.Join(dir, archiveTop(pluginName, version))
 	printed, err := script.CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("register.sh: %v\n%s", err, printed)
@@ -539,8 +665,7 @@ func TestRegister_InstallAndUpgrade(t *testing.T) {
 
 func TestRegister_Output(t *testing.T) {
 	t.Parallel()
-	_, texts, _ := releasedArchive(t)
-	script := texts[archiveTop("v0.1.0")+"/register.sh"]
+	script := releasedArchive(t, pluginName).texts["register.sh"]
 	tool := func(dir, name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
 			t.Fatal(err)
@@ -634,37 +759,33 @@ vault secrets enable -path=ati vault-plugin-secrets-ati
 	}
 }
 
-// The Dockerfile copies files that the archive contains, and puts the binary where Vault and
-// OpenBao expect it. The test builds no image.
+// The Dockerfile copies files that the archives contain. It puts the plugin where Vault and
+// OpenBao expect it, and the guard where its unit expects it. The test builds no image.
 func TestDockerfile_MatchesArchive(t *testing.T) {
 	t.Parallel()
-	b, err := os.ReadFile("../Dockerfile")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := strings.NewReplacer("${VERSION}", "v0.1.0", "linux_${TARGETARCH}", runtime.GOOS+"_"+runtime.GOARCH).Replace(string(b))
-	archive := archiveTop("v0.1.0") + ".tar.gz"
-	if !strings.Contains(file, "\nADD "+archive+" /\n") || filesIn(t, released(t, "v0.1.0"))[archive] == nil {
-		t.Errorf("the Dockerfile does not add %s:\n%s", archive, file)
-	}
-	_, texts, _ := releasedArchive(t)
-	copies := regexp.MustCompile(`(?m)^COPY --from=archive /(\S+) (\S+)$`).FindAllStringSubmatch(file, -1)
-	to := map[string]string{}
-	for _, m := range copies {
-		to[m[2]] = m[1]
-		found := false
-		for name := range texts {
-			found = found || name == m[1] || strings.HasPrefix(name, m[1]+"/")
+	file := strings.NewReplacer("${VERSION}", "v0.1.0", "linux_${TARGETARCH}", runtime.GOOS+"_"+runtime.GOARCH).Replace(string(readFile(t, "../Dockerfile")))
+	for program, test := range map[string]struct{ directory, runs string }{
+		pluginName: {"/", "USER ${RUN_AS}\nENTRYPOINT [\"/" + pluginName + "\"]\n"},
+		guardName:  {"/usr/local/bin/", "USER 0\nENTRYPOINT [\"/usr/local/bin/" + guardName + "\"]\nCMD [\"-config\", \"/etc/ati-guard/guard.json\"]\n"},
+	} {
+		a := releasedArchive(t, program)
+		stage := "FROM scratch AS " + program + "-archive\nARG VERSION\nARG TARGETARCH\nADD " + a.top + ".tar.gz /\n"
+		for _, want := range []string{stage, test.runs} {
+			if !strings.Contains(file, want) {
+				t.Errorf("the Dockerfile does not contain %q:\n%s", want, file)
+			}
 		}
-		if !found {
-			t.Errorf("the archive does not contain %s", m[1])
+		copied := map[string]string{}
+		for _, m := range regexp.MustCompile(`(?m)^COPY --from=`+program+`-archive /(\S+) (\S+)$`).FindAllStringSubmatch(file, -1) {
+			copied[m[2]] = m[1]
+		}
+		if diff := cmp.Diff(map[string]string{test.directory: a.top + "/" + program, "/licenses": a.top + "/licenses"}, copied); diff != "" {
+			t.Errorf("what it copies, and where to (-want +got):\n%s", diff)
 		}
 	}
-	if diff := cmp.Diff(map[string]string{"/": archiveTop("v0.1.0") + "/" + pluginName, "/licenses": archiveTop("v0.1.0") + "/licenses"}, to); diff != "" {
-		t.Errorf("what it copies, and where to (-want +got):\n%s", diff)
-	}
-	if !strings.Contains(file, "\nENTRYPOINT [\"/"+pluginName+"\"]\n") {
-		t.Errorf("the image does not run the plugin:\n%s", file)
+	unit := string(readFile(t, "../examples/guard/ati-guard.service"))
+	if want := "\nExecStart=/usr/local/bin/ati-guard -config /etc/ati-guard/guard.json\n"; !strings.Contains(unit, want) {
+		t.Errorf("the unit does not contain %q", want)
 	}
 }
 
@@ -708,7 +829,7 @@ func TestRelease_Rejected(t *testing.T) {
 					}
 				}
 			}
-			previous := archiveTop("v0.0.1") + ".tar.gz"
+			previous := archiveTop(pluginName, "v0.0.1") + ".tar.gz"
 			if err := os.WriteFile(filepath.Join(dist, previous), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -2,7 +2,6 @@ package test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,38 +13,53 @@ import (
 )
 
 // Builds of the same source in different directories are identical, so that a user can
-// compare the SHA-256 before registering the plugin.
+// compare the SHA-256 before registering the plugin or installing the guard.
 func TestBuild_Reproducible(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var sums [][sha256.Size]byte
+	var builds []map[string]string // program → SHA-256
 	for _, name := range []string{"one", "another/place"} {
 		tree := filepath.Join(t.TempDir(), name)
 		copyTree(t, root, tree)
-		out := filepath.Join(tree, "bin", "plugin")
-		build := exec.Command(filepath.Join(tree, "scripts", "build.sh"), out, "v0.1.0")
-		build.Dir = tree
-		if text, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, text)
+		sums := map[string]string{}
+		for _, program := range programs {
+			out := filepath.Join(tree, "bin", program)
+			build := exec.Command(filepath.Join(tree, "scripts", "build.sh"), out, "v0.1.0")
+			build.Dir = tree
+			if text, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, text)
+			}
+			b := readFile(t, out)
+			if bytes.Contains(b, []byte(tree)) {
+				t.Errorf("%s contains the path %s", program, tree)
+			}
+			sums[program] = sumOf(b)
 		}
-		b, err := os.ReadFile(out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if bytes.Contains(b, []byte(tree)) {
-			t.Errorf("the binary contains the path %s", tree)
-		}
-		sums = append(sums, sha256.Sum256(b))
+		builds = append(builds, sums)
 	}
-	if sums[0] != sums[1] {
-		t.Errorf("two builds have the SHA-256s %x and %x", sums[0], sums[1])
+	if diff := cmp.Diff(builds[0], builds[1]); diff != "" {
+		t.Errorf("SHA-256s of two builds (-one +another):\n%s", diff)
 	}
 }
 
-// copyTree copies the files that the plugin and its release are built from: those that Git
+// Without VERSION, a release has the version in the plugin's source.
+func TestVersion_SameInBothPrograms(t *testing.T) {
+	t.Parallel()
+	versions := map[string]string{}
+	for _, program := range programs {
+		for _, m := range regexp.MustCompile(`(?m)^var version = "(.*)"$`).FindAllStringSubmatch(string(readFile(t, "../cmd/"+program+"/main.go")), -1) {
+			versions[program] = m[1]
+		}
+	}
+	if versions[pluginName] == "" || versions[guardName] != versions[pluginName] {
+		t.Errorf("the programs have the versions %v", versions)
+	}
+}
+
+// copyTree copies the files that a release is built from: those that Git
 // tracks, and new ones that it does not ignore.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()

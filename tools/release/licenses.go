@@ -16,7 +16,7 @@ import (
 // std is the module path that SBOM tools give to Go's standard library.
 const std = "std"
 
-// module is a module that the plugin is linked from.
+// module is a module that a program is linked from.
 type module struct {
 	path, version string
 	licenses      []string // SPDX identifiers
@@ -46,16 +46,19 @@ func classify(text []byte) (ids []string) {
 	return ids
 }
 
-// linked returns the modules that the plugin is linked from on a platform, sorted
-// by path, and the standard library last. It fails on an unknown license.
-func linked(root, goos, goarch string) ([]module, error) {
+// linked returns the modules that programs are linked from on a platform, sorted by
+// path, and the standard library last. It fails on an unknown license.
+func linked(root, goos, goarch string, programs ...string) ([]module, error) {
 	list := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}"+
-		"{{.Path}}\t{{.Version}}{{with .Replace}} => {{.Path}}{{end}}\t{{.Dir}}\t{{$.Dir}}{{end}}{{end}}", "./cmd/vault-plugin-secrets-ati")
+		"{{.Path}}\t{{.Version}}{{with .Replace}} => {{.Path}}{{end}}\t{{.Dir}}\t{{$.Dir}}{{end}}{{end}}")
+	for _, program := range programs {
+		list.Args = append(list.Args, "./cmd/"+program)
+	}
 	list.Dir, list.Stderr = root, os.Stderr
 	list.Env = append(os.Environ(), "GOOS="+goos, "GOARCH="+goarch, "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 	packages, err := list.Output()
 	if err != nil {
-		return nil, fmt.Errorf("list the packages that the plugin is linked from: %w", err)
+		return nil, fmt.Errorf("list the packages that %s is linked from: %w", strings.Join(programs, " and "), err)
 	}
 	toolchain, err := exec.Command("go", "env", "GOVERSION", "GOROOT").Output()
 	if err != nil {
@@ -126,11 +129,11 @@ func read(path, version, root string, dirs []string) (module, error) {
 }
 
 // page returns the text of THIRD_PARTY_LICENSES.md.
-func page(modules []module) string {
+func page(modules []module, programs ...string) string {
 	var b strings.Builder
 	b.WriteString(`# Third-party licenses
 
-Modules that the plugin's binary is linked from. ` + "`make licenses`" + ` writes this file and
+Modules linked into ` + "`" + strings.Join(programs, "` and `") + "`. `make licenses`" + ` writes this file and
 ` + "`make test`" + ` checks it. Where a module has several licenses, all of them are listed: a
 module may offer a choice, or have parts under different licenses.
 

@@ -1,6 +1,7 @@
-// Command release packs the plugin's binaries for release: an archive and an SBOM
-// for each binary, with the licenses of the modules that it is linked from, and the
-// checksums. scripts/release.sh and make licenses run it; no release contains it.
+// Command release packs the binaries of the plugin and of ati-guard for release: an
+// archive and an SBOM for each binary, with the licenses of the modules that it is linked
+// from, and the checksums. scripts/release.sh and make licenses run it; no release
+// contains it.
 package main
 
 import (
@@ -10,8 +11,6 @@ import (
 	"os"
 	"time"
 )
-
-const name = "vault-plugin-secrets-ati"
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -34,13 +33,13 @@ func run(args []string) error {
 	}
 	switch args[0] {
 	case "licenses":
-		// For one platform, so that the page is the same everywhere. The plugin is
+		// For one platform, so that the page is the same everywhere. The programs are
 		// linked from the most modules there.
-		modules, err := linked(*root, "linux", "amd64")
+		modules, err := linked(*root, "linux", "amd64", plugin, guard)
 		if err != nil {
 			return err
 		}
-		fmt.Print(page(modules))
+		fmt.Print(page(modules, plugin, guard))
 		return nil
 	case "pack":
 		return pack(*root, *version, time.Unix(*epoch, 0).UTC(), *out, flags.Args())

@@ -16,17 +16,28 @@ import (
 	"time"
 )
 
-const licensesPage = "THIRD_PARTY_LICENSES.md"
+const (
+	plugin = "vault-plugin-secrets-ati"
+	guard  = "ati-guard"
+
+	licensesPage = "THIRD_PARTY_LICENSES.md"
+)
+
+// documents are the files and directories of the source that each archive contains, and
+// examples those that the archive of a program contains.
+var (
+	documents = []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs"}
+	examples  = map[string][]string{
+		plugin: {"examples"},
+		guard:  {"examples/guard", "examples/policies/proxy-guard.hcl"},
+	}
+)
 
 // pack writes an archive and an SBOM for each binary, BINARY_SHA256SUMS of the
 // binaries by their names in the archives, and SHA256SUMS of all these files.
 func pack(root, version string, date time.Time, out string, binaries []string) error {
 	if len(binaries) == 0 {
 		return errors.New("no binary to pack")
-	}
-	shared, err := sharedFiles(root, version)
-	if err != nil {
-		return err
 	}
 	written := map[string][]byte{}
 	var sums []string
@@ -42,8 +53,13 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 		if setting(info, "CGO_ENABLED") != "0" || setting(info, "-trimpath") != "true" {
 			return fmt.Errorf("%s was not built by scripts/build.sh", path)
 		}
+		_, program, _ := strings.Cut(info.Path, "/cmd/")
+		source, err := sourceFiles(root, program, version)
+		if err != nil {
+			return err
+		}
 		goos, goarch := setting(info, "GOOS"), setting(info, "GOARCH")
-		modules, err := linked(root, goos, goarch)
+		modules, err := linked(root, goos, goarch, program)
 		if err != nil {
 			return err
 		}
@@ -51,14 +67,14 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 			return fmt.Errorf("%s: %w", path, err)
 		}
 
-		top := fmt.Sprintf("%s_%s_%s_%s", name, version, goos, goarch)
-		program, archive, write := name, top+".tar.gz", tarGz
+		top := fmt.Sprintf("%s_%s_%s_%s", program, version, goos, goarch)
+		name, archive, write := program, top+".tar.gz", tarGz
 		if goos == "windows" {
-			program, archive, write = name+".exe", top+".zip", zipped
+			name, archive, write = program+".exe", top+".zip", zipped
 		}
-		files := slices.Concat(shared, licenseFiles(modules), []file{
-			{program, 0o755, binary},
-			{licensesPage, 0o644, []byte(page(modules))},
+		files := slices.Concat(source, licenseFiles(modules), []file{
+			{name, 0o755, binary},
+			{licensesPage, 0o644, []byte(page(modules, program))},
 		})
 		for i := range files {
 			files[i].name = top + "/" + files[i].name
@@ -67,10 +83,10 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 			return err
 		}
 		sum := fmt.Sprintf("%x", sha256.Sum256(binary))
-		if written[top+".cdx.json"], err = sbom(path, sum, version, date, modules); err != nil {
+		if written[top+".cdx.json"], err = sbom(program, path, sum, version, date, modules); err != nil {
 			return err
 		}
-		sums = append(sums, fmt.Sprintf("%s  %s/%s\n", sum, top, program))
+		sums = append(sums, fmt.Sprintf("%s  %s/%s\n", sum, top, name))
 		fmt.Printf("%s: %.1f MB, the binary %.1f MB, %d modules\n", archive, float64(len(written[archive]))/1e6, float64(len(binary))/1e6, len(modules))
 	}
 	// Sort by name, which starts in the same column of each line.
@@ -90,10 +106,12 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 	return nil
 }
 
-// sharedFiles returns the files that are the same in each archive: the documents,
-// the examples, and register.sh.
-func sharedFiles(root, version string) (files []file, err error) {
-	for _, top := range []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples"} {
+// sourceFiles returns the files of the source that the archive of a program contains.
+func sourceFiles(root, program, version string) (files []file, err error) {
+	if examples[program] == nil {
+		return nil, fmt.Errorf("%q is not a program of a release", program)
+	}
+	for _, top := range slices.Concat(documents, examples[program]) {
 		err := filepath.WalkDir(filepath.Join(root, top), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -124,15 +142,24 @@ func sharedFiles(root, version string) (files []file, err error) {
 			return nil, err
 		}
 	}
-	register, err := os.ReadFile(filepath.Join(root, "scripts", "register.sh"))
+	if program == plugin {
+		register, err := registerScript(root, version)
+		return append(files, register), err
+	}
+	return files, nil
+}
+
+// registerScript returns register.sh for a version.
+func registerScript(root, version string) (file, error) {
+	text, err := os.ReadFile(filepath.Join(root, "scripts", "register.sh"))
 	if err != nil {
-		return nil, err
+		return file{}, err
 	}
-	before, after, found := strings.Cut(string(register), "\nversion=\n")
+	before, after, found := strings.Cut(string(text), "\nversion=\n")
 	if !found {
-		return nil, errors.New("scripts/register.sh has no line \"version=\" to write the version into")
+		return file{}, errors.New("scripts/register.sh has no line \"version=\" to write the version into")
 	}
-	return append(files, file{"register.sh", 0o755, []byte(before + "\nversion=" + version + "\n" + after)}), nil
+	return file{"register.sh", 0o755, []byte(before + "\nversion=" + version + "\n" + after)}, nil
 }
 
 // licenseFiles returns the license texts of modules, as files below licenses/.

@@ -208,3 +208,61 @@ func TestSameModules(t *testing.T) {
 		}
 	}
 }
+
+func TestPage(t *testing.T) {
+	modules := []module{{path: "example.com/a", version: "v1.0.0", licenses: []string{"ISC", "MIT"}}, {path: std, version: "go1.26.8", licenses: []string{"BSD-3-Clause"}}}
+	for text, programs := range map[string][]string{
+		"Modules linked into `ati-guard`. `make licenses` writes":                                {guard},
+		"Modules linked into `vault-plugin-secrets-ati` and `ati-guard`. `make licenses` writes": {plugin, guard},
+	} {
+		got := page(modules, programs...)
+		if !strings.Contains(got, "\n"+text+" ") {
+			t.Errorf("%s\ndoes not contain %q", got, text)
+		}
+		if rows := "\n| example.com/a | v1.0.0 | ISC, MIT |\n| Go standard library | the toolchain's | BSD-3-Clause |\n"; !strings.HasSuffix(got, rows) {
+			t.Errorf("%s\ndoes not end with %q", got, rows)
+		}
+	}
+}
+
+// The archive of a program has the documents, and the examples that are about it.
+func TestSourceFiles(t *testing.T) {
+	root := t.TempDir()
+	for name, text := range map[string]string{
+		"README.md": "", "CHANGELOG.md": "", "CONTRIBUTING.md": "", "SECURITY.md": "", "docs/a.md": "", "go.mod": "",
+		"examples/guard/guard.json": "", "examples/guard/.hidden": "", "examples/policies/proxy-guard.hcl": "", "examples/policies/sandbox.hcl": "",
+		"examples/approle/setup.sh": "#!/bin/sh\n", "scripts/register.sh": "#!/bin/sh\nversion=\n",
+	} {
+		path := filepath.Join(root, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shared := []string{"CHANGELOG.md 644", "CONTRIBUTING.md 644", "README.md 644", "SECURITY.md 644", "docs/a.md 644"}
+	for program, want := range map[string][]string{
+		guard: append(slices.Clone(shared), "examples/guard/guard.json 644", "examples/policies/proxy-guard.hcl 644"),
+		plugin: append(slices.Clone(shared), "examples/approle/setup.sh 755", "examples/guard/guard.json 644", "examples/policies/proxy-guard.hcl 644",
+			"examples/policies/sandbox.hcl 644", "register.sh 755"),
+	} {
+		files, err := sourceFiles(root, program, "v1.2.3")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range byName(files) {
+			got = append(got, fmt.Sprintf("%s %o", f.name, f.mode))
+			if f.name == "register.sh" && string(f.text) != "#!/bin/sh\nversion=v1.2.3\n" {
+				t.Errorf("register.sh is %q", f.text)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s has\n%s\nwant\n%s", program, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+	if files, err := sourceFiles(root, "another", "v1.2.3"); err == nil {
+		t.Errorf("a program that is not released has %d files", len(files))
+	}
+}

@@ -10,10 +10,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// sbom returns a CycloneDX document of the modules that a binary is linked from. It
-// has no serial number, and the date of the source, so the same binary always has
-// the same document.
-func sbom(binary, sha256, version string, date time.Time, modules []module) ([]byte, error) {
+// sbom returns a CycloneDX document of the modules that a program's binary is linked
+// from. It has no serial number, and the date of the source, so the same binary always
+// has the same document.
+func sbom(program, binary, sha256, version string, date time.Time, modules []module) ([]byte, error) {
 	generator, err := bin.NewGenerator(binary, bin.WithLogger(zerolog.Nop()), bin.WithIncludeStdlib(true),
 		bin.WithVersionOverride(version), bin.WithShortPURLS(true))
 	if err != nil {
@@ -24,6 +24,9 @@ func sbom(binary, sha256, version string, date time.Time, modules []module) ([]b
 		return nil, err
 	}
 	bom.Metadata.Timestamp = date.Format(time.RFC3339)
+	// The generator names the module, which has several programs.
+	bom.Metadata.Component.Name = program
+	bom.Metadata.Component.PackageURL += "#cmd/" + program
 	bom.Metadata.Component.Hashes = &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: sha256}}
 	var refs []string
 	// The generator keeps the order of the binary, which sameModules has compared.
