@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -133,26 +134,6 @@ func (s *server) appRole(name, policy string) (dir string) {
 	return dir
 }
 
-// openProxy writes an ati command that accepts every request, and returns its path.
-func openProxy(t testing.TB) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "ati")
-	program := `#!/usr/bin/env python3
-import http.server, sys
-port = int(sys.argv[sys.argv.index("--port") + 1])
-class Open(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_POST(self):
-        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
-    def log_message(self, *args): pass
-http.server.HTTPServer(("127.0.0.1", port), Open).serve_forever()
-`
-	if err := os.WriteFile(path, []byte(program), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // enableProxyHosts enables AppRole logins for proxy hosts and writes their policy.
 func (s *server) enableProxyHosts() {
 	s.t.Helper()
@@ -164,13 +145,9 @@ func (s *server) enableProxyHosts() {
 }
 
 // newProxyHost returns a configuration of Agent for a proxy host, from examples/, with its
-// environment, and the proxy that this Agent starts through the guard.
+// environment, and the proxy that this Agent starts.
 func (s *server) newProxyHost(t testing.TB, policy string, changes map[string]string) (config string, p *proxy, env []string) {
 	t.Helper()
-	guard, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	p = newProxy(t)
 	t.Cleanup(func() { // processes that Agent did not stop
 		for _, pid := range processesWith(t, p.dir) {
@@ -179,16 +156,14 @@ func (s *server) newProxyHost(t testing.TB, policy string, changes map[string]st
 	})
 	port := strings.TrimPrefix(p.addr, "http://127.0.0.1:")
 	replace := map[string]string{
-		"/etc/vault-agent": s.appRole("host-"+port, policy), "/usr/local/bin/ati-proxy-guard": guard, `"8090"`: `"` + port + `"`, "/var/lib/ati": p.dir, `"1m"`: `"2s"`,
+		"/etc/vault-agent": s.appRole("host-"+port, policy), "/usr/local/bin/ati": requireEnv(t, "ATI_BIN"), `"8090"`: `"` + port + `"`, "/var/lib/ati": p.dir, `"1m"`: `"2s"`,
 	}
-	for old, replacement := range changes {
-		replace[old] = replacement
-	}
-	return modifiedExample(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_BIN=" + requireEnv(t, "ATI_BIN"), "READY_FILE=" + filepath.Join(p.dir, "ready")}
+	maps.Copy(replace, changes)
+	return modifiedExample(t, "proxy-agent/agent.hcl", replace), p, []string{"ATI_DIR=" + p.dir}
 }
 
-// proxyReady returns an error unless the guard has reported that the proxy is ready.
-func proxyReady(p *proxy) error { _, err := os.Stat(filepath.Join(p.dir, "ready")); return err }
+// isReady reports whether the proxy runs and rejects a call without a token.
+func (p *proxy) isReady() bool { return p.call("", "web_search") == http.StatusUnauthorized }
 
 // waitProtected waits until a condition holds, and fails the test if the proxy accepts a
 // request without a token in the meantime.
@@ -272,6 +247,14 @@ func newProxy(t testing.TB) *proxy {
 func startProxy(t testing.TB, env map[string]string) *proxy {
 	t.Helper()
 	p := newProxy(t)
+	p.start(env)
+	return p
+}
+
+// start starts the proxy as startProxy does.
+func (p *proxy) start(env map[string]string) (stop func()) {
+	t := p.t
+	t.Helper()
 	port := strings.TrimPrefix(p.addr, "http://127.0.0.1:")
 	log, err := os.Create(filepath.Join(p.dir, "proxy.log"))
 	if err != nil {
@@ -281,7 +264,7 @@ func startProxy(t testing.TB, env map[string]string) *proxy {
 	cmd := exec.Command(requireEnv(t, "ATI_BIN"), "proxy", "--port", port, "--bind", "127.0.0.1", "--ati-dir", p.dir, "--env-keys")
 	cmd.Env = []string{"HOME=" + p.dir, "ATI_DIR=" + p.dir, "ATI_AUDIT_FILE=" + filepath.Join(p.dir, "audit.jsonl"), "PATH=" + os.Getenv("PATH")}
 	for k, v := range env {
-		if k == "public_key" { // the guard also writes it to a file
+		if k == "public_key" {
 			file := filepath.Join(p.dir, "public.pem")
 			if err := os.WriteFile(file, []byte(v), 0o600); err != nil {
 				t.Fatal(err)
@@ -294,17 +277,18 @@ func startProxy(t testing.TB, env map[string]string) *proxy {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
+	t.Cleanup(stop)
 	poll(t, "the proxy refuses a call without a token", func() error {
 		if got := p.call("", "web_search"); got != http.StatusUnauthorized {
 			return fmt.Errorf("it answers %d", got)
 		}
 		return nil
 	})
-	return p
+	return stop
 }
 
 func (p *proxy) writeFiles(upstream string) {
@@ -379,11 +363,18 @@ func (p *proxy) skills(token string) []string {
 	return names
 }
 
-// proxyEnv returns the environment that proxy-env has for the proxy host.
+// proxyEnv returns the environment that proxy-env has for the proxy host, with the current
+// key.
 func (s *server) proxyEnv() map[string]string {
 	s.t.Helper()
+	return s.proxyEnvAt("ati/proxy-env")
+}
+
+// proxyEnvAt returns the environment at a path, which may be of one version of the key.
+func (s *server) proxyEnvAt(path string) map[string]string {
+	s.t.Helper()
 	env := map[string]string{}
-	for k, v := range s.read(s.root, "ati/proxy-env").Data {
+	for k, v := range s.read(s.root, path).Data {
 		env[k] = v.(string)
 	}
 	return env

@@ -4,16 +4,11 @@ package test
 
 import (
 	"bytes"
-	"context"
-	"crypto/elliptic"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
-	ossignal "os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -225,264 +220,8 @@ func TestInteropSandboxAgentEnv(t *testing.T) {
 	}
 }
 
-// The guard does not start a proxy whose key is missing or malformed, or that accepts
+// A real Agent starts the proxy with its environment, and starts none that would accept
 // requests without a token.
-func TestInteropGuard(t *testing.T) {
-	t.Parallel()
-	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
-	_, _, public := ecKey(t, elliptic.P256())
-	_, _, other := ecKey(t, elliptic.P384())
-	_, private, _ := ecKey(t, elliptic.P256())
-	file := func(text string) string {
-		path := filepath.Join(t.TempDir(), "public.pem")
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	const notPEM = "public key must be a single P-256 key in PEM format"
-	script, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, c := range map[string]struct {
-		env  map[string]string
-		want string
-	}{
-		"no secret":                 {nil, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
-		"an empty secret":           {map[string]string{"ATI_JWT_SECRET": ""}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
-		"a trailing newline":        {map[string]string{"ATI_JWT_SECRET": good + "\n"}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
-		"a leading space":           {map[string]string{"ATI_JWT_SECRET": " " + good}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
-		"quotes":                    {map[string]string{"ATI_JWT_SECRET": `"` + good + `"`}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 66 characters"},
-		"no value":                  {map[string]string{"ATI_JWT_SECRET": "<no value>"}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
-		"a short secret":            {map[string]string{"ATI_JWT_SECRET": good[:62]}, "ATI_JWT_SECRET must be 64 hexadecimal characters, got 62 characters"},
-		"a secret and a key file":   {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY": file(public)}, "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY)"},
-		"a secret and a public key": {map[string]string{"ATI_JWT_SECRET": good, "ATI_JWT_PUBLIC_KEY_PEM": public}, "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY_PEM)"},
-		"two public keys":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_JWT_PUBLIC_KEY": file(public)}, "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_PUBLIC_KEY_PEM ATI_JWT_PUBLIC_KEY)"},
-		"a key file of junk":        {map[string]string{"ATI_JWT_PUBLIC_KEY": file("junk")}, notPEM},
-		"an empty key file":         {map[string]string{"ATI_JWT_PUBLIC_KEY": file("")}, notPEM},
-		"no key file":               {map[string]string{"ATI_JWT_PUBLIC_KEY": "/nowhere/x.pem"}, "cannot read the file named by ATI_JWT_PUBLIC_KEY"},
-		"no value for a public key": {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "<no value>"}, notPEM},
-		"a key of another curve":    {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": other}, notPEM},
-		"a private key":             {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": private}, notPEM},
-		"a public key cut off":      {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public[:140]}, notPEM},
-		"a public key without end":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": strings.Split(public, "-----END")[0]}, notPEM},
-		"text after a public key":   {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + "x"}, notPEM},
-		"text before a public key":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": "x" + public}, notPEM},
-		"two keys in one":           {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public + public}, notPEM},
-		"an open proxy with ES256":  {map[string]string{"ATI_JWT_PUBLIC_KEY_PEM": public, "ATI_BIN": openProxy(t)}, "self-test failed: the proxy answered 200 to a request without a token (expected 401)"},
-		"an open proxy with HS256":  {map[string]string{"ATI_JWT_SECRET": good, "ATI_BIN": openProxy(t)}, "self-test failed: the proxy answered 200 to a request without a token (expected 401)"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			port := freePort(t)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			dir := t.TempDir()
-			if err := os.Mkdir(filepath.Join(dir, "manifests"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.CommandContext(ctx, script, "--port", port, "--bind", "127.0.0.1", "--ati-dir", dir, "--env-keys")
-			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "ATI_BIN=" + requireEnv(t, "ATI_BIN")}
-			for k, v := range c.env {
-				cmd.Env = append(cmd.Env, k+"="+v)
-			}
-			// Detect any process that listens on the port.
-			stop := make(chan struct{})
-			opened := make(chan bool, 1)
-			go func() {
-				seen := false
-				for {
-					select {
-					case <-stop:
-						opened <- seen
-						return
-					case <-time.After(5 * time.Millisecond):
-					}
-					if conn, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
-						conn.Close()
-						seen = true
-					}
-				}
-			}()
-			out, err := cmd.CombinedOutput()
-			close(stop)
-			if <-opened {
-				t.Error("something listened on the port")
-			}
-			if want := "ati-proxy-guard: " + c.want + ". Proxy not started\n"; err == nil || string(out) != want {
-				t.Errorf("%v\n got %swant %s", err, out, want)
-			}
-			if strings.Contains(string(out), good[:20]) {
-				t.Error("the guard prints the secret")
-			}
-		})
-	}
-}
-
-// A running guard is ready only when its own proxy is, and stops the proxy when it exits.
-func TestInteropGuardRuns(t *testing.T) {
-	t.Parallel()
-	const good = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
-	script, err := filepath.Abs(filepath.Join("..", "examples", "proxy-agent", "ati-proxy-guard"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	type guard struct {
-		*agent
-		p     *proxy
-		ready string
-	}
-	start := func(t *testing.T, address, port string, changes ...func(*guard)) *guard {
-		g := &guard{p: &proxy{t: t, dir: t.TempDir()}, agent: &agent{exited: make(chan struct{}), out: new(syncBuffer)}}
-		g.p.writeFiles("http://127.0.0.1:1")
-		g.p.addr, g.ready = "http://"+address+":"+port, filepath.Join(g.p.dir, "ready")
-		if err := os.WriteFile(g.ready, nil, 0o600); err != nil { // left by a guard that was killed
-			t.Fatal(err)
-		}
-		g.cmd = exec.Command(script, "--port="+port, "--bind", address, "--ati-dir", g.p.dir, "--env-keys")
-		g.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + g.p.dir, "ATI_DIR=" + g.p.dir, "ATI_BIN=" + requireEnv(t, "ATI_BIN"), "READY_FILE=" + g.ready, "ATI_JWT_SECRET=" + good, "SHELLOPTS=xtrace"}
-		g.cmd.Stdout, g.cmd.Stderr = g.out, g.out
-		g.cmd.WaitDelay = time.Second
-		for _, change := range changes {
-			change(g)
-		}
-		if err := g.cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		go func() { _ = g.cmd.Wait(); close(g.exited) }()
-		t.Cleanup(func() {
-			g.stop(syscall.SIGTERM)
-			for _, pid := range processesWith(t, g.p.dir) {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
-		})
-		return g
-	}
-	isReady := func(g *guard) error {
-		if !strings.Contains(g.out.String(), "the proxy is ready and rejects requests without a token\n") {
-			return fmt.Errorf("not yet:\n%s", g.out)
-		}
-		_, err := os.Stat(g.ready)
-		return err
-	}
-	requireStopped := func(t *testing.T, g *guard) {
-		t.Helper()
-		poll(t, "the proxy has stopped", func() error {
-			if got := g.p.call("", "web_search"); got != 0 {
-				return fmt.Errorf("it returns %d", got)
-			}
-			return nil
-		})
-	}
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
-		t.Run(signal.String(), func(t *testing.T) {
-			if ossignal.Ignored(signal) {
-				t.Logf("not run: this process ignores %v, for example under nohup, and so do its children", signal)
-				return
-			}
-			g := start(t, "127.0.0.1", freePort(t))
-			poll(t, "the guard is ready", func() error { return isReady(g) })
-			if got := g.p.call("", "web_search"); got != 401 {
-				t.Errorf("a call without a token returns %d", got)
-			}
-			g.stop(signal)
-			requireStopped(t, g)
-			if _, err := os.Stat(g.ready); err == nil {
-				t.Error("the ready file still exists")
-			}
-			if strings.Contains(g.out.String(), good[:20]) {
-				t.Error("the guard prints the secret")
-			}
-		})
-	}
-	t.Run("IPv6", func(t *testing.T) {
-		l, err := net.Listen("tcp", "[::1]:0")
-		if err != nil {
-			t.Logf("not run: IPv6 is not available: %v", err)
-			return
-		}
-		l.Close()
-		g := start(t, "[::1]", freePort(t))
-		poll(t, "the guard is ready", func() error { return isReady(g) })
-	})
-	t.Run("another proxy has the port", func(t *testing.T) {
-		port := freePort(t)
-		first := start(t, "127.0.0.1", port)
-		poll(t, "the first guard is ready", func() error { return isReady(first) })
-		second := start(t, "127.0.0.1", port)
-		<-second.exited
-		if want := "port " + port + " is already in use (another proxy?). Proxy not started\n"; !strings.Contains(second.out.String(), want) || isReady(second) == nil {
-			t.Errorf("the second guard prints:\n%s", second.out)
-		}
-		if _, err := os.Stat(second.ready); err == nil {
-			t.Error("the second guard left a ready file")
-		}
-		if got := first.p.call("", "web_search"); got != 401 {
-			t.Errorf("the first proxy returns %d", got)
-		}
-	})
-	// fails runs a subtest in which the guard must exit with an error.
-	fails := func(name, want string, change func(t *testing.T, g *guard)) {
-		t.Run(name, func(t *testing.T) {
-			g := start(t, "127.0.0.1", freePort(t), func(g *guard) { change(t, g) })
-			<-g.exited
-			if !strings.HasSuffix(g.out.String(), want) || isReady(g) == nil || g.cmd.ProcessState.ExitCode() != 1 {
-				t.Errorf("the guard's output does not end with %q:\n%s", want, g.out)
-			}
-			requireStopped(t, g)
-		})
-	}
-	ati := func(t *testing.T, g *guard, script string) {
-		path := filepath.Join(t.TempDir(), "ati")
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		// Otherwise bash would pass nounset on to the processes that these commands start.
-		g.cmd.Env = append(slices.DeleteFunc(g.cmd.Env, func(v string) bool { return strings.HasPrefix(v, "SHELLOPTS=") }), "ATI_BIN="+path)
-	}
-	fails("a proxy that ends on trial", "no such thing\nati-proxy-guard: self-test failed: the proxy exited; see its output above. Proxy not started\n", func(t *testing.T, g *guard) {
-		ati(t, g, "echo no such thing >&2; exit 1\n")
-	})
-	fails("a proxy that ends", "no such thing\nati-proxy-guard: the proxy exited; see its output above\n", func(t *testing.T, g *guard) {
-		ati(t, g, fmt.Sprintf("case $* in *%s*) echo no such thing >&2; exit 1;; *) exec %s \"$@\";; esac\n", strings.Split(g.p.addr, ":")[2], requireEnv(t, "ATI_BIN")))
-	})
-	// The guard does not use a setpriv other than that of util-linux, such as BusyBox's.
-	t.Run("another setpriv", func(t *testing.T) {
-		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "setpriv"), []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		g := start(t, "127.0.0.1", freePort(t), func(g *guard) { g.cmd.Env = append(g.cmd.Env, "PATH="+dir+":"+os.Getenv("PATH")) })
-		poll(t, "the guard is ready", func() error { return isReady(g) })
-	})
-	fails("a missing ATI_DIR", "/nothere/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
-		g.cmd.Args = g.cmd.Args[:4] // without --ati-dir
-		g.cmd.Env = append(g.cmd.Env, "ATI_DIR="+filepath.Join(g.p.dir, "nothere"))
-	})
-	fails("a missing directory", "/manifests. Proxy not started\n", func(t *testing.T, g *guard) {
-		if err := os.RemoveAll(filepath.Join(g.p.dir, "manifests")); err != nil {
-			t.Fatal(err)
-		}
-	})
-	fails("a proxy that opens after the trial", "ati-proxy-guard: the proxy answered 200 to a request without a token (expected 401). Proxy stopped\n", func(t *testing.T, g *guard) {
-		port := strings.Split(g.p.addr, ":")[2]
-		ati(t, g, fmt.Sprintf("case $* in *%s*) exec %s proxy --port %s;; *) exec %s \"$@\";; esac\n", port, openProxy(t), port, requireEnv(t, "ATI_BIN")))
-	})
-	t.Run("the proxy dies", func(t *testing.T) {
-		g := start(t, "127.0.0.1", freePort(t))
-		poll(t, "the guard is ready", func() error { return isReady(g) })
-		for _, pid := range processesWith(t, requireEnv(t, "ATI_BIN")+"\x00proxy\x00--port="+strings.Split(g.p.addr, ":")[2]) {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-		<-g.exited
-		if _, err := os.Stat(g.ready); err == nil || g.cmd.ProcessState.ExitCode() == 0 {
-			t.Errorf("exit code %d, ready file %v", g.cmd.ProcessState.ExitCode(), err)
-		}
-	})
-}
-
-// A real Agent starts the proxy through the guard.
 func TestInteropProxyAgent(t *testing.T) {
 	t.Parallel()
 	s, _ := startEngine(t)
@@ -498,8 +237,8 @@ func TestInteropProxyAgent(t *testing.T) {
 
 	t.Run("starts and is restarted with a new key", func(t *testing.T) {
 		config, p, env := s.newProxyHost(t, "proxy-host", nil)
-		a := s.startAgent(config, env...)
-		waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
+		a := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY=/nonexistent")...) // the proxy would accept every request
+		waitProtected(t, p, a, p.isReady)
 		if got := p.call(s.mint("r", nil), "web_search"); got != 200 {
 			t.Errorf("a call with a token returns %d\n%s", got, a.out)
 		}
@@ -538,55 +277,44 @@ func TestInteropProxyAgent(t *testing.T) {
 		a.stop(syscall.SIGKILL)
 		waitProtected(t, p, a, elapsed(2*time.Second))
 	})
-	const secretTemplate = `{{ with index .Data \"ATI_JWT_SECRET\" }}{{ . }}{{ end }}`
-	for name, c := range map[string]struct {
-		policy  string
-		changes map[string]string
-		want    string // in Agent's log
-	}{
-		"the path denied":               {"nothing", nil, "permission denied"},
-		"a key missing from the answer": {"proxy-host", map[string]string{".Data.ATI_JWT_ACCEPTED_AUDIENCES": ".Data.NOT_THERE"}, "map has no entry for key"},
-		"a trailing newline":            {"proxy-host", map[string]string{secretTemplate: strings.Replace(secretTemplate, "{{ . }}", `{{ . }}\n`, 1)}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 65 characters"},
-		"an empty secret":               {"proxy-host", map[string]string{secretTemplate: ""}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 0 characters"},
-		"no value":                      {"proxy-host", map[string]string{secretTemplate: "<no value>"}, "ati-proxy-guard: ATI_JWT_SECRET must be 64 hexadecimal characters, got 10 characters"},
-	} {
+	// notStarted starts an Agent that must log want and start no proxy.
+	notStarted := func(name, policy, want string, changes map[string]string, env ...string) {
 		t.Run(name, func(t *testing.T) {
-			config, p, env := s.newProxyHost(t, c.policy, c.changes)
-			a := s.startAgent(config, env...)
-			waitProtected(t, p, a, func() bool { return strings.Contains(a.out.String(), c.want) })
-			waitProtected(t, p, a, elapsed(2*time.Second))
-			if proxyReady(p) == nil || p.call("", "web_search") != 0 {
-				t.Errorf("a proxy runs\n%s", a.out)
+			config, p, hostEnv := s.newProxyHost(t, policy, changes)
+			a := s.startAgent(config, append(hostEnv, env...)...)
+			waitProtected(t, p, a, func() bool { return strings.Contains(a.out.String(), want) })
+			waitProtected(t, p, a, elapsed(3*time.Second))
+			if got := p.call("", "web_search"); got != 0 {
+				t.Errorf("a proxy runs, and returns %d\n%s", got, a.out)
 			}
 		})
 	}
-	t.Run("both variables set", func(t *testing.T) {
-		config, p, env := s.newProxyHost(t, "proxy-host", nil)
-		a := s.startAgent(config, append(env, "ATI_JWT_PUBLIC_KEY=/nonexistent")...)
-		waitProtected(t, p, a, func() bool {
-			return strings.Contains(a.out.String(), "set exactly one of ATI_JWT_SECRET, ATI_JWT_PUBLIC_KEY_PEM, ATI_JWT_PUBLIC_KEY (found: ATI_JWT_SECRET ATI_JWT_PUBLIC_KEY)")
-		})
-		waitProtected(t, p, a, elapsed(2*time.Second))
-	})
-	t.Run("Vault unreachable at start", func(t *testing.T) {
-		config, p, env := s.newProxyHost(t, "proxy-host", nil)
-		a := s.startAgent(config, append(env, "VAULT_ADDR=http://127.0.0.1:1")...)
-		waitProtected(t, p, a, elapsed(3*time.Second))
-		if p.call("", "web_search") != 0 {
-			t.Error("a proxy runs")
-		}
-	})
+	notStarted("the path denied", "nothing", "permission denied", nil)
+	notStarted("a key missing from the response", "proxy-host", "map has no entry for key", map[string]string{".Data.ATI_JWT_ACCEPTED_AUDIENCES": ".Data.NOT_THERE"})
+	notStarted("Vault unreachable at start", "proxy-host", "connection refused", nil, "VAULT_ADDR=http://127.0.0.1:1")
 	t.Run("Agent ends on a template error", func(t *testing.T) {
 		config, p, env := s.newProxyHost(t, "proxy-host", map[string]string{
 			"template_config {": "template_config {\n  exit_on_retry_failure = true", `{{ with index .Data \"ATI_JWT_ISSUER\" }}{{ . }}{{ end }}`: "{{ .Data.ATI_JWT_ISSUER }}",
 		})
 		a := s.startAgent(config, env...)
-		waitProtected(t, p, a, func() bool { return proxyReady(p) == nil })
+		waitProtected(t, p, a, p.isReady)
 		s.write(s.root, "ati/config", data{"issuer": ""}) // the response no longer contains it
 		waitProtected(t, p, a, a.hasExited)
 		waitProtected(t, p, a, elapsed(3*time.Second))
 		if got := p.call("", "web_search"); got != 401 {
 			t.Errorf("the orphaned proxy returns %d to a call without a token", got)
+		}
+		s.write(s.root, "ati/config", data{"issuer": "ati-orchestrator"})
+	})
+
+	// With ES256, the response has no ATI_JWT_SECRET. The proxy gets the public key in a file.
+	s.rotate("", data{"algorithm": "ES256"})
+	notStarted("ES256", "proxy-host", "<.Data.ATI_JWT_SECRET>: map has no entry for key", nil)
+	t.Run("ES256 with a public key file", func(t *testing.T) {
+		env := s.proxyEnv()
+		env["public_key"] = s.vault(s.root, "read", "-field=public_key", "ati/proxy-env")
+		if got := startProxy(t, env).call(s.mint("r", nil), "web_search"); got != 200 {
+			t.Errorf("a call with a token returns %d", got)
 		}
 	})
 }

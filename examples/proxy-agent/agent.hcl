@@ -1,11 +1,11 @@
-# Vault Agent on the proxy host: starts the ATI proxy through the guard, with its
-# environment from Vault, and restarts it when the key in Vault changes.
+# Vault Agent on the proxy host, for a proxy without ati-guard: starts the ATI proxy with
+# its environment from Vault, and restarts it when the key in Vault changes. For HS256.
 #
-#   VAULT_ADDR=https://vault.example.com vault agent -config=agent.hcl
+#   VAULT_ADDR=https://vault.example.com ATI_DIR=/var/lib/ati vault agent -config=agent.hcl
 #
-# Change the address and port below, and the proxy's directory, which contains the
-# manifests of its tools (ati init creates one). --env-keys reads the tools' API keys
-# from the environment (ATI_KEY_…).
+# Change the address and port below, and the proxy's directory here and in ATI_DIR, which
+# contains the manifests of its tools (ati init creates one). --env-keys reads the tools'
+# API keys from the environment (ATI_KEY_…).
 # The policy for this host is ../policies/proxy-host.hcl. Use a reusable secret ID, so
 # that Agent can be restarted, and bind it and the Vault token to the host's address
 # (secret_id_bound_cidrs, token_bound_cidrs).
@@ -28,21 +28,15 @@ auto_auth {
   }
 }
 
-# The response contains one of these two, depending on the key's algorithm. The other
-# variable is empty, and the guard unsets it.
+# With a malformed secret, the proxy accepts requests without a token, and with an empty
+# one, tokens that anyone can sign. So Agent must not start the proxy if the response has no
+# secret, as with ES256. Without error_on_missing_key, it would render "<no value>".
 env_template "ATI_JWT_SECRET" {
   error_on_missing_key = true
-  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"ATI_JWT_SECRET\" }}{{ . }}{{ end }}{{ end }}"
-}
-
-env_template "ATI_JWT_PUBLIC_KEY_PEM" {
-  error_on_missing_key = true
-  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"public_key\" }}{{ . }}{{ end }}{{ end }}"
+  contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_SECRET }}{{ end }}"
 }
 
 # ATI before 0.7.12 knows only the first of these two, and later versions use the second.
-# Without error_on_missing_key, a key that is missing in the response is rendered as
-# "<no value>".
 env_template "ATI_JWT_AUDIENCE" {
   error_on_missing_key = true
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_AUDIENCE }}{{ end }}"
@@ -53,15 +47,17 @@ env_template "ATI_JWT_ACCEPTED_AUDIENCES" {
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ .Data.ATI_JWT_ACCEPTED_AUDIENCES }}{{ end }}"
 }
 
-# If the issuer in the config is empty, proxy-env does not return it. The variable is
-# then empty, and the guard unsets it.
+# If the issuer in the config is empty, proxy-env does not return it. The variable is then
+# empty, and the proxy rejects tokens that have an issuer.
 env_template "ATI_JWT_ISSUER" {
   error_on_missing_key = true
   contents             = "{{ with secret (or (env \"ATI_PROXY_ENV\") \"ati/proxy-env\") }}{{ with index .Data \"ATI_JWT_ISSUER\" }}{{ . }}{{ end }}{{ end }}"
 }
 
+# env removes a variable that has precedence over the secret. If it names a file that the
+# proxy cannot read, the proxy accepts requests without a token.
 exec {
-  command                   = ["/usr/local/bin/ati-proxy-guard", "--bind", "127.0.0.1", "--port", "8090", "--ati-dir", "/var/lib/ati", "--env-keys"]
+  command                   = ["/usr/bin/env", "-u", "ATI_JWT_PUBLIC_KEY", "/usr/local/bin/ati", "proxy", "--bind", "127.0.0.1", "--port", "8090", "--ati-dir", "/var/lib/ati", "--env-keys"]
   restart_on_secret_changes = "always"
   restart_stop_signal       = "SIGTERM"
 }
