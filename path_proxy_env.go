@@ -92,13 +92,12 @@ func (b *backend) pathProxyEnvRead(ctx context.Context, req *logical.Request, d 
 const pathProxyEnvHelpSyn = `Read the proxy's environment, which includes the key.`
 
 const pathProxyEnvHelpDesc = `
-Like guard, this path returns the HS256 secret. It is for the host on which the proxy
-runs. With ES256 it returns a public key instead. It requires the sudo
+Like guard, this path returns the HS256 secret. It is for the host of a proxy without
+ati-guard. With ES256 it returns a public key instead. It requires the sudo
 capability in addition to read.
 
 The proxy accepts unauthenticated requests when its key is missing or malformed.
-Start it with a guard that checks the key, and consider it ready only when a call
-without a token gets 401.
+Consider it ready only when a call without a token gets 401.
 
 proxy-env has the current key: after a rotation, restart the proxies that use it.
 proxy-env/<version> has the key of one version, pending, current, or previous, for

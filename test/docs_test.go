@@ -201,6 +201,7 @@ func (s *server) runCommands(dir, script string) string {
 // TestDocs runs the commands in each page of docs/ on a mount as the README sets it up, and
 // checks the result.
 func TestDocs(t *testing.T) {
+	var guardLogin string
 	checks := map[string]func(t *testing.T, s *server, out string, status data){
 		"configure.md": func(t *testing.T, _ *server, out string, status data) {
 			if status != nil {
@@ -235,7 +236,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("Agent's token is not the sandbox's:\n%s", out)
 			}
 		},
-		"proxy.md": func(t *testing.T, _ *server, out string, status data) {
+		"proxy-without-guard.md": func(t *testing.T, _ *server, out string, status data) {
 			// vault read and openssl print the same one.
 			if got := strings.Count(out, status["current_fingerprint"].(string)); got != 2 {
 				t.Errorf("the fingerprint was printed %d times, want 2", got)
@@ -263,7 +264,7 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the audit log doesn't have the scope as plaintext, or has the token (%v)", err)
 			}
 		},
-		"guard.md": func(t *testing.T, s *server, out string, _ data) {
+		"proxy.md": func(t *testing.T, s *server, out string, _ data) {
 			login := s.write("", "auth/approle/login", data{"role_id": s.read(s.root, "auth/approle/role/proxy-guard/role-id").Data["role_id"], "secret_id": s.write(s.root, "auth/approle/role/proxy-guard/secret-id", nil).Data["secret_id"]})
 			if keys := s.read(login.Auth.ClientToken, "secret/data/ati-keys").Data["data"]; fmt.Sprint(keys) != "map[search:example]" {
 				t.Errorf("with its login, the guard gets the API keys %v\n%s", keys, out)
@@ -279,7 +280,12 @@ func TestDocs(t *testing.T) {
 				t.Errorf("validate does not say that the token was revoked:\n%s", out)
 			}
 		},
-		"rotate.md": func(t *testing.T, _ *server, out string, status data) {
+		"rotate.md": func(t *testing.T, _ *server, _ string, status data) {
+			if got := versionsOf(t, status); got != (versions{Current: 2, Previous: 1, Retired: true}) {
+				t.Errorf("the versions are %+v", got)
+			}
+		},
+		"rotate-without-guard.md": func(t *testing.T, _ *server, out string, status data) {
 			if !regexp.MustCompile(`(?m)^"time":"20`).MatchString(out) {
 				t.Errorf("the last request for blue was not found in the audit log:\n%s", out)
 			}
@@ -290,6 +296,23 @@ func TestDocs(t *testing.T) {
 		"runbook-key-compromise.md": func(t *testing.T, _ *server, _ string, status data) {
 			if got := versionsOf(t, status); got != (versions{Current: 2}) {
 				t.Errorf("the versions are %+v", got)
+			}
+		},
+		"runbook-proxy-host-compromise.md": func(t *testing.T, s *server, out string, status data) {
+			if got := s.request(guardLogin, "GET", "ati/guard", nil); got != 403 {
+				t.Errorf("with the host's login, a read of ati/guard returns %d", got)
+			}
+			if got := versionsOf(t, status); got != (versions{Current: 2}) {
+				t.Errorf("the versions are %+v", got)
+			}
+			if names := fmt.Sprint(s.list("ati/revoked")); names != "[agent_id:people-alice agent_id:sandbox:1]" {
+				t.Errorf("the revocations are %s", names)
+			}
+			if !regexp.MustCompile(`(?m)^ +1 "path":"ati/guard"\s"remote_address":"127\.0\.0\.1"$`).MatchString(out) {
+				t.Errorf("the output does not have what the login has read:\n%s", out)
+			}
+			if strings.Count(out, "\nnot minted by Vault: ") != 1 || !strings.Contains(out, "\nnot minted by Vault: forged\n") || !strings.Contains(out, "\nevery token has a jti\n") {
+				t.Errorf("the output does not have the forged token, and no other:\n%s", out)
 			}
 		},
 		"migrate-from-ati-client.md": func(t *testing.T, _ *server, out string, status data) {
@@ -344,16 +367,29 @@ func TestDocs(t *testing.T) {
 			s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+oldSecret)
 			s.vault(s.root, "write", "ati/roles/researcher", "tools=web_search,arxiv:search", "allowed_agent_ids=sandbox:*")
 			work, replace := t.TempDir(), []string{"/var/log/vault/audit.log", s.audit}
-			for _, dir := range []string{"/etc/vault-agent", "/etc/ati-guard", "/run/ati"} {
+			for _, dir := range []string{"/etc/vault-agent", "/etc/ati-guard", "/run/ati", "/var/log/ati-guard"} {
 				replace = append(replace, dir, filepath.Join(work, dir))
 				if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if filepath.Base(page) == "audit.md" {
-				replace = append(replace, "9c8db6f7-8149-308d-a4f2-df7361e9e336", s.mintAsAlice())
+			accessLog, accessLines := "access.jsonl", ""
+			switch filepath.Base(page) {
+			case "audit.md": // the access log is what the page shows
+				replace = append(replace, auditID, s.mintAsAlice())
+				accessLog = "var/log/ati-guard/access.jsonl"
+				accessLines = strings.Join(regexp.MustCompile(`(?m)^\{"time":.*\n`).FindAllString(string(readFile(t, page)), -1), "")
+			case "runbook-proxy-host-compromise.md":
+				guardLogin = s.loginAsGuard()
+				accessLines = fmt.Sprintf(`{"path":"/call","status":200,"jti":%q,"sub":"people-alice","key_version":1}
+{"path":"/call","status":401,"reason":"no token"}
+{"path":"/mcp","status":200,"jti":"forged.1","sub":"sandbox:1","key_version":1}
+`, s.mintAsAlice())
 			}
 			replacer := strings.NewReplacer(replace...)
+			if err := os.WriteFile(filepath.Join(work, accessLog), []byte(replacer.Replace(accessLines)), 0o600); err != nil {
+				t.Fatal(err)
+			}
 			copyExamples(t, filepath.Join(work, "examples"), replacer)
 			out := s.runCommands(work, replacer.Replace(commands(t, page)))
 			var status data
@@ -387,6 +423,23 @@ func copyExamples(t *testing.T, to string, replacer *strings.Replacer) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// auditID is the ID of a request on docs/audit.md.
+const auditID = "9c8db6f7-8149-308d-a4f2-df7361e9e336"
+
+// loginAsGuard sets up the login of a guard as docs/proxy.md does, reads the keys with it,
+// and returns its Vault token.
+func (s *server) loginAsGuard() string {
+	s.t.Helper()
+	s.write(s.root, "sys/auth/approle", data{"type": "approle"})
+	s.write(s.root, "sys/policies/acl/ati-proxy-guard", data{"policy": string(readFile(s.t, "../examples/policies/proxy-guard.hcl"))})
+	s.write(s.root, "sys/mounts/secret", data{"type": "kv", "options": data{"version": "2"}})
+	const role = "auth/approle/role/proxy-guard"
+	s.write(s.root, role, data{"token_policies": "ati-proxy-guard", "token_no_default_policy": true})
+	login := s.write("", "auth/approle/login", data{"role_id": s.read(s.root, role+"/role-id").Data["role_id"], "secret_id": s.write(s.root, role+"/secret-id", nil).Data["secret_id"]})
+	s.read(login.Auth.ClientToken, "ati/guard")
+	return login.Auth.ClientToken
 }
 
 // mintAsAlice returns the ID of a request for a token by a caller with an entity.

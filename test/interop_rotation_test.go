@@ -56,6 +56,14 @@ func TestInteropRotateImmediately(t *testing.T) {
 		if secret := current["ATI_JWT_SECRET"]; secret != "" {
 			secrets = append(secrets, secret)
 		} else {
+			if algorithm == "ES256" { // Agent keeps the proxy with the deleted key
+				waitProtected(t, p, a, func() bool {
+					return strings.Contains(a.out.String(), "<.Data.ATI_JWT_SECRET>: map has no entry for key")
+				})
+				if got := p.call(earlier[i-1], "web_search"); got != 200 {
+					t.Errorf("under Agent, a token of the deleted key returns %d", got)
+				}
+			}
 			a.stop(syscall.SIGTERM)
 			stopES256()
 			stopES256 = p.start(current)

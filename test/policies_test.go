@@ -68,7 +68,7 @@ var policyRows = []struct {
 	{"LIST ati/revoked", nil, [7]int{200, 403, 403, 403, 403, 200, 200}},
 	{"GET ati/revoked", nil, [7]int{200, 403, 403, 403, 403, 200, 200}},
 	{"GET ati/guard", nil, [7]int{403, 403, 403, 403, 200, 403, 403}},
-	// Vault's own paths that docs/audit.md and docs/rotate.md use.
+	// Vault's own paths that docs/audit.md and docs/rotate-without-guard.md use.
 	{"PUT sys/audit-hash/file", data{"input": "sandbox:1"}, [7]int{403, 403, 403, 403, 403, 200, 200}},
 	{"GET identity/entity/id/nobody", nil, [7]int{403, 403, 403, 403, 403, 404, 403}},
 	{"DELETE ati/config", nil, [7]int{403, 403, 403, 403, 403, 403, 200}}, // returns a warning
