@@ -172,7 +172,7 @@ func TestCompatibility_VersionsAndSettings(t *testing.T) {
 func testSources(t testing.TB) string {
 	t.Helper()
 	source := ""
-	for _, pattern := range []string{"../*_test.go", "../ati/*_test.go", "*_test.go"} {
+	for _, pattern := range []string{"../*_test.go", "../ati/*_test.go", "../internal/*/*_test.go", "*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
