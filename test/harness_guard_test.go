@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -22,11 +23,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -118,7 +119,7 @@ func (s *server) allowGuards() {
 // newGuard returns a guard that is not started. The changes are to its configuration.
 func (s *server) newGuard(t testing.TB, changes data) *guard {
 	t.Helper()
-	g := &guard{proxy: newProxy(t), server: s, admin: "127.0.0.1:" + freePort(t), client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	g := &guard{proxy: newProxy(t), server: s, admin: "127.0.0.1:" + freePort(t), client: &http.Client{Timeout: 5 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 	var url string
 	g.slow, url = startSlowUpstream(t)
 	g.addTool("slow", http.MethodGet, url, `auth_type = "none"`)
@@ -138,6 +139,22 @@ func (s *server) newGuard(t testing.TB, changes data) *guard {
 	maps.Copy(g.config, changes)
 	g.writeConfig()
 	return g
+}
+
+// startGuarded starts a server with the engine, the policy and the login of guards, and a
+// role with this TTL.
+func startGuarded(t testing.TB, raft bool, ttl time.Duration) *server {
+	t.Helper()
+	storage := `storage "inmem" {}`
+	if raft {
+		storage = raftStorage(t, 1, "")
+	}
+	s := newServer(t, "info", storage)
+	s.mountEngine()
+	s.enableGuards()
+	s.write(s.root, "ati/config", data{"guarded": true})
+	s.write(s.root, "ati/roles/r", data{"tools": "*", "ttl": ttl.String(), "allowed_agent_ids": "*"})
+	return s
 }
 
 func (g *guard) writeConfig() {
@@ -247,6 +264,82 @@ func (g *guard) ready() error {
 	return nil
 }
 
+// metric returns the value of a metric, such as ati_guard_vault_reads_total{result="ok"}. The
+// guard may just have been started.
+func (g *guard) metric(name string) (value float64) {
+	g.t.Helper()
+	poll(g.t, "the guard's metrics", func() error {
+		resp, err := http.Get("http://" + g.admin + "/metrics")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		value = 0 // if it does not exist yet
+		for in := bufio.NewScanner(resp.Body); in.Scan(); {
+			if text, ok := strings.CutPrefix(in.Text(), name+" "); ok {
+				value, err = strconv.ParseFloat(text, 64)
+				return err
+			}
+		}
+		return nil
+	})
+	return value
+}
+
+// reads returns the number of successful reads of Vault, whose results are in force.
+func (g *guard) reads() float64 {
+	g.t.Helper()
+	return g.metric(`ati_guard_vault_reads_total{result="ok"}`)
+}
+
+// waitForReads waits until Vault was read so often.
+func (g *guard) waitForReads(n float64) {
+	g.t.Helper()
+	want := g.reads() + n
+	pollFor(g.t, time.Minute, "the guard reads Vault", func() error {
+		if got := g.reads(); got < want {
+			return fmt.Errorf("%v of %v successful reads", got, want)
+		}
+		return nil
+	})
+}
+
+// waitForFailedReads waits until reads of Vault have failed so often.
+func (g *guard) waitForFailedReads(n float64) {
+	g.t.Helper()
+	const name = `ati_guard_vault_reads_total{result="error"}`
+	want := g.metric(name) + n
+	pollFor(g.t, time.Minute, "the guard fails to read Vault", func() error {
+		if got := g.metric(name); got < want {
+			return fmt.Errorf("%v of %v failed reads", got, want)
+		}
+		return nil
+	})
+}
+
+// memory returns the guard's resident memory in bytes.
+func (g *guard) memory() (n int64) {
+	g.t.Helper()
+	for line := range strings.Lines(string(readFile(g.t, fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid)))) {
+		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &n); err == nil {
+			return n << 10
+		}
+	}
+	g.t.Fatal("the guard has no VmRSS")
+	return 0
+}
+
+// waitForRestart waits until the guard has noticed once more than before that its proxy ended.
+func (g *guard) waitForRestart(before float64) {
+	g.t.Helper()
+	poll(g.t, "the guard restarts the proxy", func() error {
+		if got := g.metric("ati_guard_proxy_restarts_total"); got <= before {
+			return fmt.Errorf("%v restarts", got)
+		}
+		return nil
+	})
+}
+
 // children returns the IDs of the proxy's processes.
 func (g *guard) children() []int { return processesWith(g.t, g.proxy.dir) }
 
@@ -287,6 +380,17 @@ func pollFor(t testing.TB, limit time.Duration, what string, try func() error) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// gatedATI returns an ati program that waits until a file exists, and the file, which does.
+func gatedATI(t testing.TB) (program, gate string) {
+	t.Helper()
+	gate, program = writeFile(t, ""), filepath.Join(t.TempDir(), "ati")
+	script := fmt.Sprintf("#!/bin/sh\nwhile [ ! -e %s ]; do sleep 0.05; done\nexec %s \"$@\"\n", shellQuote(gate), shellQuote(requireEnv(t, "ATI_BIN")))
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return program, gate
 }
 
 func (g *guard) kill(pid int, signal syscall.Signal) {
@@ -346,6 +450,35 @@ func (g *guard) until(what, token string, want int) time.Duration {
 	}
 }
 
+// untilRejected calls a tool until tokens are rejected with this status, and returns how long
+// that took. It fails the test if a call passes although Vault was read twice since.
+func (g *guard) untilRejected(what string, status int, tokens ...string) time.Duration {
+	g.t.Helper()
+	began, reads := time.Now(), g.reads()
+	for _, token := range tokens {
+		for {
+			late := g.reads() >= reads+2 || time.Since(began) > time.Minute
+			got, body := g.call(token, "web_search")
+			if got == status {
+				break
+			}
+			if got != http.StatusOK || late {
+				g.t.Fatalf("%s: after %v and %v reads of Vault, a call returns %d %s", what, time.Since(began), g.reads()-reads, got, body)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	return time.Since(began).Round(10 * time.Millisecond)
+}
+
+// atiRun returns a command that calls a tool with the real client.
+func (g *guard) atiRun(token, tool string) *exec.Cmd {
+	g.t.Helper()
+	cmd := exec.Command(requireEnv(g.t, "ATI_BIN"), "run", tool)
+	cmd.Env = []string{"HOME=" + g.t.TempDir(), "PATH=" + os.Getenv("PATH"), "ATI_PROXY_URL=" + g.addr, "ATI_SESSION_TOKEN_FILE=" + writeFile(g.t, token)}
+	return cmd
+}
+
 // raw sends a request as it is, and returns the statuses of all responses.
 func (g *guard) raw(request string) (statuses []int) {
 	g.t.Helper()
@@ -376,6 +509,17 @@ type result struct {
 	at     time.Time
 }
 
+// receive waits for what a goroutine sends.
+func receive[T any](t testing.TB, what string, from <-chan T) (value T) {
+	t.Helper()
+	select {
+	case value = <-from:
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("not within two minutes: %s", what)
+	}
+	return value
+}
+
 // callSlow calls the tool slow, and returns when its upstream has the call.
 func (g *guard) callSlow(token string) <-chan result {
 	g.t.Helper()
@@ -399,6 +543,12 @@ func (g *guard) callSlow(token string) <-chan result {
 	return done
 }
 
+// servedLines returns the lines of the access log with the status 200.
+func (g *guard) servedLines() []data {
+	g.t.Helper()
+	return slices.DeleteFunc(g.accessLines(), func(line data) bool { return line["status"] != 200.0 })
+}
+
 // accessLines returns the lines of the access log.
 func (g *guard) accessLines() (lines []data) {
 	g.t.Helper()
@@ -414,153 +564,69 @@ func (g *guard) accessLines() (lines []data) {
 	return lines
 }
 
-// guardLoad is a number of clients that call a tool continuously.
-type guardLoad struct {
-	g        *guard
-	stop     chan struct{}
-	running  sync.WaitGroup
-	mu       sync.Mutex
-	statuses map[int]int
-	failures []string // the first ones of each status
-	slowest  time.Duration
-}
-
-// startLoad starts clients that call web_search with what token returns.
-func (g *guard) startLoad(clients int, token func() string) *guardLoad {
-	l := &guardLoad{g: g, stop: make(chan struct{}), statuses: map[int]int{}}
-	for range clients {
-		l.running.Go(func() {
-			for {
-				select {
-				case <-l.stop:
-					return
-				default:
-				}
-				l.call(token())
-				time.Sleep(2 * time.Millisecond) // the other tests need the processors too
-			}
-		})
-	}
-	g.t.Cleanup(func() { l.end() })
-	return l
-}
-
-func (l *guardLoad) call(token string) {
-	began := time.Now()
-	status, body := l.g.call(token, "web_search")
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.slowest = max(l.slowest, time.Since(began))
-	l.statuses[status]++
-	if status != http.StatusOK && l.statuses[status] <= 2 {
-		l.failures = append(l.failures, fmt.Sprintf("%s: %d %s", began.Format("05.000"), status, strings.TrimSpace(body)))
-	}
-}
-
-// end stops the clients and returns the number of calls by status.
-func (l *guardLoad) end() map[int]int {
-	select {
-	case <-l.stop:
-	default:
-		close(l.stop)
-	}
-	l.running.Wait()
-	return l.statuses
-}
-
-// failed returns the number of calls with another status than 200.
-func (l *guardLoad) failed() (n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for status, calls := range l.statuses {
-		if status != http.StatusOK {
-			n += calls
-		}
-	}
-	return n
-}
-
-func (l *guardLoad) succeeded() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.statuses[http.StatusOK]
-}
-
-// expectNoFailure ends the load, and fails the test if a call failed.
-func (l *guardLoad) expectNoFailure(what string) {
-	l.g.t.Helper()
-	l.end()
-	l.g.t.Logf("%s: %d calls, %d failed, the slowest took %v", what, l.succeeded()+l.failed(), l.failed(), l.slowest.Round(time.Millisecond))
-	if l.failed() > 0 {
-		l.g.t.Errorf("%s: calls by status %v, such as %q", what, l.statuses, l.failures)
-	}
-}
-
-// watchRejected sends requests that must never pass: without a token, with a forged one, and
-// with the given tokens, which were rejected before. It fails the test if one is not rejected.
-func (g *guard) watchRejected(tokens ...string) (stop func()) {
-	g.t.Helper()
-	forged := signRaw(g.t, strings.Repeat("ab", 32), `{"alg":"HS256","typ":"JWT"}`,
-		fmt.Sprintf(`{"sub":"x","aud":"ati-proxy","iat":%d,"exp":%d,"scope":"*","iss":"ati-orchestrator"}`, time.Now().Unix(), time.Now().Unix()+3600))
-	done := make(chan struct{})
-	var running sync.WaitGroup
-	var mu sync.Mutex
-	statuses := map[int]int{}
-	try := func(names []string, pause time.Duration) {
-		running.Go(func() {
-			for i := 0; ; i++ {
-				select {
-				case <-done:
-					return
-				case <-time.After(pause):
-				}
-				token := names[i%len(names)]
-				status, body := g.call(token, "web_search")
-				if !slices.Contains([]int{0, http.StatusUnauthorized, http.StatusServiceUnavailable}, status) {
-					g.t.Errorf("a request that must not pass (token %d of %d) returns %d %s", i%len(names), len(names), status, body)
-					return
-				}
-				mu.Lock()
-				statuses[status]++
-				mu.Unlock()
-			}
-		})
-	}
-	try(append([]string{""}, tokens...), 5*time.Millisecond)
-	try([]string{forged}, 50*time.Millisecond) // each causes a read of Vault
-	return func() {
-		g.t.Helper()
-		close(done)
-		running.Wait()
-		g.t.Logf("requests that must not pass, by status: %v", statuses)
-	}
-}
-
-// relay forwards to a server, or responds as a test wants to requests for a path.
+// relay forwards to one of some servers, or responds as a test wants to requests for a path.
 type relay struct {
 	addr  string
+	path  string
 	fault atomic.Pointer[http.HandlerFunc]
+	next  func() *server
 }
 
-func startRelay(t testing.TB, s *server, path string) *relay {
+func startRelay(t testing.TB, path string, next func() *server) *relay {
 	t.Helper()
-	target, err := url.Parse(s.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward := httputil.NewSingleHostReverseProxy(target)
-	forward.ErrorLog = log.New(io.Discard, "", 0)
-	r := new(relay)
-	listener := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if fault := r.fault.Load(); fault != nil && req.URL.Path == path {
-			(*fault)(w, req)
-			return
-		}
-		forward.ServeHTTP(w, req)
-	}))
+	r := &relay{path: path, next: next}
+	listener := httptest.NewServer(r)
 	t.Cleanup(func() { listener.CloseClientConnections(); listener.Close() })
 	r.addr = listener.URL
 	return r
+}
+
+func (r *relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if fault := r.fault.Load(); fault != nil && req.URL.Path == r.path {
+		(*fault)(w, req)
+		return
+	}
+	to := r.next()
+	forward := &httputil.ReverseProxy{
+		Director: func(req *http.Request) {
+			req.URL.Scheme, req.URL.Host = "http", strings.TrimPrefix(to.apiAddr, "http://")
+		},
+		Transport: &http.Transport{DialContext: to.dial, DisableKeepAlives: true, ResponseHeaderTimeout: 5 * time.Second},
+		ErrorLog:  log.New(io.Discard, "", 0),
+		ModifyResponse: func(resp *http.Response) error { // a standby may redirect to an address in a namespace
+			if resp.StatusCode == http.StatusTemporaryRedirect {
+				return errors.New("redirected")
+			}
+			return nil
+		},
+	}
+	forward.ServeHTTP(w, req)
+}
+
+// dial connects to a server, which may be in a network namespace.
+func (s *server) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if s.netns != nil {
+		network, address = "unix", s.netns.socket
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
+}
+
+// respond makes the relay respond to requests for its path.
+func (r *relay) respond(status int, body string) {
+	r.faultWith(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	})
+}
+
+func (r *relay) faultWith(fault http.HandlerFunc) { r.fault.Store(&fault) }
+
+// behind makes a guard, which has not been started, read Vault through a relay.
+func (g *guard) behind(r *relay) {
+	g.t.Helper()
+	g.config["vault"].(data)["address"] = r.addr
+	g.writeConfig()
 }
 
 // writeCertificate writes a certificate for 127.0.0.1 and its key.
