@@ -39,22 +39,25 @@ fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (defa
 	@scripts/fuzz.sh
 
 # With INTEROP=short, make interop runs the tests of what depends on the server: logins,
-# Agent, the audit log, and JWKS. make rotation then rotates once, to an HS256 key. With
-# INTEROP=guard, it rotates behind the guard.
+# Agent, the audit log, JWKS, and the guard's reads. make rotation then rotates behind a guard,
+# and once without, to an HS256 key. INTEROP=guard runs only the tests of guards. Most tests
+# wait most of the time, so more of them run in parallel than there are processors.
 interop_full     = ^TestInterop
-interop_short    = ^TestInterop(AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$
-rotation_full    = ^TestRotation$$
-rotation_short   = ^TestRotation$$/^to_HS256$$
+interop_short    = ^TestInterop(AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv|Guard_(APIKeys|Restored|Revocation|Standby|VaultFaults))$$
+interop_guard    = ^TestInteropGuard_
+rotation_full    = ^(TestGuardRotation.*|TestRotation)$$
+rotation_short   = ^(TestGuardRotation|TestRotation)$$/^to_HS256$$
 rotation_guard   = ^TestGuardRotation
-tests_of_interop = $(or $($(1)_$(INTEROP)),$(error INTEROP is $(INTEROP), but must be full or short, or guard for make rotation))
+tests_of_interop = $(or $($(1)_$(INTEROP)),$(error INTEROP is $(INTEROP), but must be full, short, or guard))
+go_test_interop  = go test -tags interop -count=1 -v -timeout 30m -run '$(call tests_of_interop,$(1))' ./test
 
 interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, and Python 3)
-	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
-	VAULT_BIN=$$vault go test -tags interop -count=1 -run '$(call tests_of_interop,interop)' ./test
+	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a -o pipefail && eval "$$parts" && \
+	VAULT_BIN=$$vault $(call go_test_interop,interop) -parallel 4 | grep --line-buffered -v '^=== '
 
-rotation: ## Rotate the key blue/green under load (two real proxies, eight sandboxes): zero failed requests
-	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a && eval "$$parts" && \
-	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) go test -tags interop -count=1 -v -timeout 30m -run '$(call tests_of_interop,rotation)' ./test
+rotation: ## Rotate the key under load, behind a guard, and blue/green with two proxies: zero failed requests
+	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a -o pipefail && eval "$$parts" && \
+	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) $(call go_test_interop,rotation) -parallel 6 | grep --line-buffered -v '^=== '
 
 docs-test: ## Run the commands in the documents on a real Vault server (needs openssl, and OpenBao or pip)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs.*)$$' -count=1 ./test

@@ -30,7 +30,7 @@ func TestInteropGuard_APIKeys(t *testing.T) {
 	guards := []*keyedGuard{denied, missing}
 	for _, g := range guards {
 		g.start()
-		g.waitForFailedReads(3)
+		g.waitForDenied(3)
 		g.expect(g.name+", at the start", token, http.StatusServiceUnavailable)
 		if pids := g.children(); len(pids) != 0 {
 			t.Errorf("%s, at the start: the processes %v run", g.name, pids)
@@ -47,9 +47,10 @@ func TestInteropGuard_APIKeys(t *testing.T) {
 	denied.allow(false)
 	missing.remove()
 	began := time.Now()
-	for _, g := range guards {
+	before := []int{denied.denied(), missing.denied()}
+	for i, g := range guards {
 		load := g.startLoad(2, func() string { return token })
-		g.waitForKept()
+		g.waitForDenied(before[i] + 1)
 		t.Logf("%s, later: the API keys were read after %v", g.name, time.Since(began).Round(time.Second))
 		g.expectKey(token, "first")
 		second := s.mint("r", nil)
@@ -130,12 +131,15 @@ func (g *keyedGuard) expectKey(token, want string) {
 	}
 }
 
-// waitForKept waits until the guard has failed to read the API keys that it knows.
-func (g *keyedGuard) waitForKept() {
+// denied returns how often the guard failed to read the API keys.
+func (g *keyedGuard) denied() int { return strings.Count(g.log(), "failed to read the API keys") }
+
+// waitForDenied waits until the guard has failed so often to read the API keys.
+func (g *keyedGuard) waitForDenied(n int) {
 	g.t.Helper()
 	pollFor(g.t, 2*time.Minute, g.name+": the guard fails to read the API keys", func() error {
-		if log := g.log(); !strings.Contains(log, "failed to read the API keys; keeping those that are known") {
-			return fmt.Errorf("its log is %s", log)
+		if got := g.denied(); got < n {
+			return fmt.Errorf("it failed %d times, want %d", got, n)
 		}
 		return nil
 	})

@@ -81,14 +81,24 @@ func (l *rotationLoad) phase(what string, version int) {
 		}
 		return nil
 	})
-	for _, load := range l.loads {
-		load.waitForCalls(50)
-	}
+	l.waitForCalls(50)
 	calls, failed := l.total()
 	l.t.Logf("%s: %d calls so far, %d failed", what, calls, failed)
 	if failed > 0 {
 		l.end()
 		l.t.FailNow()
+	}
+}
+
+// waitForCalls waits until each client has made this many more calls.
+func (l *rotationLoad) waitForCalls(n int) {
+	l.t.Helper()
+	var wants []int
+	for _, load := range l.loads {
+		wants = append(wants, load.succeeded()+n)
+	}
+	for i, load := range l.loads {
+		load.waitForCalls(wants[i] - load.succeeded())
 	}
 }
 
