@@ -36,7 +36,7 @@ func (g *guard) startLoad(clients int, token func() string) *guardLoad {
 				default:
 				}
 				l.call(token())
-				time.Sleep(2 * time.Millisecond) // the other tests need the processors too
+				time.Sleep(10 * time.Millisecond) // the other tests need the processors too
 			}
 		})
 	}
@@ -138,7 +138,7 @@ func (g *guard) watchRejected(tokens ...string) *rejections {
 	w := &rejections{g: g, end: make(chan struct{}), tokens: append([]string{""}, tokens...), statuses: map[int]int{}}
 	forged := forgedToken(g.t)
 	w.running.Go(func() {
-		w.each(5*time.Millisecond, func(i int) string {
+		w.each(10*time.Millisecond, func(i int) string {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return w.tokens[i%len(w.tokens)]

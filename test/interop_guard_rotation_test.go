@@ -338,7 +338,7 @@ func (s *server) startRejectedLoad(t testing.TB, g *guard) *rejectedLoad {
 				select {
 				case <-stop:
 					return
-				case <-time.After(2 * time.Millisecond):
+				case <-time.After(10 * time.Millisecond):
 				}
 				token, version := client.current()
 				status, body := g.call(token, "web_search")
