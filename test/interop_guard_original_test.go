@@ -217,7 +217,7 @@ func (g *guard) verify(token string) error {
 	if err := json.Unmarshal(b, &set); err != nil {
 		return fmt.Errorf("%w: %s", err, b)
 	}
-	signed, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
+	signed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		return err
 	}
