@@ -39,11 +39,11 @@ fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (defa
 	@scripts/fuzz.sh
 
 # With INTEROP=short, make interop runs the tests of what depends on the server: logins,
-# Agent, the audit log, JWKS, and the guard's reads. make rotation then rotates behind a guard,
+# Agent, the audit log, JWKS, and guards. make rotation then rotates behind a guard,
 # and once without, to an HS256 key. INTEROP=guard runs only the tests of guards. Most tests
 # wait most of the time, so more of them run in parallel than there are processors.
 interop_full     = ^TestInterop
-interop_short    = ^TestInterop(AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv|Guard_(APIKeys|Restored|Revocation|Standby|VaultFaults))$$
+interop_short    = ^TestInterop((AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$|Guard_)
 interop_guard    = ^TestInteropGuard_
 rotation_full    = ^(TestGuardRotation.*|TestRotation)$$
 rotation_short   = ^(TestGuardRotation|TestRotation)$$/^to_HS256$$
@@ -53,7 +53,7 @@ go_test_interop  = go test -tags interop -count=1 -v -timeout 30m -run '$(call t
 
 interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a C compiler, and Python 3)
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a -o pipefail && eval "$$parts" && \
-	VAULT_BIN=$$vault $(call go_test_interop,interop) -parallel 4 | grep --line-buffered -v '^=== '
+	VAULT_BIN=$$vault $(call go_test_interop,interop) -parallel 8 | grep --line-buffered -v '^=== '
 
 rotation: ## Rotate the key under load, behind a guard, and blue/green with two proxies: zero failed requests
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a -o pipefail && eval "$$parts" && \

@@ -199,11 +199,11 @@ func TestInteropGuard_Restored(t *testing.T) {
 
 	// The next config is there before the guard's next read.
 	slow = g.callSlow(newer)
+	began := time.Now()
 	s.vault(s.root, "delete", "ati/config")
 	s.write(s.root, "ati/config", data{"proxy_url": "https://ati.example.com"})
 	inFlightEnds := func(what string) {
 		t.Helper()
-		began := time.Now()
 		r := receive(t, what+": the call in flight has ended", slow)
 		t.Logf("%s: a call in flight returns %d after %v", what, r.status, r.at.Sub(began).Round(10*time.Millisecond))
 	}
@@ -226,6 +226,7 @@ func TestInteropGuard_Restored(t *testing.T) {
 		}
 		return err
 	})
+	began = time.Now()
 	s.rotate("", nil)
 	if got := version(); got != taken {
 		t.Errorf("the next key has version %v, want %v", got, taken)
