@@ -185,6 +185,7 @@ func TestInteropGuard_Attacks(t *testing.T) {
 	g.addTool("upload", http.MethodPost, upload.URL, `auth_type = "none"`)
 	g.start()
 	g.waitUntilReady()
+	g.watchRejected(revoked)
 	child := g.child()
 	before := g.proxy.calls.Load()
 
@@ -405,7 +406,8 @@ func TestInteropGuard_User(t *testing.T) {
 	}
 	credential := &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}
 	s := startGuarded(t, false, time.Hour)
-	token := s.mint("r", nil)
+	token, revoked := s.mint("r", nil), s.mint("r", nil)
+	s.write(s.root, "ati/revoke", data{"token": revoked})
 	public, err := os.MkdirTemp("", "ati-guard-user") // which other users can read, unlike t.TempDir
 	if err != nil {
 		t.Fatal(err)
@@ -459,6 +461,7 @@ func TestInteropGuard_User(t *testing.T) {
 	}
 	g.start()
 	g.waitUntilReady()
+	g.watchRejected(revoked)
 	g.expect("a proxy that runs as nobody", token, http.StatusOK)
 	child := g.child()
 	info, err := os.Stat(fmt.Sprintf("/proc/%d", child))
