@@ -50,7 +50,7 @@ func TestGuardRotation_Original(t *testing.T) {
 	s.rotate("/stage", data{"proxy_url": g.addr + "/3", "algorithm": "ES256", "private_key": second})
 	g.waitForReads(2)
 	load.phase("version 3 is staged", 2)
-	tokens := []string{byFirst(newJTI(t)), bySecond(newJTI(t))}
+	tokens := []string{byFirst(newJTI()), bySecond(newJTI())}
 	g.expectOriginal(tokens...)
 	for i, token := range tokens {
 		g.expect(fmt.Sprintf("token %d, before it is revoked", i), token, http.StatusOK)
@@ -70,7 +70,7 @@ func TestGuardRotation_Original(t *testing.T) {
 	s.rotate("/stage", data{"proxy_url": g.addr + "/4", "algorithm": "ES256"})
 	s.rotate("/activate", nil) // guards may first see the key in a token, and then start its proxy
 	load.phase("version 4 is staged and activated", 4)
-	gone := byFirst(newJTI(t))
+	gone := byFirst(newJTI())
 	g.expect("a token of version 2", gone, http.StatusUnauthorized)
 	watch.add(gone)
 	g.expectProxies(2)
@@ -80,7 +80,7 @@ func TestGuardRotation_Original(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := bySecond(newJTI(t))
+	last := bySecond(newJTI())
 	if err := g.expireAt(last, expireBy, http.StatusUnauthorized); err != nil {
 		t.Error(err)
 	}
@@ -91,7 +91,7 @@ func TestGuardRotation_Original(t *testing.T) {
 
 	// A key that is not ES256 is not used, and the others are.
 	s.rotate("/stage", data{"proxy_url": g.addr + "/5", "algorithm": "HS256"})
-	staged := hs256Signer(t, s.read(s.root, "ati/proxy-env/5").Data["ATI_JWT_SECRET"].(string))(newJTI(t))
+	staged := hs256Signer(t, s.read(s.root, "ati/proxy-env/5").Data["ATI_JWT_SECRET"].(string))(newJTI())
 	g.waitForReads(2)
 	g.expect("a pending HS256 key", staged, http.StatusUnauthorized)
 	g.expectOriginal(s.mint("r", nil))

@@ -4,16 +4,18 @@ package test
 
 import (
 	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	"github.com/hashicorp/go-uuid"
 )
 
 // rotationClients is the number of clients that call a tool continuously.
@@ -166,12 +168,11 @@ func es256Signer(t testing.TB, private string) signer {
 	}
 }
 
-func newJTI(t testing.TB) string {
-	id, err := uuid.GenerateUUID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
+// newJTI returns a random ID in the form of a UUID.
+func newJTI() string {
+	id := rand.Text()
+	hexadecimal := hex.EncodeToString([]byte(id[:16]))
+	return strings.Join([]string{hexadecimal[:8], hexadecimal[8:12], hexadecimal[12:16], hexadecimal[16:20], hexadecimal[20:]}, "-")
 }
 
 func longLived(jti string) string {
@@ -196,7 +197,7 @@ func TestGuardRotation(t *testing.T) {
 	watches := map[*guard]*rejections{g: g.watchRejected(), lonely: lonely.watchRejected()}
 	revoke := func(what string, sign signer) {
 		t.Helper()
-		jti := newJTI(t)
+		jti := newJTI()
 		token := sign(jti)
 		for g := range watches {
 			g.expect(what+", before it is revoked", token, http.StatusOK)
@@ -243,7 +244,7 @@ func TestGuardRotation(t *testing.T) {
 	// Who has the key of version 2 can use it until it expires, also at a guard that has lost
 	// Vault.
 	vault.respond(http.StatusServiceUnavailable, "")
-	token := bySecond(newJTI(t))
+	token := bySecond(newJTI())
 	var waiting sync.WaitGroup
 	for _, c := range []struct {
 		what  string
