@@ -573,7 +573,7 @@ func (s *server) startSandbox(t *testing.T, name string, proxies ...*proxy) *san
 			select {
 			case <-b.stop:
 				return
-			default:
+			case <-time.After(50 * time.Millisecond): // the servers need the processors too
 			}
 			cmd := exec.Command(requireEnv(t, "ATI_BIN"), "run", "web_search")
 			cmd.Env = []string{"HOME=" + run, "PATH=" + os.Getenv("PATH"), "ATI_PROXY_URL=" + address, "ATI_SESSION_TOKEN_FILE=" + b.file}

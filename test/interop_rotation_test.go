@@ -275,12 +275,13 @@ print(key.key_id, jwt.decode(sys.argv[2], key.key, algorithms=[key.algorithm_nam
 // call fails in any step. The sandboxes make at least ATI_ROTATION_CALLS calls for each
 // algorithm. Run by make rotation.
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	calls, err := strconv.Atoi(requireEnv(t, "ATI_ROTATION_CALLS"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, algorithm := range []string{"HS256", "ES256"} {
-		t.Run("to "+algorithm, func(t *testing.T) { rotation(t, algorithm, calls) })
+		t.Run("to "+algorithm, func(t *testing.T) { t.Parallel(); rotation(t, algorithm, calls) })
 	}
 }
 

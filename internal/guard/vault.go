@@ -18,7 +18,7 @@ import (
 const (
 	vaultTimeout = 10 * time.Second // of one request
 	loginRetry   = 5 * time.Second
-	deniedRetry  = time.Minute // between two logins because of status 403
+	deniedRetry  = 30 * time.Second // between two logins because of status 403
 )
 
 // vaultClient reads from Vault, and logs in when it must.
