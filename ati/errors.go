@@ -27,6 +27,10 @@ type TokenError struct {
 	Op     string // "issue token", "validate token", "inspect token", or "parse key"
 	Reason error  // one of the reasons above, or nil
 	Err    error  // the detail, or nil
+
+	// Claims is set by ValidateToken if the signature matches: the claims of a token
+	// that has expired, for example.
+	Claims *Claims
 }
 
 // Error returns the operation, the reason, and the detail, separated by colons.

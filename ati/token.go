@@ -203,7 +203,10 @@ func (v *validation) tokenError(err error, c *Claims) error {
 	case errors.Is(err, jwt.ErrTokenInvalidAudience), errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
 		reason, detail = ErrAudience, fmt.Errorf("aud is %q, not one of %q", c.Audience, v.audiences)
 	}
-	return &TokenError{Op: "validate token", Reason: reason, Err: detail}
+	if reason == ErrMalformed || reason == ErrSignature {
+		c = nil
+	}
+	return &TokenError{Op: "validate token", Reason: reason, Err: detail, Claims: c}
 }
 
 func unixTime(seconds int64) time.Time { return time.Unix(seconds, 0).UTC() }

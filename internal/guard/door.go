@@ -202,7 +202,7 @@ func isUnknown(err error) bool {
 }
 
 // verify returns the claims of a valid token, and the version that signed it. With an
-// error, it returns the version if the signature is good.
+// error, it returns both if the signature is good.
 func (b *bundle) verify(token string, now time.Time) (*ati.Claims, *key, error) {
 	hash := sha256.Sum256([]byte(token))
 	if v, ok := b.cache.Get(hash); ok && !v.key.expired(now) {
@@ -223,7 +223,9 @@ func (b *bundle) verify(token string, now time.Time) (*ati.Claims, *key, error) 
 		case errors.Is(err, ati.ErrMalformed):
 			return nil, nil, err
 		}
-		return nil, k, err
+		var rejected *ati.TokenError
+		_ = errors.As(err, &rejected)
+		return rejected.Claims, k, err
 	}
 	return nil, nil, errNotSigned
 }

@@ -4,6 +4,7 @@ package guard
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"time"
 
@@ -12,11 +13,11 @@ import (
 
 // NewForTest returns a guard that has applied a response of Vault and whose proxy is at
 // an address.
-func NewForTest(data map[string]any, proxy string, clock func() time.Time) (*Guard, error) {
+func NewForTest(data map[string]any, proxy string, clock func() time.Time, access io.Writer) (*Guard, error) {
 	cfg := defaults()
 	cfg.Vault.Auth.TokenFile = "/dev/null"
 	cfg.Hold = 0
-	g, err := New(cfg, hclog.NewNullLogger(), nil)
+	g, err := New(cfg, hclog.NewNullLogger(), access)
 	if err != nil {
 		return nil, err
 	}
@@ -41,6 +42,9 @@ func (g *Guard) Apply(data map[string]any) error {
 	g.door.apply(after, r.Revoked, g.door.now())
 	return nil
 }
+
+// FlushAccessLog writes what is buffered.
+func (g *Guard) FlushAccessLog() { g.access.flush() }
 
 // Server returns the guard's HTTP server.
 func (g *Guard) Server() *http.Server { return newServer(g, hclog.NewNullLogger()) }

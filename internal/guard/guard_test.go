@@ -4,6 +4,7 @@ package guard_test
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"flag"
@@ -58,6 +59,8 @@ type upstream struct {
 	mu    sync.Mutex
 	seen  []http.Header
 	close func()
+
+	access bytes.Buffer // the guard's access log
 }
 
 func (u *upstream) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
@@ -81,7 +84,7 @@ func start(t testing.TB, clock func() time.Time) (g *guard.Guard, address string
 	proxy := httptest.NewServer(behind)
 	behind.close = proxy.Close // waits for requests
 	t.Cleanup(proxy.Close)
-	g, err := guard.NewForTest(response(nil), strings.TrimPrefix(proxy.URL, "http://"), clock)
+	g, err := guard.NewForTest(response(nil), strings.TrimPrefix(proxy.URL, "http://"), clock, &behind.access)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,11 +141,37 @@ func TestGuard_Verdicts(t *testing.T) {
 	expect("not a token", "x", 401, "")
 	expect("a token", agent, 200, "")
 	expect("a token, again", agent, 200, "")
-	expect("another audience", at(ati.IssueRequest{Subject: "a", Audience: "mcp"}), 401, "the token is for another audience")
-	expect("another issuer", at(ati.IssueRequest{Subject: "a", Issuer: "x"}), 401, "the token is of another issuer")
-	expect("expired", at(ati.IssueRequest{Subject: "a", TTL: -61 * time.Second}), 401, "the token has expired")
+	expect("another audience", at(ati.IssueRequest{Subject: "a", ID: "ja", Audience: "mcp"}), 401, "the token is for another audience")
+	expect("another issuer", at(ati.IssueRequest{Subject: "a", ID: "ji", Issuer: "x"}), 401, "the token is of another issuer")
+	expect("expired", at(ati.IssueRequest{Subject: "a", ID: "je", TTL: -61 * time.Second}), 401, "the token has expired")
 	unknown := strings.TrimSuffix(agent, agent[len(agent)-4:]) + "AAAA"
 	expect("another key", unknown, 401, "")
+	g.FlushAccessLog()
+	type line struct {
+		Status      int
+		JTI, Reason string
+		KeyVersion  int `json:"key_version"`
+	}
+	var logged []line
+	for dec := json.NewDecoder(&behind.access); dec.More(); {
+		var l line
+		if err := dec.Decode(&l); err != nil {
+			t.Fatal(err)
+		}
+		logged = append(logged, l)
+	}
+	if diff := cmp.Diff([]line{
+		{401, "", "no token", 0},
+		{401, "", "the token is malformed", 0},
+		{200, "j1", "", 1},
+		{200, "j1", "", 1},
+		{401, "ja", "the token is for another audience", 1},
+		{401, "ji", "the token is of another issuer", 1},
+		{401, "je", "the token has expired", 1},
+		{401, "", "the token was signed with an unknown key", 0},
+	}, logged); diff != "" {
+		t.Errorf("access log (-want +got):\n%s", diff)
+	}
 
 	apply := func(changes object) {
 		t.Helper()
@@ -232,7 +261,7 @@ func FuzzResponse(f *testing.F) {
 		if json.Unmarshal(body, &data) != nil {
 			return
 		}
-		g, err := guard.NewForTest(data, "127.0.0.1:1", time.Now)
+		g, err := guard.NewForTest(data, "127.0.0.1:1", time.Now, nil)
 		if err != nil {
 			return
 		}

@@ -231,7 +231,10 @@ func Check(ctx context.Context, cfg *Config, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(g.readAPIKeys(ctx), g.readVault(ctx)); err != nil {
+	if err := g.readVault(ctx); err != nil {
+		return err
+	}
+	if err := g.readAPIKeys(ctx); err != nil {
 		return err
 	}
 	b, rejected := g.door.open()

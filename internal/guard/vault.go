@@ -19,6 +19,11 @@ const (
 	vaultTimeout = 10 * time.Second // of one request
 	loginRetry   = 5 * time.Second
 	deniedRetry  = 30 * time.Second // between two logins because of status 403
+
+	// rejectedRetry is the time between two logins with the same secret ID if Vault has
+	// rejected it. After five such logins, each within 15 minutes of the one before,
+	// Vault would lock the AppRole for all hosts.
+	rejectedRetry = 16 * time.Minute
 )
 
 // vaultClient reads from Vault, and logs in when it must.
@@ -29,6 +34,9 @@ type vaultClient struct {
 
 	denied     bool      // a read was: log in again
 	deniedNext time.Time // when that may next lead to a login
+
+	rejected      string // the secret ID
+	rejectedUntil time.Time
 }
 
 func newVaultClient(cfg *VaultConfig) (*vaultClient, error) {
@@ -75,14 +83,20 @@ func (v *vaultClient) ensureLogin(ctx context.Context) error {
 }
 
 func (v *vaultClient) logIn(ctx context.Context) error {
-	method, err := v.cfg.Auth.method()
+	method, secretID, err := v.cfg.Auth.method()
 	if err != nil {
 		return err
+	}
+	if secretID != "" && secretID == v.rejected && time.Now().Before(v.rejectedUntil) {
+		return fmt.Errorf("log in: Vault has rejected this secret ID, which is tried again at %s, or another one immediately", v.rejectedUntil.UTC().Format(time.RFC3339))
 	}
 	v.login = time.Now().Add(loginRetry) // until then, the old token may do
 	secret, err := v.client.Auth().Login(ctx, method)
 	if err != nil {
-		return fmt.Errorf("log in: %w", err)
+		if status := statusOf(err); status == http.StatusBadRequest || status == http.StatusForbidden {
+			v.rejected, v.rejectedUntil = secretID, time.Now().Add(rejectedRetry)
+		}
+		return fmt.Errorf("log in: %w", brief(err))
 	}
 	v.setLogin(secret)
 	return nil
@@ -105,15 +119,38 @@ func (v *vaultClient) setLogin(secret *api.Secret) {
 	v.login = time.Now().Add(life * 2 / 3)
 }
 
-func (a AuthConfig) method() (api.AuthMethod, error) {
+// method returns the way to log in, with the secret ID for AppRole.
+func (a AuthConfig) method() (method api.AuthMethod, secretID string, err error) {
 	if a.Kubernetes.Role != "" {
-		return kubernetes.NewKubernetesAuth(a.Kubernetes.Role, kubernetes.WithMountPath(a.Kubernetes.Mount))
+		method, err = kubernetes.NewKubernetesAuth(a.Kubernetes.Role, kubernetes.WithMountPath(a.Kubernetes.Mount))
+		return method, "", err
 	}
-	roleID, err := os.ReadFile(a.AppRole.RoleIDFile)
-	if err != nil {
-		return nil, err
+	roleID, err1 := os.ReadFile(a.AppRole.RoleIDFile)
+	secret, err2 := os.ReadFile(a.AppRole.SecretIDFile)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, "", err
 	}
-	return approle.NewAppRoleAuth(strings.TrimSpace(string(roleID)), &approle.SecretID{FromFile: a.AppRole.SecretIDFile}, approle.WithMountPath(a.AppRole.Mount))
+	secretID = strings.TrimSpace(string(secret))
+	method, err = approle.NewAppRoleAuth(strings.TrimSpace(string(roleID)), &approle.SecretID{FromString: secretID}, approle.WithMountPath(a.AppRole.Mount))
+	return method, secretID, err
+}
+
+func statusOf(err error) int {
+	var failed *api.ResponseError
+	if errors.As(err, &failed) {
+		return failed.StatusCode
+	}
+	return 0
+}
+
+// brief returns an error in one line, without the request, whose query is long, and
+// without the body.
+func brief(err error) error {
+	var failed *api.ResponseError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	return fmt.Errorf("status %d: %s", failed.StatusCode, strings.Join(strings.Fields(strings.Join(failed.Errors, "; ")), " "))
 }
 
 // readGuard returns the response of the path guard, with all or with what has changed
@@ -136,8 +173,8 @@ func (v *vaultClient) readAPIKeys(ctx context.Context, path string) (map[string]
 	if err != nil {
 		return nil, err
 	}
-	if secret == nil {
-		return nil, fmt.Errorf("%s has no API keys", path)
+	if secret == nil || len(secret.Data) == 0 {
+		return nil, fmt.Errorf("%s has no API keys; the path of KV version 2 has data/ after the mount", path)
 	}
 	data := secret.Data
 	if inner, ok := data["data"].(map[string]any); ok && data["metadata"] != nil {
@@ -167,13 +204,12 @@ func (v *vaultClient) read(ctx context.Context, path string, query map[string][]
 	if secret == nil && err == nil && !missing {
 		return nil, fmt.Errorf("read %s: the response is not one of Vault", path)
 	}
-	if errors.As(err, &failed) {
-		if failed.StatusCode == http.StatusForbidden && time.Now().After(v.deniedNext) {
-			// The token may have ended. If not, only a new login has policies that its role was given later.
-			v.login, v.denied, v.deniedNext = time.Time{}, true, time.Now().Add(deniedRetry)
-		}
-		// Without the request, whose query is long, and the body.
-		err = fmt.Errorf("read %s: status %d: %s", path, failed.StatusCode, strings.Join(failed.Errors, "; "))
+	if statusOf(err) == http.StatusForbidden && time.Now().After(v.deniedNext) {
+		// The token may have ended. If not, only a new login has policies that its role was given later.
+		v.login, v.denied, v.deniedNext = time.Time{}, true, time.Now().Add(deniedRetry)
+	}
+	if err != nil {
+		err = fmt.Errorf("read %s: %w", path, brief(err))
 	}
 	return secret, err
 }
