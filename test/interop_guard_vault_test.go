@@ -4,6 +4,7 @@ package test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -169,9 +170,12 @@ func TestInteropGuard_Restored(t *testing.T) {
 		return nil
 	})
 	g.until("snapshot restored", token, http.StatusServiceUnavailable)
-	if !strings.Contains(g.log(), "a snapshot was restored, or a standby lags") {
-		t.Error("the guard's log does not have the restored snapshot")
-	}
+	poll(t, "the guard has logged the restored snapshot", func() error {
+		if !strings.Contains(g.log(), "a snapshot was restored, or a standby lags") {
+			return errors.New("it has not")
+		}
+		return nil
+	})
 	s.write(s.root, "ati/revoke", data{"agent_id": "sandbox:9"}) // any change
 	t.Logf("snapshot restored, and a change: calls succeed again after %v", g.until("a change", token, http.StatusOK))
 	for i, lost := range []string{byToken, byAgent} {
