@@ -82,7 +82,9 @@ func startChild(ctx context.Context, cfg *Config, local localKey, s *spec) (*chi
 		if err = c.waitUntilServing(ctx, local); err == nil {
 			return c, nil
 		}
-		c.kill()
+		if failed := c.kill(); failed != nil {
+			return nil, errors.Join(err, failed)
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -187,7 +189,9 @@ func lookUpUser(name string) (*syscall.Credential, string, error) {
 	}
 	u, err := user.Lookup(name)
 	if err != nil {
-		return nil, "", err
+		if u, _ = user.LookupId(name); u == nil {
+			return nil, "", err
+		}
 	}
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
 	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
@@ -315,15 +319,16 @@ func (c *child) end(drain time.Duration) {
 	for c.inFlight.Load() > 0 && time.Now().Before(deadline) {
 		time.Sleep(50 * time.Millisecond)
 	}
-	c.kill()
+	_ = c.kill()
 }
 
 // kill ends the child and what it has started.
-func (c *child) kill() {
-	if c.cmd.Process != nil {
-		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+func (c *child) kill() error {
+	if err := syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL); errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("end the ATI proxy: %w; the guard needs the capability KILL", err)
 	}
 	<-c.done
+	return nil
 }
 
 type forwardedToken struct{}

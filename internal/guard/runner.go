@@ -62,7 +62,7 @@ func (r *runner) run(ctx context.Context) {
 			wanted, failures = s, 0
 		case reason := <-ended:
 			r.current.Store(nil)
-			serving.kill()
+			_ = serving.kill()
 			serving = nil
 			r.restarts.Inc()
 			r.log.Error("the ATI proxy is restarted", "reason", reason)

@@ -254,7 +254,9 @@ func Check(ctx context.Context, cfg *Config, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		c.kill()
+		if err := c.kill(); err != nil {
+			return err
+		}
 		found := "it rejects calls without a token"
 		if s.publicKey == "" {
 			found += ", and accepts the guard's"
