@@ -40,15 +40,16 @@ func (r *record) identify(c *ati.Claims, k *key) {
 
 // accessLog writes a line per request. Lines are buffered for up to a second.
 type accessLog struct {
-	mu  sync.Mutex
-	out *bufio.Writer
+	mu   sync.Mutex
+	out  *bufio.Writer
+	file io.Writer // below out
 }
 
 func newAccessLog(out io.Writer) *accessLog {
 	if out == nil {
 		out = io.Discard
 	}
-	return &accessLog{out: bufio.NewWriterSize(out, 64<<10)}
+	return &accessLog{out: bufio.NewWriterSize(out, 64<<10), file: out}
 }
 
 func (l *accessLog) write(r *record) {
@@ -61,7 +62,7 @@ func (l *accessLog) write(r *record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(line) >= l.out.Available() { // never a part of a line, whose rest would be in another file after SIGHUP
-		_ = l.out.Flush()
+		l.flushLocked()
 	}
 	_, _ = l.out.Write(append(line, '\n'))
 }
@@ -69,7 +70,13 @@ func (l *accessLog) write(r *record) {
 func (l *accessLog) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.out.Flush()
+	l.flushLocked()
+}
+
+func (l *accessLog) flushLocked() {
+	if l.out.Flush() != nil { // such as a full disk: only what was buffered is lost
+		l.out.Reset(l.file)
+	}
 }
 
 func (l *accessLog) flushUntil(ctx context.Context) {

@@ -313,6 +313,16 @@ func (c *child) watch(ctx context.Context) {
 	}
 }
 
+// hasEnded reports whether the process has ended: any program may then have its port.
+func (c *child) hasEnded() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // end lets the requests in flight finish, and ends the child.
 func (c *child) end(drain time.Duration) {
 	deadline := time.Now().Add(drain)
@@ -355,6 +365,8 @@ func newForward(address string) *httputil.ReverseProxy {
 				unauthorized(errRevoked.Error(), true).write(w)
 			case r.Context().Err() == nil:
 				(&rejection{status: http.StatusBadGateway, body: "the ATI proxy did not respond"}).write(w)
+			default:
+				panic(http.ErrAbortHandler) // a client that has only closed its half would read a 200
 			}
 		},
 		ErrorLog: nil,

@@ -19,6 +19,7 @@ import (
 const (
 	minReread   = time.Second      // between two reads that requests cause
 	apiKeysTime = 30 * time.Second // between two reads of the API keys
+	restOfBody  = 10 * time.Second // for the body of a request that was responded to
 )
 
 // Guard is a gate in front of one ATI proxy.
@@ -286,7 +287,9 @@ func (g *Guard) child(k *key) *child {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r := g.runners[g.runnerID(k)]; r != nil {
-		return r.current.Load()
+		if c := r.current.Load(); c != nil && !c.hasEnded() {
+			return c
+		}
 	}
 	return nil
 }
@@ -310,6 +313,9 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &record{started: time.Now(), Method: r.Method, Path: r.URL.Path}
 	out := &recorder{ResponseWriter: w}
 	defer func() {
+		if r.ContentLength != 0 { // the server reads what the client has not sent yet
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restOfBody))
+		}
 		rec.Status = out.status
 		g.access.write(rec)
 		g.metrics.served(rec)
@@ -363,6 +369,7 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 		return
 	}
 	defer f.end()
+	defer f.interrupt(http.NewResponseController(w))()
 	if c := g.waitForChild(f.ctx, k); c != nil {
 		c.inFlight.Add(1)
 		defer c.inFlight.Add(-1)

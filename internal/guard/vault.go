@@ -143,12 +143,15 @@ func statusOf(err error) int {
 	return 0
 }
 
-// brief returns an error in one line, without the request, whose query is long, and
-// without the body.
+// brief returns an error in one line, without the request, whose query is long. A body
+// that is not one of Vault's errors may have a key, or the login.
 func brief(err error) error {
 	var failed *api.ResponseError
 	if !errors.As(err, &failed) {
 		return err
+	}
+	if failed.RawError {
+		return fmt.Errorf("status %d, with a body that is not Vault's", failed.StatusCode)
 	}
 	return fmt.Errorf("status %d: %s", failed.StatusCode, strings.Join(strings.Fields(strings.Join(failed.Errors, "; ")), " "))
 }
