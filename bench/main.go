@@ -1,6 +1,7 @@
 // Command bench measures the cost of a token on a Vault server. It compares this
 // engine with an echo plugin, a kv store, and the identity tokens of Vault, in
-// several rounds, each with and without an audit device.
+// several rounds, each with and without an audit device. It then measures the cost of
+// ati-guard in front of an ATI proxy, compared with nginx, and for Vault.
 //
 // It prints tables of the results. With -out, it also writes them between the
 // markers of performance.md in that directory, and writes the chart
@@ -22,6 +23,7 @@ import (
 
 type options struct {
 	vault, plugin, echo string
+	ati, guard, nginx   string
 	rounds              int
 	duration            time.Duration
 	connections         int
@@ -34,6 +36,9 @@ func main() {
 	flag.StringVar(&o.vault, "vault", "", "path of the Vault binary")
 	flag.StringVar(&o.plugin, "plugin", "", "path of the plugin binary")
 	flag.StringVar(&o.echo, "echo", "", "path of the echo plugin binary")
+	flag.StringVar(&o.ati, "ati", "", "path of the ATI binary")
+	flag.StringVar(&o.guard, "guard", "", "path of the ati-guard binary")
+	flag.StringVar(&o.nginx, "nginx", "", "path of the nginx binary; if empty, nginx is not measured")
 	flag.IntVar(&o.rounds, "rounds", 7, "number of rounds; each runs every scenario once with and once without an audit device")
 	flag.DurationVar(&o.duration, "duration", 1500*time.Millisecond, "duration of one run of a scenario")
 	flag.IntVar(&o.connections, "connections", 8, "number of connections, each with one request at a time")
@@ -49,8 +54,8 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
-	if o.vault == "" || o.plugin == "" || o.echo == "" || o.rounds < 1 || o.roles < 100 || o.connections < 1 || o.duration <= 0 {
-		return errors.New("-vault, -plugin, and -echo are required; -rounds and -connections must be at least 1, -roles at least 100, and -duration positive")
+	if slices.Contains([]string{o.vault, o.plugin, o.echo, o.ati, o.guard}, "") || o.rounds < 1 || o.roles < 100 || o.connections < 1 || o.duration <= 0 {
+		return errors.New("-vault, -plugin, -echo, -ati, and -guard are required; -rounds and -connections must be at least 1, -roles at least 100, and -duration positive")
 	}
 	page := filepath.Join(o.out, "performance.md")
 	if o.out != "" { // fail before the measurement, not after it
@@ -115,11 +120,11 @@ func measureAll(ctx context.Context, o options) (r *report, err error) {
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, o.rounds)
 	}
-	memory, err := s.peakMemory()
-	if err != nil {
+	if r, err = newReport(o, s, scenarios, results); err != nil {
 		return nil, err
 	}
-	return newReport(o, s, scenarios, results, memory)
+	r.proxies, err = s.measureProxies(ctx, o)
+	return r, err
 }
 
 // warmUp runs each scenario briefly, so that no round includes the cost of

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -31,23 +32,20 @@ type report struct {
 	memory    int64                        // peak of the plugin process, in bytes
 	machine   string
 	generator float64 // share of the CPU time that the load generator used, 0 to 1
+	proxies   *proxyResults
 }
 
-func newReport(o options, s *server, scenarios []*scenario, results map[string]map[bool][]sample, memory int64) (*report, error) {
-	machine, err := describeMachine(o, s.dir)
-	if err != nil {
+func newReport(o options, s *server, scenarios []*scenario, results map[string]map[bool][]sample) (*report, error) {
+	machine, err1 := describeMachine(o, s.dir)
+	own, err2 := cpuOf(os.Getpid())
+	u, err3 := s.cpu(engineName)
+	plugin, err4 := s.pluginProcess(engineName)
+	memory, err5 := peakMemory(plugin)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, err
 	}
-	var own syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
-		return nil, err
-	}
-	u, err := s.cpu(engineName)
-	if err != nil {
-		return nil, err
-	}
-	generator := time.Duration(own.Utime.Nano() + own.Stime.Nano())
-	return &report{o, scenarios, results, memory, machine, float64(generator) / float64(generator+u.vault+u.plugin)}, nil
+	generator := float64(own) / float64(own+u.vault+u.plugin)
+	return &report{options: o, scenarios: scenarios, results: results, memory: memory, machine: machine, generator: generator}, nil
 }
 
 // describeMachine returns the hardware, the software, and the date.
@@ -146,6 +144,7 @@ func (r *report) markdown() string {
 	for _, line := range r.targets() {
 		fmt.Fprintln(&b, line)
 	}
+	fmt.Fprint(&b, "\n## Requests through the guard\n\n", r.proxies.markdown(r.options))
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
@@ -181,14 +180,7 @@ func (r *report) row(sc *scenario, audit bool) string {
 func (r *report) targets() []string {
 	var lines []string
 	add := func(what string, got spread, want float64) {
-		result := "met"
-		switch {
-		case r.options.rounds < 5:
-			result = "needs at least 5 rounds"
-		case got.median < want:
-			result = "**not met**"
-		}
-		lines = append(lines, fmt.Sprintf("- %s: %.2f (%.2f–%.2f). Target of at least %.2f: %s.", what, got.median, got.min, got.max, want, result))
+		lines = append(lines, target(r.options, what, got, "at least", want))
 	}
 	for _, audit := range []bool{false, true} {
 		name := map[bool]string{false: "without audit", true: "with audit"}[audit]
@@ -197,6 +189,18 @@ func (r *report) targets() []string {
 	}
 	add("Tokens per second of batches of 1,000 relative to single reads, with audit", r.ratio(batchScenario, singleScenario, true, tokens), 22)
 	return lines
+}
+
+// target returns the line of a target, which is "at least" or "at most" a value.
+func target(o options, what string, got spread, bound string, want float64) string {
+	result := "met"
+	switch {
+	case o.rounds < 5:
+		result = "needs at least 5 rounds"
+	case bound == "at least" && got.median < want, bound == "at most" && got.median > want:
+		result = "**not met**"
+	}
+	return fmt.Sprintf("- %s: %.2f (%.2f–%.2f). Target of %s %.2f: %s.", what, got.median, got.min, got.max, bound, want, result)
 }
 
 // figure formats a rate with three significant digits, or with one decimal below

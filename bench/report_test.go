@@ -43,7 +43,26 @@ func testReport() *report {
 			singleScenario: {false: at(960, 970, 98, 960, 990), true: at(900, 910, 92, 930, 940)},
 			batchScenario:  {false: at(30000, 30000, 3000, 30000, 30000), true: at(30000, 30000, 3000, 30000, 30000)},
 		},
+		proxies: testProxies(bareRoute, guardRoute, nginxRoute),
 	}
+}
+
+// testProxies returns results of these routes. Each route has half the rate and twice the
+// CPU time of the one before.
+func testProxies(routes ...string) *proxyResults {
+	r := &proxyResults{programs: "ATI 1.0, nginx 2.0", routes: routes, generator: 0.5, idle: []float64{0.5, 2, 0.5}, polled: []float64{0.7, 2.1, 0.8}, samples: map[string]map[string][]proxySample{}}
+	for _, request := range proxyRequests {
+		r.samples[request.name] = map[string][]proxySample{}
+		for i, route := range routes {
+			for _, rate := range []float64{8000, 800, 8800} {
+				r.samples[request.name][route] = append(r.samples[request.name][route], proxySample{rate / float64(int(1)<<i), time.Millisecond << i, 3 * time.Millisecond << i, 10 * time.Microsecond << i, 50 * time.Microsecond})
+			}
+		}
+	}
+	for i := range routes {
+		r.memory = append(r.memory, int64(10+i)<<20)
+	}
+	return r
 }
 
 // Ratios compare figures of the same round, so the third round, in which everything
@@ -58,6 +77,31 @@ func TestReport_Markdown(t *testing.T) {
 		"relative to its bare callback, without audit: 0.97 (0.96–0.99). Target of at least 0.93: met.",
 		"relative to single reads, with audit: 32.61 (31.91–33.33). Target of at least 22.00: met.",
 		"used at most 64 MiB of resident memory.",
+		"ATI 1.0, nginx 2.0. 8 connections, 5 rounds of 1s per row. The load generator and the upstream ran on the same cores and used 50% of the CPU time.",
+		"| GET /tools | the bare proxy | 8,000 (800–8,800) |  |  | 1.00 ms | 3.00 ms |  | 50 µs |",
+		"| GET /tools | ati-guard | 4,000 (400–4,400) | 0.50 (0.50–0.50) | 2.00 (2.00–2.00) | 2.00 ms | 6.00 ms | 20 µs | 50 µs |",
+		"| POST /call | nginx | 2,000 (200–2,200) | 0.25 (0.25–0.25) |  | 4.00 ms | 12.00 ms | 40 µs | 50 µs |",
+		"Peak of the resident memory: the bare proxy 10 MiB, ati-guard 11 MiB, nginx 12 MiB.",
+		"used 0.50% of a core without guards, and 0.80% while 3 guards polled every 5s.",
+		"POST /call through ati-guard relative to the bare proxy: 0.50 (0.50–0.50). Target of at least 0.85: **not met**.",
+		"GET /tools through ati-guard relative to nginx: 2.00 (2.00–2.00). Target of at least 0.50: met.",
+		"for 3 guards, as a percentage of a core: 0.20 (0.10–0.30). Target of at most 1.00: met.",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the report does not contain %q:\n%s", want, text)
+		}
+	}
+}
+
+func TestReport_WithoutNginxAndWithExpensivePolls(t *testing.T) {
+	r := testReport()
+	r.proxies = testProxies(bareRoute, guardRoute)
+	r.proxies.polled = []float64{2.5, 2.5, 2.5}
+	text := r.markdown()
+	for _, want := range []string{
+		"| GET /tools | ati-guard | 4,000 (400–4,400) | 0.50 (0.50–0.50) |  | 2.00 ms | 6.00 ms | 20 µs | 50 µs |",
+		"GET /tools through ati-guard relative to nginx: not measured, because nginx is not on the PATH.",
+		"for 3 guards, as a percentage of a core: 2.00 (0.50–2.00). Target of at most 1.00: **not met**.",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the report does not contain %q:\n%s", want, text)

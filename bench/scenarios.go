@@ -188,8 +188,7 @@ func (s *server) request(ctx context.Context, sc *scenario) (data, error) {
 	return secret.Data, nil
 }
 
-// measure sends requests over all connections, one at a time on each, and returns
-// the rates, the latencies, and the CPU time.
+// measure measures a scenario for some time.
 func (s *server) measure(ctx context.Context, sc *scenario, duration time.Duration) (sample, error) {
 	var body []byte
 	if sc.body != nil {
@@ -199,35 +198,21 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 		}
 	}
 	header := http.Header{"X-Vault-Token": {sc.token}, "X-Vault-Request": {"true"}}
-	workers := uint64(s.http.Transport.(*http.Transport).MaxConnsPerHost)
+	connections := s.connections
 	if sc.singleConnection {
-		workers = 1
-	}
-	attacker := vegeta.NewAttacker(vegeta.Client(s.http), vegeta.Workers(workers), vegeta.MaxWorkers(workers), vegeta.MaxBody(1024)) // enough for the text of an error
-	targeter := func(t *vegeta.Target) error {
-		t.Method, t.URL, t.Body, t.Header = sc.method, s.Address()+"/v1/"+sc.path(), body, header
-		return nil
+		connections = 1
 	}
 	before, err := s.cpu(sc.plugin)
 	if err != nil {
 		return sample{}, err
 	}
-	var m vegeta.Metrics
-	for res := range attacker.Attack(targeter, vegeta.ConstantPacer{}, duration, sc.name) {
-		m.Add(res)
-		if res.Code != http.StatusOK {
-			attacker.Stop()
-			err = fmt.Errorf("%s: status %d %s %s", sc.name, res.Code, res.Error, res.Body)
-		}
-		if ctx.Err() != nil {
-			attacker.Stop()
-			err = ctx.Err()
-		}
-	}
+	m, err := attack(ctx, s.http, connections, duration, func(t *vegeta.Target) error {
+		t.Method, t.URL, t.Body, t.Header = sc.method, s.Address()+"/v1/"+sc.path(), body, header
+		return nil
+	})
 	if err != nil {
-		return sample{}, err
+		return sample{}, fmt.Errorf("%s: %w", sc.name, err)
 	}
-	m.Close()
 	after, err := s.cpu(sc.plugin)
 	if err != nil {
 		return sample{}, err
@@ -238,6 +223,27 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 	n := time.Duration(m.Requests) * time.Duration(max(sc.tokens, 1))
 	got.cpu = cpuTime{(after.plugin - before.plugin) / n, (after.vault - before.vault) / n}
 	return got, nil
+}
+
+// attack sends requests over a number of connections, one at a time on each.
+func attack(ctx context.Context, client *http.Client, connections int, duration time.Duration, targeter vegeta.Targeter) (*vegeta.Metrics, error) {
+	workers := uint64(connections)
+	attacker := vegeta.NewAttacker(vegeta.Client(client), vegeta.Workers(workers), vegeta.MaxWorkers(workers), vegeta.MaxBody(1024)) // enough for the text of an error
+	m := new(vegeta.Metrics)
+	var err error
+	for res := range attacker.Attack(targeter, vegeta.ConstantPacer{}, duration, "") {
+		m.Add(res)
+		if res.Code != http.StatusOK {
+			attacker.Stop()
+			err = fmt.Errorf("status %d %s %s", res.Code, res.Error, res.Body)
+		}
+		if ctx.Err() != nil {
+			attacker.Stop()
+			err = ctx.Err()
+		}
+	}
+	m.Close()
+	return m, err
 }
 
 // writer writes to Vault. After an error it does nothing.

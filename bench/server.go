@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,10 +25,11 @@ const (
 // server is a temporary Vault server with raft storage.
 type server struct {
 	*api.Client
-	dir     string
-	cmd     *exec.Cmd
-	http    *http.Client
-	audited bool
+	dir         string
+	cmd         *exec.Cmd
+	http        *http.Client
+	connections int
+	audited     bool
 }
 
 func startServer(ctx context.Context, o options) (s *server, err error) {
@@ -42,35 +41,29 @@ func startServer(ctx context.Context, o options) (s *server, err error) {
 		return nil, err
 	}
 	// All measurements share one client with the maximum number of connections.
-	s = &server{dir: dir, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxConnsPerHost: o.connections, MaxIdleConnsPerHost: o.connections}}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.stop())
-		}
-	}()
+	s = &server{dir: dir, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxConnsPerHost: o.connections, MaxIdleConnsPerHost: o.connections}}, connections: o.connections}
+	if err := s.start(ctx, o.vault); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+func (s *server) start(ctx context.Context, vault string) error {
 	address, err := s.writeConfig()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	log, err := os.Create(s.log())
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	s.cmd = exec.Command(o.vault, "server", "-config="+s.config())
-	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir} // no VAULT_ variables of the shell
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := s.cmd.Start(); err != nil {
-		return nil, err
+	if s.cmd, err = startProcess(s.log(), nil, vault, "server", "-config="+s.config()); err != nil {
+		return err
 	}
 	c := api.DefaultConfig()
 	c.Address, c.AgentAddress = "http://"+address, ""
 	c.MaxRetries = 0
 	if s.Client, err = api.NewClient(c); err != nil {
-		return nil, err
+		return err
 	}
 	s.ClearNamespace()
-	return s, s.initialize(ctx)
+	return s.initialize(ctx)
 }
 
 // writeConfig writes the configuration of the server and returns its address.
@@ -80,46 +73,28 @@ func (s *server) writeConfig() (address string, err error) {
 			return "", err
 		}
 	}
-	port, err := freePort()
-	if err != nil {
+	address, err1 := freeAddress()
+	cluster, err2 := freeAddress()
+	if err := errors.Join(err1, err2); err != nil {
 		return "", err
 	}
-	address = "127.0.0.1:" + strconv.Itoa(port)
 	text := fmt.Sprintf(`
 storage "raft" {
   path    = %q
   node_id = "bench"
 }
 listener "tcp" {
-  address     = %q
-  tls_disable = true
+  address         = %q
+  cluster_address = %q
+  tls_disable     = true
 }
 api_addr         = "http://%s"
-cluster_addr     = "http://127.0.0.1:%d"
+cluster_addr     = "http://%s"
 plugin_directory = %q
 disable_mlock    = true
 log_level        = "warn"
-`, filepath.Join(s.dir, "raft"), address, address, port+1, filepath.Join(s.dir, "plugins"))
+`, filepath.Join(s.dir, "raft"), address, cluster, address, cluster, filepath.Join(s.dir, "plugins"))
 	return address, os.WriteFile(s.config(), []byte(text), 0o600)
-}
-
-// freePort returns a free port whose successor, which Vault uses for its cluster, is
-// also free.
-func freePort() (int, error) {
-	for range 100 {
-		first, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return 0, err
-		}
-		port := first.Addr().(*net.TCPAddr).Port
-		second, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+1))
-		first.Close()
-		if err == nil {
-			second.Close()
-			return port, nil
-		}
-	}
-	return 0, errors.New("no free port found")
 }
 
 func (s *server) config() string { return filepath.Join(s.dir, "vault.hcl") }
@@ -164,12 +139,7 @@ func poll(ctx context.Context, try func() error) (err error) {
 }
 
 func (s *server) stop() error {
-	if s.cmd != nil && s.cmd.Process != nil {
-		_ = s.cmd.Process.Signal(os.Interrupt)
-		kill := time.AfterFunc(30*time.Second, func() { _ = s.cmd.Process.Kill() })
-		_ = s.cmd.Wait()
-		kill.Stop()
-	}
+	stopProcess(s.cmd)
 	return os.RemoveAll(s.dir)
 }
 
@@ -228,42 +198,4 @@ func (s *server) cpu(plugin string) (u cpuTime, err error) {
 	}
 	u.plugin, err = cpuOf(pid)
 	return u, err
-}
-
-func cpuOf(pid int) (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// Skip the name of the command, which is in parentheses (proc(5)).
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	var ticks int64
-	for _, field := range fields[11:13] { // utime, stime
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil // USER_HZ is 100
-}
-
-// peakMemory returns the peak resident memory of the engine process, in bytes.
-func (s *server) peakMemory() (int64, error) {
-	pid, err := s.pluginProcess(engineName)
-	if err != nil {
-		return 0, err
-	}
-	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), "VmHWM:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(value, "kB")), 10, 64)
-			return kb << 10, err
-		}
-	}
-	return 0, errors.New("no VmHWM in the status of the plugin process")
 }

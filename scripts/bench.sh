@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the Go benchmarks, then measures the engine and other plugins on a real
-# Vault server (see bench/). Requires Linux, because it reads /proc.
+# Vault server, and ati-guard in front of a real ATI proxy (see bench/). Requires Linux,
+# because it reads /proc. Without nginx on the PATH, it skips the comparison with nginx.
 #   BENCHTIME       time per Go benchmark (default: 1s)
 #   BENCH_ROUNDS    rounds on the Vault server (default: 7)
 #   BENCH_DURATION  time per scenario and round, with and without audit (default: 1.5s)
@@ -18,6 +19,9 @@ else
   vault=$(scripts/vault-bin.sh source) # docs/performance.md has the figures of Vault
 fi
 unset_vault_env
+parts=$(scripts/interop-parts.sh)
+eval "$parts"
+nginx=$(PATH=$PATH:/usr/sbin command -v nginx) || echo "nginx is not on the PATH; measuring without it" >&2
 out=${BENCH_OUT-docs}
 if [ -n "$out" ]; then out=$(cd "$out" && pwd); fi
 dir=$(mktemp -d)
@@ -25,9 +29,10 @@ trap 'rm -rf "$dir"' EXIT
 
 go test -run '^$' -bench . -benchmem -benchtime "${BENCHTIME:-1s}" . ./ati
 scripts/build.sh "$dir/ati"
+scripts/build.sh "$dir/ati-guard"
 cd bench
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/echo" ./echo
 go build -o "$dir/bench" .
-"$dir/bench" -vault "$vault" -plugin "$dir/ati" -echo "$dir/echo" \
+"$dir/bench" -vault "$vault" -plugin "$dir/ati" -echo "$dir/echo" -ati "$ATI_BIN" -guard "$dir/ati-guard" -nginx "$nginx" \
   -rounds "${BENCH_ROUNDS:-7}" -duration "${BENCH_DURATION:-1.5s}" -roles "${BENCH_ROLES:-100000}" \
   -out "$out"
