@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -369,6 +370,19 @@ func newForward(address string) *httputil.ReverseProxy {
 				panic(http.ErrAbortHandler) // a client that has only closed its half would read a 200
 			}
 		},
-		ErrorLog: nil,
+		ErrorLog:   nil,
+		BufferPool: new(buffers),
 	}
 }
+
+// buffers is a pool of the buffers through which responses are copied.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if buffer, ok := b.pool.Get().(*[32 << 10]byte); ok {
+		return buffer[:]
+	}
+	return make([]byte, 32<<10)
+}
+
+func (b *buffers) Put(buffer []byte) { b.pool.Put((*[32 << 10]byte)(buffer)) }
