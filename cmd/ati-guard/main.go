@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
@@ -50,6 +51,9 @@ func main() {
 func run(args []string) error {
 	if err := harden.DisableCoreDumps(); err != nil {
 		return fmt.Errorf("disable core dumps: %w", err)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(200) // the heap is so small that it would be collected many times a second
 	}
 	check := len(args) > 0 && args[0] == "check"
 	if check {
