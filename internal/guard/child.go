@@ -3,6 +3,7 @@
 package guard
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -355,11 +356,11 @@ func newForward(address string) *httputil.ReverseProxy {
 			r.SetXForwarded()
 			r.Out.Header.Set("Authorization", "Bearer "+r.In.Context().Value(forwardedToken{}).(string))
 		},
-		Transport: &http.Transport{
+		Transport: smallBodies{&http.Transport{
 			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			MaxIdleConnsPerHost: 512, IdleConnTimeout: 30 * time.Second,
 			DisableCompression: true, ExpectContinueTimeout: time.Second,
-		},
+		}},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			switch {
 			case errors.Is(context.Cause(r.Context()), errRevoked):
@@ -373,6 +374,21 @@ func newForward(address string) *httputil.ReverseProxy {
 		ErrorLog:   nil,
 		BufferPool: new(buffers),
 	}
+}
+
+// smallBodies sends the header and a small body together. A http.Transport sends them one
+// after the other unless the body is in memory.
+type smallBodies struct{ http.RoundTripper }
+
+func (t smallBodies) RoundTrip(r *http.Request) (*http.Response, error) {
+	if 0 < r.ContentLength && r.ContentLength <= 2<<10 { // together less than the buffer of 4 KB
+		body := make([]byte, r.ContentLength)
+		if _, err := io.ReadFull(r.Body, body); err != nil {
+			return nil, err
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	return t.RoundTripper.RoundTrip(r)
 }
 
 // buffers is a pool of the buffers through which responses are copied.
