@@ -6,11 +6,15 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	"vault-plugin-secrets-ati/ati"
 )
+
+// maxLogged limits the path and the method in the access log, in bytes.
+const maxLogged = 200
 
 // record is a line of the access log. It never has a token.
 type record struct {
@@ -27,6 +31,15 @@ type record struct {
 	Reason     string  `json:"reason,omitempty"` // of a rejection
 
 	started time.Time
+}
+
+// loggable returns the beginning of a text of the client, up to what may be a token.
+func loggable(text string) string {
+	before, _, found := strings.Cut(text, "eyJ")
+	if found || len(before) > maxLogged {
+		return before[:min(len(before), maxLogged)] + "…"
+	}
+	return text
 }
 
 func (r *record) identify(c *ati.Claims, k *key) {

@@ -146,7 +146,7 @@ func (d *door) apply(b *bundle, revoked []revocation.Entry, freshAt time.Time) (
 	for i := range revoked {
 		e := &revoked[i]
 		if held := d.revoked.Get(e.Name()); held != nil { // a restored snapshot may have an earlier one
-			e.RevokedAt, e.ExpiresAt = max(e.RevokedAt, held.RevokedAt), max(e.ExpiresAt, held.ExpiresAt)
+			e.Include(held)
 		}
 		d.revoked.Add(e, d.revoked.Place(e))
 	}

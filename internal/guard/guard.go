@@ -173,11 +173,15 @@ func (g *Guard) readChanges(ctx context.Context, held *bundle) (*response, error
 	case r.Epoch != held.epoch:
 		return g.readAll(ctx)
 	case r.Generation < held.generation:
-		return nil, fmt.Errorf("response of Vault has generation %d, older than %d: a snapshot was restored, or a standby lags", r.Generation, held.generation)
+		return nil, errOlder(r, held)
 	case r.Keys == nil && r.Generation != held.generation:
 		return nil, errNoKeys
 	}
 	return r, nil
+}
+
+func errOlder(r *response, held *bundle) error {
+	return fmt.Errorf("response of Vault has generation %d, older than %d: a snapshot was restored, or a standby lags", r.Generation, held.generation)
 }
 
 var errNoKeys = errors.New("the response has no keys")
@@ -198,6 +202,9 @@ func (g *Guard) apply(ctx context.Context, held *bundle, r *response, began time
 		}
 		if r == nil { // deleted just now: the next read closes
 			return errNoKeys
+		}
+		if r.Epoch == held.epoch && r.Generation < held.generation {
+			return errOlder(r, held)
 		}
 		after, faults, err = next(nil, r, g.cfg.Forward)
 	}
@@ -310,7 +317,7 @@ func (g *Guard) waitForChild(ctx context.Context, k *key) *child {
 
 // ServeHTTP forwards a request that passes the door.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	rec := &record{started: time.Now(), Method: r.Method, Path: r.URL.Path}
+	rec := &record{started: time.Now(), Method: loggable(r.Method), Path: loggable(r.URL.Path)}
 	out := &recorder{ResponseWriter: w}
 	defer func() {
 		if r.ContentLength != 0 { // the server reads what the client has not sent yet
@@ -369,6 +376,11 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 		return
 	}
 	defer f.end()
+	defer func() {
+		if f.revoked() {
+			rec.Reason = errRevoked.Error()
+		}
+	}()
 	defer f.interrupt(http.NewResponseController(w))()
 	if c := g.waitForChild(f.ctx, k); c != nil {
 		c.inFlight.Add(1)
@@ -381,9 +393,6 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 		g.reject(w, rec, unavailable(errNoProxy.Error()))
 	} else {
 		unauthorized(errRevoked.Error(), true).write(w)
-	}
-	if f.revoked() {
-		rec.Reason = errRevoked.Error()
 	}
 }
 

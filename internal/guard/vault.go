@@ -31,10 +31,12 @@ type vaultClient struct {
 	client *api.Client
 	cfg    *VaultConfig
 	login  time.Time // when the token should be replaced
+	ends   time.Time // when it ends
 
 	denied     bool      // a read was: log in again
 	deniedNext time.Time // when that may next lead to a login
 
+	failed        error  // of the last login
 	rejected      string // the secret ID
 	rejectedUntil time.Time
 }
@@ -74,12 +76,12 @@ func (v *vaultClient) ensureLogin(ctx context.Context) error {
 	if held && time.Now().Before(v.login) || held && !v.denied && v.renew(ctx) {
 		return nil
 	}
-	err := v.logIn(ctx)
-	if err != nil && held && v.denied && v.renew(ctx) { // the secret ID was for one login, and only this path is denied
-		err = nil
-	}
 	v.denied = false
-	return err
+	v.failed = v.logIn(ctx)
+	if held && time.Now().Before(v.ends) { // the token may do
+		return nil
+	}
+	return v.failed
 }
 
 func (v *vaultClient) logIn(ctx context.Context) error {
@@ -116,7 +118,7 @@ func (v *vaultClient) setLogin(secret *api.Secret) {
 	if life == 0 { // a token without an end
 		life = 24 * time.Hour
 	}
-	v.login = time.Now().Add(life * 2 / 3)
+	v.login, v.ends = time.Now().Add(life*2/3), time.Now().Add(life)
 }
 
 // method returns the way to log in, with the secret ID for AppRole.
@@ -212,7 +214,7 @@ func (v *vaultClient) read(ctx context.Context, path string, query map[string][]
 		v.login, v.denied, v.deniedNext = time.Time{}, true, time.Now().Add(deniedRetry)
 	}
 	if err != nil {
-		err = fmt.Errorf("read %s: %w", path, brief(err))
+		err = errors.Join(fmt.Errorf("read %s: %w", path, brief(err)), v.failed)
 	}
 	return secret, err
 }
