@@ -118,7 +118,7 @@ func (v *vaultClient) setLogin(secret *api.Secret) {
 	if life == 0 { // a token without an end
 		life = 24 * time.Hour
 	}
-	v.login, v.ends = time.Now().Add(life*2/3), time.Now().Add(life)
+	v.login, v.ends, v.failed = time.Now().Add(life*2/3), time.Now().Add(life), nil
 }
 
 // method returns the way to log in, with the secret ID for AppRole.
