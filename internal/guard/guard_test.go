@@ -59,11 +59,15 @@ type upstream struct {
 	mu    sync.Mutex
 	seen  []http.Header
 	close func()
+	hold  chan struct{} // if set, requests wait until it is closed
 
 	access bytes.Buffer // the guard's access log
 }
 
 func (u *upstream) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+	if u.hold != nil {
+		<-u.hold
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.seen = append(u.seen, r.Header.Clone())
@@ -325,5 +329,124 @@ func TestParseConfig(t *testing.T) {
 	path := file(`{"listen":"x","pol":"2s"}`)
 	if _, err := parse("-config", path); err == nil || err.Error() != fmt.Sprintf("%s: json: unknown field \"pol\"", path) {
 		t.Errorf("an unknown key: %v", err)
+	}
+}
+
+// send sends the beginning of a request on a connection of its own.
+func send(t *testing.T, address, text string) *net.TCPConn {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	return conn.(*net.TCPConn)
+}
+
+// TestGuard_RevokedWithoutBody checks that a revocation ends a call whose body the client
+// does not send.
+func TestGuard_RevokedWithoutBody(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]string{"small body": "Content-Length: 9", "large body": "Content-Length: 999999", "chunked body": "Transfer-Encoding: chunked"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g, address, behind := start(t, time.Now)
+			behind.hold = make(chan struct{})
+			t.Cleanup(func() { close(behind.hold) })
+			token := mint(t, ati.IssueRequest{Subject: "a", ID: "j1"})
+			conn := send(t, address, "POST /call HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+token+"\r\n"+size+"\r\n\r\n")
+			for deadline := time.Now().Add(20 * time.Second); g.InFlight() == 0; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the request does not reach the proxy")
+				}
+			}
+			revoked := object{"generation": 6, "revoked": []object{{"jti": "j1", "expires_at": time.Now().Unix() + 100, "key_version": 1}}}
+			if err := g.Apply(response(revoked)); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if resp.StatusCode != http.StatusUnauthorized || string(body) != "the token was revoked" || err != nil {
+				t.Errorf("%s %q (%v)", resp.Status, body, err)
+			}
+		})
+	}
+}
+
+// TestGuard_BodyWithoutToken checks that a client cannot keep a connection by not sending
+// the body of a rejected request.
+func TestGuard_BodyWithoutToken(t *testing.T) {
+	t.Parallel()
+	_, address, _ := start(t, time.Now)
+	conn := send(t, address, "POST /call HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+	if _, err := io.ReadAll(conn); err != nil {
+		t.Errorf("the guard has not closed the connection: %v", err)
+	}
+}
+
+// TestGuard_HalfClosed checks that a client that ends its call before the proxy has
+// responded gets no response.
+func TestGuard_HalfClosed(t *testing.T) {
+	t.Parallel()
+	_, address, behind := start(t, time.Now)
+	behind.hold = make(chan struct{})
+	t.Cleanup(func() { close(behind.hold) })
+	conn := send(t, address, "GET /tools HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+mint(t, ati.IssueRequest{Subject: "a"})+"\r\n\r\n")
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(conn); len(got) > 0 || err != nil {
+		t.Errorf("the client got %q (%v)", got, err)
+	}
+}
+
+// failingOnce is a file on a disk that is full once.
+type failingOnce struct {
+	failed bool
+	bytes.Buffer
+}
+
+func (w *failingOnce) Write(b []byte) (int, error) {
+	if !w.failed {
+		w.failed = true
+		return 0, io.ErrShortWrite
+	}
+	return w.Buffer.Write(b)
+}
+
+// TestGuard_AccessLogGoesOn checks that the access log goes on after a write has failed, and
+// that it never has a token.
+func TestGuard_AccessLogGoesOn(t *testing.T) {
+	t.Parallel()
+	file := new(failingOnce)
+	g, err := guard.NewForTest(response(nil), "127.0.0.1:1", time.Now, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := mint(t, ati.IssueRequest{Subject: "a"})
+	for _, path := range []string{"/lost", "/tools/" + token, "/" + strings.Repeat("x", 300)} {
+		g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil))
+		g.FlushAccessLog()
+	}
+	var paths []string
+	for dec := json.NewDecoder(&file.Buffer); dec.More(); {
+		var line struct{ Path string }
+		if err := dec.Decode(&line); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, line.Path)
+	}
+	if diff := cmp.Diff([]string{"/tools/…", "/" + strings.Repeat("x", 199) + "…"}, paths); diff != "" {
+		t.Errorf("paths (-want +got):\n%s", diff)
 	}
 }

@@ -20,9 +20,10 @@ const (
 	loginRetry   = 5 * time.Second
 	deniedRetry  = 30 * time.Second // between two logins because of status 403
 
-	// rejectedRetry is the time between two logins with the same secret ID if Vault has
-	// rejected it. After five such logins, each within 15 minutes of the one before,
-	// Vault would lock the AppRole for all hosts.
+	// A secret ID that Vault has rejected so often, which may not have reached this node
+	// at first, is tried less often. After five rejected logins, each within 15 minutes of
+	// the one before, Vault would lock the AppRole for all hosts.
+	maxRejections = 3
 	rejectedRetry = 16 * time.Minute
 )
 
@@ -38,6 +39,7 @@ type vaultClient struct {
 
 	failed        error  // of the last login
 	rejected      string // the secret ID
+	rejections    int    // of it
 	rejectedUntil time.Time
 }
 
@@ -89,17 +91,22 @@ func (v *vaultClient) logIn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if secretID != "" && secretID == v.rejected && time.Now().Before(v.rejectedUntil) {
+	if secretID != v.rejected {
+		v.rejected, v.rejections = secretID, 0
+	}
+	if secretID != "" && v.rejections >= maxRejections && time.Now().Before(v.rejectedUntil) {
 		return fmt.Errorf("log in: Vault has rejected this secret ID, which is tried again at %s, or another one immediately", v.rejectedUntil.UTC().Format(time.RFC3339))
 	}
 	v.login = time.Now().Add(loginRetry) // until then, the old token may do
 	secret, err := v.client.Auth().Login(ctx, method)
 	if err != nil {
 		if status := statusOf(err); status == http.StatusBadRequest || status == http.StatusForbidden {
-			v.rejected, v.rejectedUntil = secretID, time.Now().Add(rejectedRetry)
+			v.rejections++
+			v.rejectedUntil = time.Now().Add(rejectedRetry)
 		}
 		return fmt.Errorf("log in: %w", brief(err))
 	}
+	v.rejections = 0
 	v.setLogin(secret)
 	return nil
 }
