@@ -325,23 +325,6 @@ func (f *flight) end() {
 // gone.
 func (f *flight) revoked() bool { return errors.Is(context.Cause(f.ctx), errRevoked) }
 
-// interrupt ends the reading of a body that the client does not send when the flight is
-// revoked. The returned function must be called before the handler returns.
-func (f *flight) interrupt(client *http.ResponseController) (done func()) {
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(f.ctx, func() {
-		defer close(interrupted)
-		if f.revoked() {
-			_ = client.SetReadDeadline(time.Now())
-		}
-	})
-	return func() {
-		if !stop() {
-			<-interrupted
-		}
-	}
-}
-
 // cancel cancels the requests that match, and returns their number.
 func (fs *flights) cancel(match func(*flight) bool) (n int) {
 	for i := range fs {

@@ -19,7 +19,6 @@ import (
 const (
 	minReread   = time.Second      // between two reads that requests cause
 	apiKeysTime = 30 * time.Second // between two reads of the API keys
-	restOfBody  = 10 * time.Second // for the body of a request that was responded to
 )
 
 // Guard is a gate in front of one ATI proxy.
@@ -320,9 +319,6 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &record{started: time.Now(), Method: loggable(r.Method), Path: loggable(r.URL.Path)}
 	out := &recorder{ResponseWriter: w}
 	defer func() {
-		if r.ContentLength != 0 { // the server reads what the client has not sent yet
-			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restOfBody))
-		}
 		rec.Status = out.status
 		g.access.write(rec)
 		g.metrics.served(rec)
@@ -381,7 +377,6 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 			rec.Reason = errRevoked.Error()
 		}
 	}()
-	defer f.interrupt(http.NewResponseController(w))()
 	if c := g.waitForChild(f.ctx, k); c != nil {
 		c.inFlight.Add(1)
 		defer c.inFlight.Add(-1)

@@ -349,51 +349,6 @@ func send(t *testing.T, address, text string) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// TestGuard_RevokedWithoutBody checks that a revocation ends a call whose body the client
-// does not send.
-func TestGuard_RevokedWithoutBody(t *testing.T) {
-	t.Parallel()
-	for name, size := range map[string]string{"small body": "Content-Length: 9", "large body": "Content-Length: 999999", "chunked body": "Transfer-Encoding: chunked"} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			g, address, behind := start(t, time.Now)
-			behind.hold = make(chan struct{})
-			t.Cleanup(func() { close(behind.hold) })
-			token := mint(t, ati.IssueRequest{Subject: "a", ID: "j1"})
-			conn := send(t, address, "POST /call HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+token+"\r\n"+size+"\r\n\r\n")
-			for deadline := time.Now().Add(20 * time.Second); g.InFlight() == 0; time.Sleep(time.Millisecond) {
-				if time.Now().After(deadline) {
-					t.Fatal("the request does not reach the proxy")
-				}
-			}
-			revoked := object{"generation": 6, "revoked": []object{{"jti": "j1", "expires_at": time.Now().Unix() + 100, "key_version": 1}}}
-			if err := g.Apply(response(revoked)); err != nil {
-				t.Fatal(err)
-			}
-			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer resp.Body.Close()
-			body, err := io.ReadAll(resp.Body)
-			if resp.StatusCode != http.StatusUnauthorized || string(body) != "the token was revoked" || err != nil {
-				t.Errorf("%s %q (%v)", resp.Status, body, err)
-			}
-		})
-	}
-}
-
-// TestGuard_BodyWithoutToken checks that a client cannot keep a connection by not sending
-// the body of a rejected request.
-func TestGuard_BodyWithoutToken(t *testing.T) {
-	t.Parallel()
-	_, address, _ := start(t, time.Now)
-	conn := send(t, address, "POST /call HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-	if _, err := io.ReadAll(conn); err != nil {
-		t.Errorf("the guard has not closed the connection: %v", err)
-	}
-}
-
 // TestGuard_HalfClosed checks that a client that ends its call before the proxy has
 // responded gets no response.
 func TestGuard_HalfClosed(t *testing.T) {
