@@ -163,30 +163,33 @@ func (g *Guard) readVault(ctx context.Context) error {
 // nil if the mount has no config.
 func (g *Guard) readChanges(ctx context.Context, held *bundle) (*response, error) {
 	if held == nil {
-		return g.readAll(ctx)
+		return g.readAll(ctx, held)
 	}
-	r, err := g.vault.readGuard(ctx, held.generation)
+	r, err := g.readSince(ctx, held, held.generation)
 	switch {
 	case err != nil || r == nil:
 		return r, err
 	case r.Epoch != held.epoch:
-		return g.readAll(ctx)
-	case r.Generation < held.generation:
-		return nil, errOlder(r, held)
+		return g.readAll(ctx, held)
 	case r.Keys == nil && r.Generation != held.generation:
 		return nil, errNoKeys
 	}
 	return r, nil
 }
 
-func errOlder(r *response, held *bundle) error {
-	return fmt.Errorf("response of Vault has generation %d, older than %d: a snapshot was restored, or a standby lags", r.Generation, held.generation)
+// readSince returns a response that is not older than the bundle that is held.
+func (g *Guard) readSince(ctx context.Context, held *bundle, since int64) (*response, error) {
+	r, err := g.vault.readGuard(ctx, since)
+	if r != nil && held != nil && r.Epoch == held.epoch && r.Generation < held.generation {
+		return nil, fmt.Errorf("response of Vault has generation %d, older than %d: a snapshot was restored, or a standby lags", r.Generation, held.generation)
+	}
+	return r, err
 }
 
 var errNoKeys = errors.New("the response has no keys")
 
-func (g *Guard) readAll(ctx context.Context) (*response, error) {
-	r, err := g.vault.readGuard(ctx, -1)
+func (g *Guard) readAll(ctx context.Context, held *bundle) (*response, error) {
+	r, err := g.readSince(ctx, held, -1)
 	if err == nil && r != nil && r.Keys == nil {
 		return nil, errNoKeys
 	}
@@ -196,14 +199,11 @@ func (g *Guard) readAll(ctx context.Context) (*response, error) {
 func (g *Guard) apply(ctx context.Context, held *bundle, r *response, began time.Time) error {
 	after, faults, err := next(held, r, g.cfg.Forward)
 	if errors.Is(err, errUnknownKey) {
-		if r, err = g.readAll(ctx); err != nil {
+		if r, err = g.readAll(ctx, held); err != nil {
 			return err
 		}
 		if r == nil { // deleted just now: the next read closes
 			return errNoKeys
-		}
-		if r.Epoch == held.epoch && r.Generation < held.generation {
-			return errOlder(r, held)
 		}
 		after, faults, err = next(nil, r, g.cfg.Forward)
 	}

@@ -405,3 +405,27 @@ func TestGuard_AccessLogGoesOn(t *testing.T) {
 		t.Errorf("paths (-want +got):\n%s", diff)
 	}
 }
+
+// TestCheck_KeyWithoutMaterial checks that a first response of Vault whose key is missing is
+// reported.
+func TestCheck_KeyWithoutMaterial(t *testing.T) {
+	t.Parallel()
+	vault := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		data := response(object{"keys": []object{{"version": 1, "state": "current", "algorithm": "HS256"}}})
+		_ = json.NewEncoder(w).Encode(object{"data": data})
+	}))
+	t.Cleanup(vault.Close)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := flag.NewFlagSet("ati-guard", flag.ContinueOnError)
+	cfg, err := guard.ParseConfig(flags, []string{"-vault.address", vault.URL, "-vault.auth.token_file", token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "the response lists a key that this guard does not hold"
+	if err := guard.Check(t.Context(), cfg, io.Discard); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
