@@ -65,11 +65,19 @@ func testProxies(routes ...string) *proxyResults {
 	return r
 }
 
+func expectText(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, want := range parts {
+		if !strings.Contains(text, want) {
+			t.Errorf("the report does not contain %q:\n%s", want, text)
+		}
+	}
+}
+
 // Ratios compare figures of the same round, so the third round, in which everything
 // was slow, does not change them.
 func TestReport_Markdown(t *testing.T) {
-	text := testReport().markdown()
-	for _, want := range []string{
+	expectText(t, testReport().markdown(),
 		"a machine. 8 connections, 5 rounds of 1s per scenario. The load generator ran on the same cores and used 25% of the CPU time.",
 		"| single | 960 (98.0–990) | 1.29 (1.28–1.32) | 960 |  | 1.0 ms | 2.0 ms | 0 µs | 0 µs |",
 		"relative to the echo plugin, without audit: 1.29 (1.28–1.32). Target of at least 1.25: met.",
@@ -86,27 +94,18 @@ func TestReport_Markdown(t *testing.T) {
 		"POST /call through ati-guard relative to the bare proxy: 0.50 (0.50–0.50). Target of at least 0.85: **not met**.",
 		"GET /tools through ati-guard relative to nginx: 2.00 (2.00–2.00). Target of at least 0.50: met.",
 		"for 3 guards, as a percentage of a core: 0.20 (0.10–0.30). Target of at most 1.00: met.",
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("the report does not contain %q:\n%s", want, text)
-		}
-	}
+	)
 }
 
 func TestReport_WithoutNginxAndWithExpensivePolls(t *testing.T) {
 	r := testReport()
 	r.proxies = testProxies(bareRoute, guardRoute)
 	r.proxies.polled = []float64{2.5, 2.5, 2.5}
-	text := r.markdown()
-	for _, want := range []string{
+	expectText(t, r.markdown(),
 		"| GET /tools | ati-guard | 4,000 (400–4,400) | 0.50 (0.50–0.50) |  | 2.00 ms | 6.00 ms | 20 µs | 50 µs |",
 		"GET /tools through ati-guard relative to nginx: not measured, because nginx is not on the PATH.",
 		"for 3 guards, as a percentage of a core: 2.00 (0.50–2.00). Target of at most 1.00: **not met**.",
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("the report does not contain %q:\n%s", want, text)
-		}
-	}
+	)
 }
 
 func TestReport_WriteInto(t *testing.T) {

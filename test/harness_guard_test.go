@@ -286,32 +286,33 @@ func (g *guard) metric(name string) (value float64) {
 	return value
 }
 
+const successfulReads = `ati_guard_vault_reads_total{result="ok"}`
+
 // reads returns the number of successful reads of Vault, whose results are in force.
 func (g *guard) reads() float64 {
 	g.t.Helper()
-	return g.metric(`ati_guard_vault_reads_total{result="ok"}`)
+	return g.metric(successfulReads)
 }
 
 // waitForReads waits until Vault was read so often.
 func (g *guard) waitForReads(n float64) {
 	g.t.Helper()
-	want := g.reads() + n
-	pollFor(g.t, time.Minute, "the guard reads Vault", func() error {
-		if got := g.reads(); got < want {
-			return fmt.Errorf("%v of %v successful reads", got, want)
-		}
-		return nil
-	})
+	g.waitForMetric(successfulReads, n)
 }
 
 // waitForFailedReads waits until reads of Vault have failed so often.
 func (g *guard) waitForFailedReads(n float64) {
 	g.t.Helper()
-	const name = `ati_guard_vault_reads_total{result="error"}`
+	g.waitForMetric(`ati_guard_vault_reads_total{result="error"}`, n)
+}
+
+// waitForMetric waits until a metric has risen by n.
+func (g *guard) waitForMetric(name string, n float64) {
+	g.t.Helper()
 	want := g.metric(name) + n
-	pollFor(g.t, time.Minute, "the guard fails to read Vault", func() error {
+	pollFor(g.t, time.Minute, name, func() error {
 		if got := g.metric(name); got < want {
-			return fmt.Errorf("%v of %v failed reads", got, want)
+			return fmt.Errorf("%v, want %v", got, want)
 		}
 		return nil
 	})

@@ -215,11 +215,13 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
+var errEnded = errors.New("the ATI proxy has ended; see its output above")
+
 func (c *child) waitUntilServing(ctx context.Context, local localKey) error {
 	for {
 		select {
 		case <-c.done:
-			return errors.New("the ATI proxy has ended; see its output above")
+			return errEnded
 		case <-ctx.Done():
 			return errors.New("the ATI proxy did not respond in time")
 		case <-time.After(10 * time.Millisecond):
@@ -238,12 +240,10 @@ func (c *child) waitUntilServing(ctx context.Context, local localKey) error {
 			return err
 		}
 	}
-	select {
-	case <-c.done:
-		return errors.New("the ATI proxy has ended; see its output above")
-	default:
-		return nil
+	if c.hasEnded() {
+		return errEnded
 	}
+	return nil
 }
 
 func (c *child) tryLocalKey(ctx context.Context, local localKey) error {
