@@ -279,6 +279,14 @@ func noContent(warnings []string) *logical.Response {
 	return &logical.Response{Warnings: warnings}
 }
 
+// omitEmpty returns nil for an empty text, which a response leaves out.
+func omitEmpty(text string) any {
+	if text == "" {
+		return nil
+	}
+	return text
+}
+
 func merged[V any](parts ...map[string]V) map[string]V {
 	all := map[string]V{}
 	for _, part := range parts {

@@ -165,7 +165,7 @@ func TestFactory(t *testing.T) {
 func TestParameters_RejectsUnknownAndNull(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
-		"config":        "accepted_audiences, algorithm, allow_standby_minting, allowed_scopes, audience, guarded, issuer, key_created_at, key_fingerprint, key_version, max_ttl, private_key, proxy_url, secret",
+		"config":        "accepted_audiences, algorithm, allow_standby_minting, allowed_scopes, audience, guarded, issuer, key_created_at, key_fingerprint, key_version, max_ttl, private_key, proxy_url, rotation_overlap, rotation_period, secret",
 		"config/rotate": "algorithm, private_key, proxy_url, secret", "config/rotate/stage": "algorithm, private_key, proxy_url, secret",
 		"config/rotate/activate": "none", "config/rotate/rollback": "none", "config/rotate/retire": "none", "jwks": "none",
 		"roles/": "after, limit",

@@ -65,17 +65,18 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 		),
 		Secrets:      []*framework.Secret{secretToken(b)},
 		Invalidate:   b.invalidate,
-		PeriodicFunc: b.purge,
+		PeriodicFunc: b.periodic,
 	}
 	return b, nil
 }
 
-// purge deletes what has expired. Vault calls it about once a minute, on standbys too.
-func (b *backend) purge(ctx context.Context, req *logical.Request) error {
+// periodic rotates the key if it is time, and deletes what has expired. Vault calls it about
+// once a minute, on standbys too.
+func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	if standby, err := b.isStandby(); standby || err != nil {
 		return err
 	}
-	return errors.Join(b.purgeExpiredKey(ctx, req), b.purgeRevoked(ctx, req))
+	return errors.Join(b.rotateIfDue(ctx, req), b.purgeRevoked(ctx, req))
 }
 
 const backendHelp = `

@@ -2,6 +2,7 @@ package atisecrets
 
 import (
 	"context"
+	"reflect"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,7 +26,7 @@ var keyFacts = param.Set[keyring.Keys]{
 }
 
 func pathConfig(b *backend) []*framework.Path {
-	fields := merged(keyring.RequestParams.Fields(), role.LimitParams.Fields(), keyFacts.Fields())
+	fields := merged(keyring.RequestParams.Fields(), role.LimitParams.Fields(), keyring.ScheduleParams.Fields(), keyFacts.Fields())
 	fields["proxy_url"].Description += " Required for a new config."
 	fields["algorithm"].Default = ati.HS256
 	write := b.operation(writingNode, b.pathConfigWrite,
@@ -41,7 +42,7 @@ func pathConfig(b *backend) []*framework.Path {
 			logical.PatchOperation: b.operation(writingNode, b.pathConfigWrite,
 				"Update parts of the configuration.", "patch", "configuration", framework.Response{Description: "Stored"}),
 			logical.ReadOperation: b.operation(activeNode, b.pathConfigRead,
-				"Read the configuration, without the key.", "read", "configuration", framework.Response{Description: "Configuration", Fields: merged(role.LimitParams.Response(), keyFacts.Response())}),
+				"Read the configuration, without the key.", "read", "configuration", framework.Response{Description: "Configuration", Fields: merged(role.LimitParams.Response(), keyring.ScheduleParams.Response(), keyFacts.Response())}),
 			logical.DeleteOperation: b.operation(writingNode, b.pathConfigDelete,
 				"Delete the configuration and all keys.", "delete", "configuration", framework.Response{Description: "Deleted"}),
 		},
@@ -60,7 +61,7 @@ func (b *backend) pathConfigRead(ctx context.Context, req *logical.Request, _ *f
 	if cfg == nil || err != nil {
 		return nil, err
 	}
-	return &logical.Response{Data: merged(role.LimitParams.Data(&cfg.Limits), keyFacts.Data(&cfg.Keys))}, nil
+	return &logical.Response{Data: merged(role.LimitParams.Data(&cfg.Limits), keyring.ScheduleParams.Data(&cfg.Stored.Schedule), keyFacts.Data(&cfg.Keys))}, nil
 }
 
 func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -75,7 +76,7 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, refuse.Error(err)
 	}
-	created := entry.Current == nil
+	before, created := entry, entry.Current == nil
 	var warnings []string
 	switch {
 	case created && req.Operation == logical.PatchOperation:
@@ -93,8 +94,13 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	if err := role.LimitParams.Apply(d.Raw, &entry.Limits); err != nil {
 		return nil, refuse.Error(err)
 	}
-	if err := b.putConfig(ctx, req.Storage, entry); err != nil {
+	if err := b.applySchedule(ctx, req, &entry, request, d.Raw); err != nil {
 		return nil, err
+	}
+	if !reflect.DeepEqual(before, entry) { // Terraform may write the same values repeatedly
+		if err := b.putConfig(ctx, req.Storage, entry); err != nil {
+			return nil, err
+		}
 	}
 	if created && entry.Current.Generated && !entry.Guarded {
 		warnings = append(warnings, "Vault generated a new signing key. Configure the proxy with the values from "+req.MountPoint+"proxy-env and restart it; until then it rejects tokens from this mount.")
@@ -130,6 +136,30 @@ func (b *backend) updateKeys(entry *configEntry, request keyring.Request, raw ma
 	}
 	entry.Ring, warnings, err = keys.Update(request)
 	return warnings, refuse.Error(err)
+}
+
+// applySchedule sets when the key rotates automatically.
+func (b *backend) applySchedule(ctx context.Context, req *logical.Request, entry *configEntry, key keyring.Request, raw map[string]any) error {
+	before, fresh := entry.Schedule, keyring.NewSchedule()
+	keyring.ScheduleParams.Reset(raw, &entry.Schedule, &fresh)
+	if err := keyring.ScheduleParams.Apply(raw, &entry.Schedule); err != nil {
+		return refuse.Error(err)
+	}
+	if _, written := raw["rotation_period"]; written && entry.Period > 0 && key.Imported() != "" {
+		return refuse.Errorf("%s and rotation_period cannot be set in one request, which would fail when it is repeated after a rotation; remove %s to have Vault generate the key, or import the key first", key.Imported(), key.Imported())
+	}
+	longestTTL := time.Duration(0) // a role that got a longer TTL later only delays the rotation
+	if entry.Schedule != before {
+		longestTTL = entry.LongestTTL
+	}
+	if entry.Period > 0 && longestTTL > entry.TTLLimit() { // perhaps of a role that is gone
+		var err error
+		if longestTTL, err = b.longestRoleTTL(ctx, req.Storage); err != nil {
+			return err
+		}
+	}
+	entry.Reschedule(b.now())
+	return refuse.Error(entry.Schedule.Check(entry.Guarded, longestTTL))
 }
 
 func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {

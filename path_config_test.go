@@ -18,6 +18,7 @@ func TestConfig_DefaultsAndPartialUpdate(t *testing.T) {
 	want := data{
 		"proxy_url": "https://ati.example.com/base", "algorithm": "HS256", "audience": "ati-proxy", "accepted_audiences": []string{},
 		"issuer": "ati-orchestrator", "allowed_scopes": []string{}, "max_ttl": int64(0), "allow_standby_minting": false, "guarded": false,
+		"rotation_period": int64(0), "rotation_overlap": int64(300),
 		"key_version": 1, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": testFingerprint,
 	}
 	m.equal("after creation", want, m.ok(logical.ReadOperation, "config", nil).Data)

@@ -91,13 +91,6 @@ var revocationFacts = param.Set[revocation.Entry]{
 	param.Fact("lease", framework.TypeBool, "Whether the token was revoked with its lease.", func(e *revocation.Entry) any { return e.Lease }),
 }
 
-func omitEmpty(text string) any {
-	if text == "" {
-		return nil
-	}
-	return text
-}
-
 func (b *backend) pathRevokeWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	cfg, err := b.requireConfig(ctx, req)
 	if err != nil {

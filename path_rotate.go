@@ -53,6 +53,8 @@ var versionFacts = slices.Concat(
 	versionFactsOf("pending", func(ks *keyring.Keys) *keyring.Key { return ks.Pending }),
 	versionFactsOf("previous", func(ks *keyring.Keys) *keyring.Key { return ks.Previous }),
 	param.Set[keyring.Keys]{
+		param.TimeFact("next_rotation_at", "Time at which the next version becomes current automatically. Omitted without rotation_period in the config, and while the rotation is suspended.", func(ks *keyring.Keys) time.Time { return ks.Stored.NextRotationAt() }),
+		param.Fact("rotation_status", framework.TypeString, "What the automatic rotation does: scheduled, in progress, delayed, or suspended, with the reason. Omitted without rotation_period in the config.", func(ks *keyring.Keys) any { return omitEmpty(ks.Stored.RotationStatus()) }).Optional(),
 		param.TimeFact("last_rotated_at", "Time of the last immediate rotation. Omitted if there was none.", func(ks *keyring.Keys) time.Time { return ks.Stored.LastRotatedAt }),
 	},
 )
@@ -108,7 +110,7 @@ func (b *backend) pathRotateRead(ctx context.Context, req *logical.Request, _ *f
 }
 
 // stepFunc is a method of keyring.Step.
-type stepFunc func(keyring.Step, *keyring.Ring) (warnings []string, err error)
+type stepFunc = func(keyring.Step, *keyring.Ring) (warnings []string, err error)
 
 // pathRotateKeyWrite returns the handler of a step that creates a version of the key.
 func (b *backend) pathRotateKeyWrite(apply stepFunc) framework.OperationFunc {
@@ -128,8 +130,8 @@ func (b *backend) pathRotateWrite(apply stepFunc) framework.OperationFunc {
 	}
 }
 
-// rotate carries out one step in the life of the key, stores the result in one write,
-// and returns the versions after it. request is nil for a step without a new key.
+// rotate carries out a step that was requested, and returns the versions after it. request
+// is nil for a step without a new key.
 func (b *backend) rotate(ctx context.Context, req *logical.Request, request *keyring.Request, apply stepFunc) (*logical.Response, error) {
 	b.lock.Lock()
 	defer b.lock.Unlock()
@@ -141,29 +143,39 @@ func (b *backend) rotate(ctx context.Context, req *logical.Request, request *key
 	if entry.Current == nil {
 		return nil, noConfig(req)
 	}
+	cfg, warnings, err := b.carryOut(ctx, req, entry, keyring.Step{}, request, apply)
+	if err != nil {
+		return nil, err
+	}
+	b.Logger().Info("rotated signing key", append([]any{"operation", path.Base(req.Path), "parameters", parameterList(req)}, cfg.LogFields()...)...)
+	return &logical.Response{Data: versionFacts.Data(cfg.WithoutExpired(b.now())), Warnings: warnings}, nil
+}
+
+// carryOut carries out one step in the life of the key, and stores the result in one write.
+// The caller holds the lock.
+func (b *backend) carryOut(ctx context.Context, req *logical.Request, entry configEntry, step keyring.Step, request *keyring.Request, apply stepFunc) (*config, []string, error) {
 	// First the cache, then the time: every mint that uses the cached config has taken
 	// its time before. See newMint.
 	b.config.Store(nil)
-	step := keyring.Step{Now: b.now(), Mount: req.MountPoint, Guarded: entry.Guarded}
+	step.Now, step.Mount, step.Guarded = b.now(), req.MountPoint, entry.Guarded
 	entry.DropExpired(step.Now)
 	if _, err := entry.Ring.Parse(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if request != nil {
+		var err error
 		if step.Request, err = request.WithKey(entry.Current.Algorithm, b.GetRandomReader()); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	warnings, err := apply(step, &entry.Ring)
 	if err != nil {
-		return nil, refuse.Error(err)
+		return nil, nil, refuse.Error(err)
 	}
 	if err := b.putConfig(ctx, req.Storage, entry); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	cfg := b.config.Load()
-	b.Logger().Info("rotated signing key", append([]any{"operation", path.Base(req.Path), "parameters", parameterList(req)}, cfg.LogFields()...)...)
-	return &logical.Response{Data: versionFacts.Data(cfg.WithoutExpired(step.Now)), Warnings: warnings}, nil
+	return b.config.Load().config, warnings, nil
 }
 
 func (b *backend) pathRotateStageDelete(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
@@ -183,25 +195,37 @@ func (b *backend) pathRotateStageDelete(ctx context.Context, req *logical.Reques
 	return nil, nil
 }
 
-// purgeExpiredKey deletes the previous version after all its tokens have expired.
-func (b *backend) purgeExpiredKey(ctx context.Context, req *logical.Request) error {
-	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.Previous == nil || !cfg.Previous.Expired(b.now()) {
+// rotateIfDue carries out the step in the life of the key that is due, at most one.
+func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
+	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.Stored.Due(b.now()) == nil {
 		return err
 	}
 	b.lock.Lock()
 	defer b.lock.Unlock()
 	entry, err := readConfigEntry(ctx, req.Storage)
+	if err != nil || entry.Current == nil {
+		return err
+	}
+	due := entry.Due(b.now()) // another node may have carried it out
+	if due == nil {
+		return nil
+	}
+	var request *keyring.Request
+	if due.NewKey {
+		request = new(keyring.Request)
+	}
+	step := keyring.Step{}
+	if due.Retires && entry.LongestTTL > entry.TTLLimit() {
+		// Only then does it delay the next rotation. Mints need no lock meanwhile.
+		if step.RoleTTL, err = b.longestRoleTTL(ctx, req.Storage); err != nil {
+			b.Logger().Error("failed to look up the longest TTL; keeping the one that is known", "error", err)
+		}
+	}
+	cfg, _, err := b.carryOut(ctx, req, entry, step, request, due.Apply)
 	if err != nil {
 		return err
 	}
-	previous := entry.Previous
-	if !entry.DropExpired(b.now()) {
-		return nil
-	}
-	if err := b.putConfig(ctx, req.Storage, entry); err != nil {
-		return err
-	}
-	b.Logger().Info("deleted expired key version", "key_version", previous.Version)
+	b.Logger().Info("rotated signing key", append([]any{"operation", due.Name, "automatic", true}, cfg.LogFields()...)...)
 	return nil
 }
 

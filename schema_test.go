@@ -41,6 +41,8 @@ func TestSchema_FieldsAreStoredAndReturned(t *testing.T) {
 
 		"allow_standby_minting": {value: true},
 		"guarded":               {value: true},
+		"rotation_period":       {value: "48h", reads: int64(48 * 3600), with: data{"guarded": true}},
+		"rotation_overlap":      {value: "10m", reads: int64(600)},
 	})
 	role := map[string]sample{
 		"tools":               {value: "a,b", reads: []string{"a", "b"}},

@@ -13,6 +13,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"vault-plugin-secrets-ati/internal/keyring"
 	"vault-plugin-secrets-ati/internal/revocation"
 	"vault-plugin-secrets-ati/internal/role"
 )
@@ -84,7 +85,7 @@ func (st *store) loadConfig(ctx context.Context, s logical.Storage) (*config, er
 
 // readConfigEntry returns the stored entry, or an empty one.
 func readConfigEntry(ctx context.Context, s logical.Storage) (configEntry, error) {
-	var entry configEntry
+	entry := configEntry{Ring: keyring.Ring{Schedule: keyring.NewSchedule()}} // older builds store none
 	if err := readEntry(ctx, s, configStoragePath, &entry, func() int { return entry.StorageVersion }); err != nil {
 		return configEntry{}, fmt.Errorf("read config: %w", err)
 	}
@@ -160,6 +161,24 @@ func (st *store) raiseLongestTTL(ctx context.Context, s logical.Storage, cfg *co
 	raised := cfg.entry()
 	raised.LongestTTL = r.LongestTTL()
 	return st.putConfig(ctx, s, raised)
+}
+
+// longestRoleTTL returns the longest TTL of the enabled roles. The caller holds the lock.
+func (st *store) longestRoleTTL(ctx context.Context, s logical.Storage) (longest time.Duration, err error) {
+	names, err := s.List(ctx, rolePrefix)
+	if err != nil {
+		return 0, fmt.Errorf("list roles: %w", err)
+	}
+	for _, name := range names {
+		entry, err := readRoleEntry(ctx, s, name)
+		if err != nil {
+			return 0, err
+		}
+		if entry != nil && !entry.Disabled {
+			longest = max(longest, entry.LongestTTL())
+		}
+	}
+	return longest, nil
 }
 
 // putRole stores a role and updates the cache. The caller holds the lock.

@@ -114,7 +114,7 @@ func TestStore_ReadsEachStorageVersion(t *testing.T) {
 	m.loadStorage("v1")
 	m.equal("config (a field that was added since v1 has its zero value: add it here, and leave testdata/storage/v1.json unchanged)", data{
 		"proxy_url": greenProxy, "algorithm": "ES256", "audience": "a", "accepted_audiences": []string{"b"}, "issuer": "i", "allowed_scopes": []string{"tool:*", "skill:summarize"},
-		"max_ttl": int64(7200), "allow_standby_minting": false, "guarded": false, "key_version": 2, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": "00ba44da43c736c6",
+		"max_ttl": int64(7200), "allow_standby_minting": false, "guarded": false, "rotation_period": int64(0), "rotation_overlap": int64(300), "key_version": 2, "key_created_at": "2027-01-15T08:00:00Z", "key_fingerprint": "00ba44da43c736c6",
 	}, m.ok(logical.ReadOperation, "config", nil).Data)
 	m.equal("versions", data{
 		"current_version": 2, "current_proxy_url": greenProxy, "current_algorithm": "ES256", "current_fingerprint": "00ba44da43c736c6", "current_generated": true,

@@ -36,10 +36,12 @@ type Ring struct {
 	// deleted, so that a number never names two keys.
 	LastKeyVersion int `json:"last_key_version"`
 
-	// LongestTTL is the longest TTL that any enabled role of this mount ever allowed. It
-	// is raised before the role is stored, so no token that is minted from now on lives
-	// longer.
+	// LongestTTL is the longest TTL that any enabled role allowed since the current version
+	// was activated, or longer. It is raised before the role is stored, so no token that is
+	// minted from now on lives longer.
 	LongestTTL time.Duration `json:"longest_ttl"`
+
+	Schedule
 }
 
 // Keys is a Ring with its parsed keys. It is never changed. Without a config, Current
@@ -58,7 +60,7 @@ func New(r Request, remains Ring, now time.Time) (Ring, error) {
 		return Ring{}, err
 	}
 	key.ActivatedAt = key.CreatedAt
-	return Ring{Current: key, LastKeyVersion: version, LongestTTL: remains.LongestTTL}, nil
+	return Ring{Current: key, LastKeyVersion: version, LongestTTL: remains.LongestTTL, Schedule: NewSchedule()}, nil
 }
 
 // Remains returns what is kept of a ring when its config is deleted.
@@ -187,7 +189,7 @@ func (ks *Keys) Update(r Request) (ring Ring, warnings []string, err error) {
 	if err := r.checkAlgorithm(current.Algorithm); err != nil {
 		return ring, nil, err
 	}
-	if name := r.imported(); name != "" {
+	if name := r.Imported(); name != "" {
 		imported, err := (&Entry{Algorithm: current.Algorithm, Secret: r.Secret, PrivateKey: r.PrivateKey}).Parse()
 		if err != nil {
 			return ring, nil, err
@@ -238,7 +240,7 @@ func (r *Ring) newVersion(request Request, now time.Time) (*Entry, error) {
 	}
 	for _, k := range keys.Live(now) {
 		if k.Key.Fingerprint() == key.Key.Fingerprint() {
-			return nil, fmt.Errorf("%s is already the key of version %d; use a different key, or omit it to have Vault generate one", request.imported(), k.Version)
+			return nil, fmt.Errorf("%s is already the key of version %d; use a different key, or omit it to have Vault generate one", request.Imported(), k.Version)
 		}
 	}
 	r.LastKeyVersion = entry.Version

@@ -17,6 +17,9 @@ type Step struct {
 	Mount   string  // mount point, such as "ati/", for messages
 	Guarded bool    // all proxies run behind a guard, which takes the versions from here
 	Request Request // with a key, for Rotate and Stage
+
+	// RoleTTL is the longest TTL of the enabled roles, or 0 if it was not looked up.
+	RoleTTL time.Duration
 }
 
 // Rotate replaces the current version immediately, and drops a previous one.
@@ -24,6 +27,9 @@ func (s Step) Rotate(r *Ring) (warnings []string, err error) {
 	key, err := r.newVersion(s.Request, s.Now)
 	if err != nil {
 		return nil, err
+	}
+	if s.Guarded {
+		r.Pending = nil // guards accept it: its holder could go on
 	}
 	pending := r.Pending
 	if pending != nil && pending.ProxyURL == key.ProxyURL && key.ProxyURL != r.Current.ProxyURL {
@@ -84,19 +90,23 @@ func (s Step) Activate(r *Ring) (warnings []string, err error) {
 	previous := r.Previous
 	switch {
 	case r.RolledBack && r.Pending == nil:
-		warnings = previous.unretire()
+		warnings = s.unretire(r)
 		r.makeCurrent(previous, s.Now)
 		r.RolledBack = false
+		s.retireBehindGuards(r)
 		return warnings, nil
 	case r.Pending == nil:
 		return nil, fmt.Errorf("no version is pending (current version: %d); stage one with %sconfig/rotate/stage", r.Current.Version, s.Mount)
 	case previous != nil && previous.RetiredAt.IsZero():
 		return nil, fmt.Errorf("previous version %d is not retired; retire it first with: vault write -f %sconfig/rotate/retire", previous.Version, param.CommandPath(s.Mount))
-	case previous != nil && !s.Guarded:
+	case previous != nil && s.Guarded:
+		warnings = append(warnings, fmt.Sprintf("Key version %d was deleted. Guards reject its tokens, some of which would have expired by %s.", previous.Version, previous.TokensExpireBy.Format(time.RFC3339)))
+	case previous != nil:
 		warnings = append(warnings, fmt.Sprintf("Key version %d was deleted from this mount, but its proxy accepts its tokens until %s.", previous.Version, previous.TokensExpireBy.Format(time.RFC3339)))
 	}
 	r.makeCurrent(r.Pending, s.Now)
 	r.Pending, r.RolledBack = nil, false
+	s.retireBehindGuards(r)
 	if r.Current.ProxyURL == r.Previous.ProxyURL && !s.Guarded {
 		warnings = append(warnings, fmt.Sprintf("Restart the proxy at %s with version %d. Until then it rejects new tokens.", r.Current.ProxyURL, r.Current.Version))
 	}
@@ -114,9 +124,12 @@ func (s Step) Rollback(r *Ring) (warnings []string, err error) {
 	case r.RolledBack:
 		return nil, fmt.Errorf("version %d is already current after a rollback; to return to version %d, run: vault write -f %sconfig/rotate/activate", r.Current.Version, previous.Version, param.CommandPath(s.Mount))
 	}
-	warnings = previous.unretire()
+	warnings = s.unretire(r)
 	r.makeCurrent(previous, s.Now)
 	r.RolledBack = true
+	if r.Pending != nil && r.Pending.Automatic {
+		r.Pending = nil
+	}
 	return warnings, nil
 }
 
@@ -129,7 +142,7 @@ func (s Step) Retire(r *Ring) (warnings []string, err error) {
 	case !previous.RetiredAt.IsZero():
 		return nil, fmt.Errorf("version %d was already retired at %s", previous.Version, previous.RetiredAt.Format(time.RFC3339))
 	}
-	previous.RetiredAt, previous.TokensExpireBy = toSecond(s.Now), r.LastExpiry(s.Now)
+	r.retire(s.Now)
 	if !previous.Generated && !s.Guarded {
 		warnings = append(warnings, fmt.Sprintf("Key version %d was imported, so copies may exist outside Vault. Anyone with a copy can mint tokens for its proxy until you stop that proxy.", previous.Version))
 	}
@@ -142,20 +155,47 @@ func (r *Ring) makeCurrent(e *Entry, now time.Time) {
 	e.ActivatedAt = toSecond(now)
 }
 
-// unretire allows minting with a retired version again.
-func (e *Entry) unretire() (warnings []string) {
+// retireBehindGuards retires the previous version if no request can get a token of it: one
+// for its proxy_url gets a token of the current version. Guards accept those that it has.
+func (s Step) retireBehindGuards(r *Ring) {
+	if !s.Guarded || r.Previous.ProxyURL != r.Current.ProxyURL {
+		return
+	}
+	r.retire(s.Now)
+	if s.RoleTTL > 0 { // the current version is the only one that signs, and has not yet
+		r.LongestTTL = min(r.LongestTTL, s.RoleTTL)
+	}
+}
+
+func (r *Ring) retire(now time.Time) {
+	r.Previous.RetiredAt, r.Previous.TokensExpireBy = toSecond(now), r.LastExpiry(now)
+}
+
+// unretire allows minting with a retired version again. Its tokens may live longer than
+// those of the current roles.
+func (s Step) unretire(r *Ring) (warnings []string) {
+	e := r.Previous
 	if e.RetiredAt.IsZero() {
 		return nil
 	}
-	warnings = []string{fmt.Sprintf("Version %d is no longer retired, so its tokens may outlive %s. Keep its proxies running.", e.Version, e.TokensExpireBy.Format(time.RFC3339))}
+	r.LongestTTL = max(r.LongestTTL, e.TokensExpireBy.Add(-leeway).Sub(toSecond(s.Now)))
+	if !s.Guarded {
+		warnings = []string{fmt.Sprintf("Version %d is no longer retired, so its tokens may outlive %s. Keep its proxies running.", e.Version, e.TokensExpireBy.Format(time.RFC3339))}
+	}
 	e.RetiredAt, e.TokensExpireBy = time.Time{}, time.Time{}
 	return warnings
 }
 
-// LastExpiry returns the time at which every token that was minted until now has
-// expired at every proxy. The proxy truncates its time to the second and accepts a
-// token through the 60th second after exp. LongestTTL is added first: it may be the
-// longest time.Duration.
+// leeway is how long a proxy accepts an expired token: it truncates its time to the second,
+// and accepts a token through the 60th second after exp.
+const leeway = ati.MaxLeeway + time.Second
+
+// LastExpiry returns the time at which every token that was minted until now has expired
+// at every proxy. LongestTTL is added first: it may be the longest time.Duration.
 func (r *Ring) LastExpiry(now time.Time) time.Time {
-	return toSecond(now).Add(r.LongestTTL).Add(ati.MaxLeeway + time.Second)
+	last := toSecond(now).Add(r.LongestTTL).Add(leeway)
+	if r.Previous != nil && r.Previous.TokensExpireBy.After(last) {
+		return r.Previous.TokensExpireBy // of roles that allowed more
+	}
+	return last
 }

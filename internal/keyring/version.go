@@ -36,6 +36,8 @@ type Entry struct {
 	CreatedAt  time.Time `json:"created_at"`
 	Generated  bool      `json:"generated"` // by Vault; copies of an imported key may exist elsewhere
 
+	Automatic bool `json:"automatic,omitempty"` // made by the automatic rotation
+
 	Generation int64 `json:"generation,omitempty"` // number of the change that made the version
 
 	ActivatedAt time.Time `json:"activated_at,omitzero"` // when it last became the current version
@@ -117,8 +119,8 @@ func (r Request) checkAlgorithm(algorithm string) error {
 	return nil
 }
 
-// imported returns the name of the parameter that imports a key, or "".
-func (r Request) imported() string {
+// Imported returns the name of the parameter that imports a key, or "".
+func (r Request) Imported() string {
 	switch {
 	case r.generated:
 		return ""

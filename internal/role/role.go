@@ -169,7 +169,7 @@ func (r *Role) CheckLimits(b Bounds) error {
 }
 
 // LongestTTL returns the longest TTL that a token of this role can have.
-func (r *Role) LongestTTL() time.Duration { return max(r.TTL, r.MaxTTL) }
+func (e *Entry) LongestTTL() time.Duration { return max(e.TTL, e.MaxTTL) }
 
 // obstacles returns each reason why no token with these scopes and this TTL can be
 // minted. They are checked when a role is written, when a token is minted, and by
