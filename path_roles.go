@@ -109,6 +109,9 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if err != nil {
 		return nil, err
 	}
+	if limit := cfg.Stored.TTLLimit(); cfg.Stored.Period > 0 && !r.Disabled && r.LongestTTL() > limit {
+		warnings = append(warnings, fmt.Sprintf("Tokens of this role live up to %v. With a TTL over %v, the automatic rotation waits until the tokens of the previous key have expired.", r.LongestTTL(), limit))
+	}
 	if err := b.raiseLongestTTL(ctx, req.Storage, cfg, r); err != nil {
 		return nil, err
 	}

@@ -114,6 +114,7 @@ func (ks *Keys) WithoutExpired(now time.Time) *Keys {
 	}
 	without := *ks
 	without.Previous = nil
+	without.Stored.DropExpired(now)
 	return &without
 }
 

@@ -67,17 +67,24 @@ type Due struct {
 
 // Due returns the next step if it is due, or nil.
 func (r *Ring) Due(now time.Time) *Due {
+	live := *r
+	expired := live.DropExpired(now)
+	if due := live.dueRotation(now); due != nil || !expired {
+		return due
+	}
+	return &Due{Name: "forget", Apply: func(Step, *Ring) ([]string, error) { return nil, nil }}
+}
+
+func (r *Ring) dueRotation(now time.Time) *Due {
 	switch pending := r.Pending; {
-	case r.Period > 0 && r.suspended() != "":
-	case pending == nil && r.Period > 0 && !now.Before(r.rotateAt().Add(-r.Overlap)):
-		return &Due{Name: "stage", NewKey: true, Apply: Step.stageAutomatically}
 	case r.isPremature(now):
 		return &Due{Name: "drop", Apply: func(s Step, r *Ring) ([]string, error) { r.Reschedule(s.Now); return nil, nil }}
-	case pending != nil && pending.Automatic && !now.Before(r.NextRotationAt()):
+	case r.Period == 0 || r.suspended() != "":
+		return nil
+	case pending == nil && !now.Before(r.rotateAt().Add(-r.Overlap)):
+		return &Due{Name: "stage", NewKey: true, Apply: Step.stageAutomatically}
+	case pending != nil && !now.Before(r.NextRotationAt()):
 		return &Due{Name: "activate", Retires: true, Apply: Step.Activate}
-	}
-	if r.Previous != nil && r.Previous.Expired(now) {
-		return &Due{Name: "forget", Apply: func(Step, *Ring) ([]string, error) { return nil, nil }}
 	}
 	return nil
 }
@@ -122,6 +129,8 @@ func (r *Ring) NextRotationAt() time.Time {
 // suspended returns why the automatic rotation waits for a request, or "".
 func (r *Ring) suspended() string {
 	switch {
+	case r.RolledBack && !r.Previous.RetiredAt.IsZero():
+		return fmt.Sprintf("version %d was rolled back; its tokens expire by %s", r.Previous.Version, r.Previous.TokensExpireBy.Format(time.RFC3339))
 	case r.RolledBack:
 		return fmt.Sprintf("version %d was rolled back; activate it again, or retire it", r.Previous.Version)
 	case r.Pending != nil && !r.Pending.Automatic:

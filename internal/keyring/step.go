@@ -163,7 +163,7 @@ func (s Step) retireBehindGuards(r *Ring) {
 	}
 	r.retire(s.Now)
 	if s.RoleTTL > 0 { // the current version is the only one that signs, and has not yet
-		r.LongestTTL = min(r.LongestTTL, s.RoleTTL)
+		r.LongestTTL = s.RoleTTL
 	}
 }
 
