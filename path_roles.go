@@ -7,7 +7,6 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
-	"vault-plugin-secrets-ati/internal/keyring"
 	"vault-plugin-secrets-ati/internal/refuse"
 	"vault-plugin-secrets-ati/internal/role"
 )
@@ -105,12 +104,9 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 	if err != nil {
 		return nil, refuse.Error(err)
 	}
-	warnings, err := checkRole(r, bounds, cfg.Current)
+	warnings, err := checkRole(r, bounds, cfg)
 	if err != nil {
 		return nil, err
-	}
-	if limit := cfg.Stored.TTLLimit(); cfg.Stored.Period > 0 && !r.Disabled && r.LongestTTL() > limit {
-		warnings = append(warnings, fmt.Sprintf("Tokens of this role live up to %v. With a TTL over %v, the automatic rotation waits until the tokens of the previous key have expired.", r.LongestTTL(), limit))
 	}
 	if err := b.raiseLongestTTL(ctx, req.Storage, cfg, r); err != nil {
 		return nil, err
@@ -125,20 +121,21 @@ func (b *backend) pathRolesWrite(ctx context.Context, req *logical.Request, d *f
 // checkRole reports why a role cannot be stored, or returns warnings about it. A
 // disabled role may exceed limits that were lowered after it was written, so that it
 // can be disabled and kept.
-func checkRole(r *role.Role, bounds role.Bounds, key *keyring.Key) (warnings []string, err error) {
+func checkRole(r *role.Role, bounds role.Bounds, cfg *config) (warnings []string, err error) {
 	if !r.Disabled {
 		if err := r.CheckLimits(bounds); err != nil {
 			return nil, refuse.Error(err)
 		}
+		warnings = cfg.Stored.TTLWarnings(r.LongestTTL())
 	}
-	size, err := r.TokenSize(bounds.Limits, key.Key, key.CreatedAt)
+	size, err := r.TokenSize(bounds.Limits, cfg.Current.Key, cfg.Current.CreatedAt)
 	if err != nil {
 		return nil, err
 	}
 	if size > role.MaxTokenBytes {
 		return nil, refuse.Errorf("a token of this role would have %d bytes, more than the maximum of %d; grant less, or use patterns", size, role.MaxTokenBytes)
 	}
-	return r.Warnings(bounds.Limits, size), nil
+	return append(r.Warnings(bounds.Limits, size), warnings...), nil
 }
 
 func (b *backend) pathRolesDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {

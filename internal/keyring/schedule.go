@@ -57,6 +57,14 @@ func (s Schedule) Check(guarded bool, longestTTL time.Duration) error {
 	return nil
 }
 
+// TTLWarnings returns a warning if tokens with this TTL delay rotations.
+func (s Schedule) TTLWarnings(ttl time.Duration) []string {
+	if s.Period == 0 || ttl <= s.TTLLimit() {
+		return nil
+	}
+	return []string{fmt.Sprintf("Tokens of this role live up to %v. With a TTL over %v, the automatic rotation waits until the tokens of the previous key have expired.", ttl, s.TTLLimit())}
+}
+
 // Due is a step in the life of the key that is due without a request.
 type Due struct {
 	Name    string
