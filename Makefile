@@ -29,7 +29,7 @@ test: ## Run all tests that need only Go, including those on a real Vault server
 	@cd bench && go test -count=1 ./...
 	@cd tools/release && go test -count=1 ./...
 
-soak: ## Run the tests of faults, load, and hostile input in their long form, and print counts
+soak: ## Run the tests of faults, load, and hostile input in their long form, and print counts (needs what make interop needs)
 	@SOAK_KILLS=$(SOAK_KILLS) FUZZ_TIME=$(SOAK_FUZZ_TIME) scripts/soak.sh
 
 race: ## Run the unit tests under the race detector (needs a C compiler)
@@ -39,14 +39,14 @@ fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (defa
 	@scripts/fuzz.sh
 
 # With INTEROP=short, make interop runs the tests of what depends on the server: logins,
-# Agent, the audit log, JWKS, and guards. make rotation then rotates behind a guard,
-# and once without, to an HS256 key. INTEROP=guard runs only the tests of guards. Most tests
+# Agent, the audit log, JWKS, and guards. make rotation then rotates behind a guard, and
+# each of automatically and without a guard once, to an HS256 key. INTEROP=guard runs only the tests of guards. Most tests
 # wait most of the time, so more of them run in parallel than there are processors.
 interop_full     = ^TestInterop
 interop_short    = ^TestInterop((AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$|Guard_)
 interop_guard    = ^TestInteropGuard_
 rotation_full    = ^(TestGuardRotation.*|TestRotation)$$
-rotation_short   = ^(TestGuardRotation|TestRotation)$$/^to_HS256$$
+rotation_short   = ^(TestGuardRotation(_Automatic)?|TestRotation)$$/HS256$$
 rotation_guard   = ^TestGuardRotation
 tests_of_interop = $(or $($(1)_$(INTEROP)),$(error INTEROP is $(INTEROP), but must be full, short, or guard))
 go_test_interop  = go test -tags interop -count=1 -v -timeout 30m -run '$(call tests_of_interop,$(1))' ./test
@@ -55,7 +55,7 @@ interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a -o pipefail && eval "$$parts" && \
 	VAULT_BIN=$$vault $(call go_test_interop,interop) -parallel 8 | grep --line-buffered -v '^=== '
 
-rotation: ## Rotate the key under load, behind a guard, and blue/green with two proxies: zero failed requests
+rotation: ## Rotate the key under load, behind guards, also automatically, and blue/green with two proxies: zero failed requests
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a -o pipefail && eval "$$parts" && \
 	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) $(call go_test_interop,rotation) -parallel 6 | grep --line-buffered -v '^=== '
 

@@ -6,6 +6,7 @@
 #   SOAK_UPGRADES, SOAK_CRASHES, SOAK_STANDBY_WRITES, SOAK_STANDBY_FAULTS   number of
 #               rounds for each kind of fault
 #   SOAK_STANDBY_ENTRIES   number of entries that a paused node misses
+#   SOAK_MINUTES   how long the key is left to rotate automatically (default: 40)
 set -euo pipefail
 unset CDPATH
 
@@ -14,17 +15,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VAULT_BIN=$(scripts/vault-bin.sh)
 export VAULT_BIN
 export SOAK=1
+parts=$(scripts/interop-parts.sh)
+set -a
+eval "$parts"
+set +a
 
-# run PACKAGE TEST...
+# run PACKAGE TEST... runs tests, with the build tags in $tags.
 run() {
   local package=$1 out
   shift
-  out=$(go test -list . "$package")
+  out=$(go test -tags "${tags:-}" -list . "$package")
   for test in "$@"; do
     grep -qx "$test" <<<"$out" || { echo "$package has no test $test" >&2; exit 1; }
   done
   # Hide passed subtests, of which there may be thousands.
-  go test -count=1 -v -parallel 1 -timeout 60m -run "^($(IFS='|'; echo "$*"))\$" "$package" |
+  go test -tags "${tags:-}" -count=1 -v -parallel 1 -timeout "$((${SOAK_MINUTES:-40} + 60))m" -run "^($(IFS='|'; echo "$*"))\$" "$package" |
     awk '!/^ *(=== (RUN|PAUSE|CONT|NAME)|--- PASS: .*\/)/'
 }
 
@@ -33,3 +38,4 @@ run ./test TestCluster_LeaderKilled TestCluster_Partition TestPluginProcess_Faul
   TestStandby_Default TestStandby_Faults TestStandby_SnapshotCatchUp TestStandby_SnapshotCatchUpMinting TestStandby_AllowMinting \
   TestRotate_CrashBetweenStepsIsAtomic TestCluster_SnapshotRestore
 scripts/fuzz.sh
+tags=interop run ./test TestRotationSoak_Automatic

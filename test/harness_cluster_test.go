@@ -121,17 +121,24 @@ func raftStorage(t testing.TB, node int, join string) string {
 
 func startCluster(t testing.TB, nodes int, namespaces []*namespace, options ...option) *cluster {
 	t.Helper()
-	c := &cluster{t: t, options: options, keys: map[int]ati.Key{}}
-	c.first = launch(t, "info", raftStorage(t, 1, ""), namespaceAt(namespaces, 0), options...)
-	c.first.initialize()
-	c.nodes = []*server{c.first}
-	c.first.write(c.first.root, "sys/storage/raft/autopilot/configuration", data{"server_stabilization_time": "1s"})
+	c := startFirstNode(t, namespaceAt(namespaces, 0), options...)
 	c.first.mountEngine()
 	c.first.write(c.first.root, "ati/roles/r", data{"tools": "web_search", "skills": "summarize", "rate": data{"*": "100/hour"}, "ttl": "1h"})
 	for len(c.nodes) < nodes {
 		c.join(namespaceAt(namespaces, len(c.nodes)))
 	}
 	c.recordState()
+	return c
+}
+
+// startFirstNode starts a cluster of one node, without the engine.
+func startFirstNode(t testing.TB, netns *namespace, options ...option) *cluster {
+	t.Helper()
+	c := &cluster{t: t, options: options, keys: map[int]ati.Key{}}
+	c.first = launch(t, "info", raftStorage(t, 1, ""), netns, options...)
+	c.first.initialize()
+	c.nodes = []*server{c.first}
+	c.first.write(c.first.root, "sys/storage/raft/autopilot/configuration", data{"server_stabilization_time": "1s"})
 	return c
 }
 

@@ -15,6 +15,7 @@ import (
 // guardLoad is a number of clients that call a tool continuously.
 type guardLoad struct {
 	g        *guard
+	pause    time.Duration // of each client, after a call
 	stop     chan struct{}
 	running  sync.WaitGroup
 	mu       sync.Mutex
@@ -26,17 +27,20 @@ type guardLoad struct {
 
 // startLoad starts clients that call web_search with what token returns.
 func (g *guard) startLoad(clients int, token func() string) *guardLoad {
-	l := &guardLoad{g: g, stop: make(chan struct{}), statuses: map[int]int{}}
+	return g.startPacedLoad(clients, 10*time.Millisecond, token) // the other tests need the processors too
+}
+
+func (g *guard) startPacedLoad(clients int, pause time.Duration, token func() string) *guardLoad {
+	l := &guardLoad{g: g, pause: pause, stop: make(chan struct{}), statuses: map[int]int{}}
 	for range clients {
 		l.running.Go(func() {
 			for {
 				select {
 				case <-l.stop:
 					return
-				default:
+				case <-time.After(l.pause):
 				}
 				l.call(token())
-				time.Sleep(10 * time.Millisecond) // the other tests need the processors too
 			}
 		})
 	}

@@ -76,15 +76,20 @@ func run(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-var builds sync.Map // version → *sync.Once
+var builds sync.Map // path → *sync.Once
 
-// buildPlugin builds a version of the plugin, once, and returns its path.
-func buildPlugin(t testing.TB, version string) string {
+// buildPlugin builds a version of the plugin, once for each set of build tags, and returns
+// its path.
+func buildPlugin(t testing.TB, version string, tags ...string) string {
 	t.Helper()
-	path := filepath.Join(pluginDirs, pluginName+"-"+version)
-	once, _ := builds.LoadOrStore(version, new(sync.Once))
+	path := filepath.Join(pluginDirs, strings.Join(append([]string{pluginName, version}, tags...), "-"))
+	once, _ := builds.LoadOrStore(path, new(sync.Once))
 	once.(*sync.Once).Do(func() {
-		if out, err := exec.Command("../scripts/build.sh", path, version).CombinedOutput(); err != nil {
+		build := exec.Command("../scripts/build.sh", path, version)
+		if len(tags) > 0 {
+			build.Env = append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -tags="+strings.Join(tags, ","))
+		}
+		if out, err := build.CombinedOutput(); err != nil {
 			t.Errorf("build the plugin: %v\n%s", err, out)
 		}
 	})
@@ -105,8 +110,9 @@ type server struct {
 	dir       string // with plugins, server.log and audit.log
 	audit     string
 	logLevel  string
-	storage   string // storage stanza of the configuration
-	settings  string // further settings, which depend on the product
+	storage   string   // storage stanza of the configuration
+	settings  string   // further settings, which depend on the product
+	tags      []string // with which its plugin is built
 	process   *os.Process
 	exited    chan struct{}
 	leaks     leaks
@@ -118,6 +124,9 @@ type option func(*server)
 // standbyReads lets a standby respond to reads. Those of Vault's community edition forward
 // them nonetheless.
 func standbyReads(s *server) { s.settings = tested.settings }
+
+// shortRotation gives a server a plugin that allows a rotation_period of 3m.
+func shortRotation(s *server) { s.tags = []string{"short_rotation"} }
 
 // startVault starts a server with log level trace, so that tests can search the log for
 // secrets.
@@ -351,7 +360,7 @@ func (s *server) register(version string) {
 // install writes a version of the plugin to the plugin directory.
 func (s *server) install(version string) (command, sha256sum string) {
 	s.t.Helper()
-	b := readFile(s.t, buildPlugin(s.t, version))
+	b := readFile(s.t, buildPlugin(s.t, version, s.tags...))
 	command = pluginName + "-" + version
 	if err := os.WriteFile(filepath.Join(s.pluginDir(), command), b, 0o755); err != nil {
 		s.t.Fatal(err)

@@ -54,10 +54,15 @@ func (r *renewer) renew() {
 	r.renewed = time.Time{}
 }
 
+// tokenSource is a client that renews its token.
+type tokenSource interface {
+	current() (token string, version int)
+}
+
 // rotationLoad is clients, each with tokens of its own, that know nothing of a rotation.
 type rotationLoad struct {
 	t       testing.TB
-	clients []*renewer
+	clients []tokenSource
 	loads   []*guardLoad
 }
 
@@ -75,6 +80,19 @@ func (s *server) startRotationLoad(t testing.TB, g *guard, renew time.Duration) 
 // fails the test if one failed.
 func (l *rotationLoad) phase(what string, version int) {
 	l.t.Helper()
+	l.waitForVersion(what, version)
+	l.waitForCalls(50)
+	calls, failed := l.total()
+	l.t.Logf("%s: %d calls so far, %d failed", what, calls, failed)
+	if failed > 0 {
+		l.end()
+		l.t.FailNow()
+	}
+}
+
+// waitForVersion waits until each client uses a token of this version.
+func (l *rotationLoad) waitForVersion(what string, version int) {
+	l.t.Helper()
 	pollFor(l.t, 2*time.Minute, what, func() error {
 		for i, client := range l.clients {
 			if _, got := client.current(); got != version {
@@ -83,13 +101,6 @@ func (l *rotationLoad) phase(what string, version int) {
 		}
 		return nil
 	})
-	l.waitForCalls(50)
-	calls, failed := l.total()
-	l.t.Logf("%s: %d calls so far, %d failed", what, calls, failed)
-	if failed > 0 {
-		l.end()
-		l.t.FailNow()
-	}
 }
 
 // waitForCalls waits until each client has made this many more calls.
