@@ -36,6 +36,6 @@ run() {
 run . TestConcurrency_AllRequests TestRotate_RandomSequences
 run ./test TestCluster_LeaderKilled TestCluster_Partition TestPluginProcess_FaultsUnderLoad \
   TestStandby_Default TestStandby_Faults TestStandby_SnapshotCatchUp TestStandby_SnapshotCatchUpMinting TestStandby_AllowMinting \
-  TestRotate_CrashBetweenStepsIsAtomic TestCluster_SnapshotRestore
+  TestRotate_CrashBetweenStepsIsAtomic TestCluster_SnapshotRestore TestRotate_AutomaticAfterRestore
 scripts/fuzz.sh
 tags=interop run ./test TestRotationSoak_Automatic

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/api"
 )
 
 // Guarantee: a snapshot of one cluster, restored on another one that has its own keys,
@@ -79,4 +80,58 @@ func TestCluster_SnapshotRestore(t *testing.T) {
 		t.Errorf("after the next rotation the versions are %+v, want %+v", got, want)
 	}
 	t.Logf("%d earlier tokens are valid after the restore", before)
+}
+
+func (s *server) snapshot() *bytes.Buffer {
+	s.t.Helper()
+	snapshot := new(bytes.Buffer)
+	if err := s.client(s.root).Sys().RaftSnapshot(snapshot); err != nil {
+		s.t.Fatal(err)
+	}
+	return snapshot
+}
+
+// restore restores a snapshot, and waits until it is in force.
+func (s *server) restore(snapshot *bytes.Buffer, restored func(*api.Client) error) {
+	s.t.Helper()
+	if err := s.client(s.root).Sys().RaftSnapshotRestore(snapshot, true); err != nil {
+		s.t.Fatal(err)
+	}
+	poll(s.t, "the snapshot was restored", func() error { return restored(s.client(s.root)) })
+}
+
+// Guarantee: after a snapshot from before an automatic rotation is restored, the key rotates
+// once, to a new key, and then not before the period is over. Only in make soak.
+func TestRotate_AutomaticAfterRestore(t *testing.T) {
+	t.Parallel()
+	if !soaking {
+		t.Log("not run: it takes 9 minutes, and is part of make soak")
+		return
+	}
+	s := launch(t, "info", raftStorage(t, 1, ""), nil, shortRotation)
+	s.initialize()
+	s.mountScheduled("HS256")
+	before := s.waitForScheduled("before", func(scheduledKey) bool { return true })
+	snapshot := s.snapshot()
+	lost := s.waitForScheduled("version 2 is current", func(k scheduledKey) bool { return k.Current == 2 })
+	token := s.read(s.root, "ati/creds/r").Data["token"]
+	s.restore(snapshot, func(client *api.Client) error {
+		k, err := s.scheduledKey()
+		if err == nil && k.Current != 1 {
+			err = errors.New(k.String())
+		}
+		return err
+	})
+	s.waitForScheduled("restored", func(k scheduledKey) bool { return k.Current == 1 && k.currentAt.Equal(before.currentAt) })
+	after := s.waitForScheduled("version 2 is current again", func(k scheduledKey) bool { return k.Current == 2 })
+	if after.versions != (versions{Current: 2, Previous: 1, Retired: true}) || !after.nextRotation.Equal(after.currentAt.Add(scheduledPeriod)) || !after.currentAt.After(lost.currentAt) {
+		t.Errorf("after the restore: %+v", after)
+	}
+	if got := s.write(s.root, "ati/validate", data{"token": token}).Data; got["valid"] != false {
+		t.Errorf("validate of a token of the version 2 that was lost returns %v", got)
+	}
+	time.Sleep(75 * time.Second) // in which the periodic function is called
+	if now, err := s.scheduledKey(); err != nil || now != after {
+		t.Errorf("%v later: %v, want %v", err, now, after)
+	}
 }

@@ -367,22 +367,6 @@ func expectEnded(pid int) error {
 	return nil
 }
 
-// pollFor is poll with another limit.
-func pollFor(t testing.TB, limit time.Duration, what string, try func() error) {
-	t.Helper()
-	deadline := time.Now().Add(limit)
-	for {
-		err := try()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
-
 // gatedATI returns an ati program that waits until a file exists, and the file, which does.
 func gatedATI(t testing.TB) (program, gate string) {
 	t.Helper()

@@ -256,6 +256,22 @@ func poll(t testing.TB, what string, try func() error) {
 	t.Fatalf("%s: %v", what, err)
 }
 
+// pollFor is poll with another limit.
+func pollFor(t testing.TB, limit time.Duration, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 func (s *server) client(token string) *api.Client {
 	s.t.Helper()
 	config := api.DefaultConfig()

@@ -3,7 +3,6 @@
 package test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -239,22 +238,4 @@ func TestInteropGuard_Restored(t *testing.T) {
 	g.expect("a token of the key that was lost", replaced, http.StatusUnauthorized)
 	watch.add(replaced)
 	g.until("a token of the key with its version", s.mint("r", nil), http.StatusOK)
-}
-
-func (s *server) snapshot() *bytes.Buffer {
-	s.t.Helper()
-	snapshot := new(bytes.Buffer)
-	if err := s.client(s.root).Sys().RaftSnapshot(snapshot); err != nil {
-		s.t.Fatal(err)
-	}
-	return snapshot
-}
-
-// restore restores a snapshot, and waits until it is in force.
-func (s *server) restore(snapshot *bytes.Buffer, restored func(*api.Client) error) {
-	s.t.Helper()
-	if err := s.client(s.root).Sys().RaftSnapshotRestore(snapshot, true); err != nil {
-		s.t.Fatal(err)
-	}
-	poll(s.t, "the snapshot was restored", func() error { return restored(s.client(s.root)) })
 }
