@@ -39,9 +39,10 @@ fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (defa
 	@scripts/fuzz.sh
 
 # With INTEROP=short, make interop runs the tests of what depends on the server: logins,
-# Agent, the audit log, JWKS, and guards. make rotation then rotates behind a guard, and
-# each of automatically and without a guard once, to an HS256 key. INTEROP=guard runs only the tests of guards. Most tests
-# wait most of the time, so more of them run in parallel than there are processors.
+# Agent, the audit log, JWKS, and guards. make rotation then rotates behind a guard once by
+# requests and once automatically, and once without a guard, to an HS256 key. INTEROP=guard
+# runs only the tests of guards. Most tests wait most of the time, so more of them run in
+# parallel than there are processors.
 interop_full     = ^TestInterop
 interop_short    = ^TestInterop((AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$|Guard_)
 interop_guard    = ^TestInteropGuard_
