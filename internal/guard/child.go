@@ -364,12 +364,13 @@ func newForward(address string) *httputil.ReverseProxy {
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			switch {
 			case errors.Is(context.Cause(r.Context()), errRevoked):
-				unauthorized(errRevoked.Error(), true).write(w)
+				unauthorized(errRevoked.Error(), true).write(w, r)
 			case r.Context().Err() == nil:
-				(&rejection{status: http.StatusBadGateway, body: "the ATI proxy did not respond"}).write(w)
+				(&rejection{status: http.StatusBadGateway, body: "the ATI proxy did not respond"}).write(w, r)
 			default:
 				panic(http.ErrAbortHandler) // a client that has only closed its half would read a 200
 			}
+			_ = http.NewResponseController(w).Flush() // before ReverseProxy reads the rest of the body
 		},
 		ErrorLog:   nil,
 		BufferPool: new(buffers),

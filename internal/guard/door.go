@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -24,6 +25,9 @@ import (
 
 // rereadTimeout limits how long a request waits for a read of Vault.
 const rereadTimeout = 3 * time.Second
+
+// restOfBody limits how long the server reads the body of a request after the response.
+const restOfBody = 10 * time.Second
 
 // cachedTokens limits the verified tokens in memory.
 const cachedTokens = 10_000
@@ -53,7 +57,8 @@ type rejection struct {
 	body   string // for the client
 }
 
-func (r *rejection) write(w http.ResponseWriter) {
+func (r *rejection) write(w http.ResponseWriter, req *http.Request) {
+	closeAfter(w, req)
 	if r.status != http.StatusUnauthorized {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(r.status)
@@ -62,6 +67,15 @@ func (r *rejection) write(w http.ResponseWriter) {
 	}
 	w.WriteHeader(r.status)
 	_, _ = io.WriteString(w, r.body)
+}
+
+// closeAfter makes the server close the connection after the response to a request with a
+// body. Otherwise it waits for the whole body before it sends the response.
+func closeAfter(w http.ResponseWriter, req *http.Request) {
+	if req.ContentLength != 0 {
+		w.Header().Set("Connection", "close")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restOfBody))
+	}
 }
 
 // unauthorized rejects a request. Only who had a valid token at some time gets a reason.
@@ -324,6 +338,40 @@ func (f *flight) end() {
 // revoked reports whether the flight was cancelled by a revocation, or because its key is
 // gone.
 func (f *flight) revoked() bool { return errors.Is(context.Cause(f.ctx), errRevoked) }
+
+// limitBody ends the reading of a body that the client does not send when the flight is
+// revoked. The returned function must be called before the handler returns.
+func (f *flight) limitBody(w http.ResponseWriter, r *http.Request) (done func()) {
+	b := &body{ReadCloser: r.Body}
+	r.Body = b
+	limited := make(chan struct{})
+	stop := context.AfterFunc(f.ctx, func() {
+		defer close(limited)
+		// The server goes on to read from the connection after a whole body.
+		if f.revoked() && r.ContentLength != 0 && !b.complete.Load() {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+		}
+	})
+	return func() {
+		if !stop() {
+			<-limited
+		}
+	}
+}
+
+// body records whether it was read to its end.
+type body struct {
+	io.ReadCloser
+	complete atomic.Bool
+}
+
+func (b *body) Read(p []byte) (n int, err error) {
+	n, err = b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.complete.Store(true)
+	}
+	return n, err
+}
 
 // cancel cancels the requests that match, and returns their number.
 func (fs *flights) cancel(match func(*flight) bool) (n int) {

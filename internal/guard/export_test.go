@@ -43,6 +43,9 @@ func (g *Guard) Apply(data map[string]any) error {
 	return nil
 }
 
+// InFlight returns the number of requests that have passed and are not finished.
+func (g *Guard) InFlight() int { return g.door.flights.count() }
+
 // FlushAccessLog writes what is buffered.
 func (g *Guard) FlushAccessLog() { g.access.flush() }
 

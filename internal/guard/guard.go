@@ -325,15 +325,16 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	path, _, _ := strings.Cut(r.RequestURI, "?")
 	if open := r.Method == http.MethodGet || r.Method == http.MethodHead; open && path == "/health" {
-		g.serveHealth(out)
+		g.serveHealth(out, r)
 	} else if open && path == "/.well-known/jwks.json" {
-		g.serveJWKS(out)
+		g.serveJWKS(out, r)
 	} else {
 		g.serveCall(out, r, rec)
 	}
 }
 
-func (g *Guard) serveHealth(w http.ResponseWriter) {
+func (g *Guard) serveHealth(w http.ResponseWriter, r *http.Request) {
+	closeAfter(w, r)
 	w.Header().Set("Content-Type", "application/json")
 	if err := g.Ready(); err != nil {
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -343,10 +344,11 @@ func (g *Guard) serveHealth(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, `{"status":"ok","auth":"jwt"}`)
 }
 
-func (g *Guard) serveJWKS(w http.ResponseWriter) {
+func (g *Guard) serveJWKS(w http.ResponseWriter, r *http.Request) {
+	closeAfter(w, r)
 	b, rejected := g.door.open()
 	if rejected != nil {
-		rejected.write(w)
+		rejected.write(w, r)
 		return
 	}
 	body, err := b.jwks(time.Now())
@@ -361,14 +363,14 @@ func (g *Guard) serveJWKS(w http.ResponseWriter) {
 func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 	token, ok := bearer(r)
 	if !ok {
-		g.reject(w, rec, unauthorized("no token", false))
+		g.reject(w, r, rec, unauthorized("no token", false))
 		return
 	}
 	g.waitForFirstRead(r.Context())
 	f, claims, k, rejected := g.door.admit(r.Context(), token)
 	rec.identify(claims, k)
 	if rejected != nil {
-		g.reject(w, rec, rejected)
+		g.reject(w, r, rec, rejected)
 		return
 	}
 	defer f.end()
@@ -383,11 +385,13 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 		if g.cfg.Forward == forwardLocal {
 			token = g.local.resign(token)
 		}
-		c.forward.ServeHTTP(w, r.WithContext(context.WithValue(f.ctx, forwardedToken{}, token)))
+		r = r.WithContext(context.WithValue(f.ctx, forwardedToken{}, token))
+		defer f.limitBody(w, r)()
+		c.forward.ServeHTTP(w, r)
 	} else if !f.revoked() {
-		g.reject(w, rec, unavailable(errNoProxy.Error()))
+		g.reject(w, r, rec, unavailable(errNoProxy.Error()))
 	} else {
-		unauthorized(errRevoked.Error(), true).write(w)
+		unauthorized(errRevoked.Error(), true).write(w, r)
 	}
 }
 
@@ -407,7 +411,7 @@ func (g *Guard) waitForFirstRead(ctx context.Context) {
 	}
 }
 
-func (g *Guard) reject(w http.ResponseWriter, rec *record, rejected *rejection) {
+func (g *Guard) reject(w http.ResponseWriter, r *http.Request, rec *record, rejected *rejection) {
 	rec.Reason = rejected.reason
-	rejected.write(w)
+	rejected.write(w, r)
 }

@@ -349,6 +349,123 @@ func send(t *testing.T, address, text string) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
+// waitForFlight waits for a request that has passed.
+func waitForFlight(t *testing.T, g *guard.Guard) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); g.InFlight() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the request does not reach the proxy")
+		}
+	}
+}
+
+// readResponse returns the status and body of the response on a connection.
+func readResponse(t *testing.T, conn net.Conn) (int, string) {
+	t.Helper()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// revoke revokes the tokens with these IDs.
+func revoke(t *testing.T, g *guard.Guard, ids ...string) {
+	t.Helper()
+	var revoked []object
+	for _, id := range ids {
+		revoked = append(revoked, object{"jti": id, "expires_at": time.Now().Unix() + 100, "key_version": 1})
+	}
+	if err := g.Apply(response(object{"generation": 6, "revoked": revoked})); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestGuard_RevokedWithoutBody checks that a revocation ends a call whose body the client
+// does not send.
+func TestGuard_RevokedWithoutBody(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]string{"small body": "Content-Length: 9", "large body": "Content-Length: 999999", "chunked body": "Transfer-Encoding: chunked"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g, address, behind := start(t, time.Now)
+			behind.hold = make(chan struct{})
+			t.Cleanup(func() { close(behind.hold) })
+			conn := send(t, address, "POST /call HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+mint(t, ati.IssueRequest{Subject: "a", ID: "j1"})+"\r\n"+size+"\r\n\r\n")
+			waitForFlight(t, g)
+			revoke(t, g, "j1")
+			if status, body := readResponse(t, conn); status != http.StatusUnauthorized || body != "the token was revoked" {
+				t.Errorf("%d %q", status, body)
+			}
+		})
+	}
+}
+
+// TestGuard_RevokedUnderLoad checks that revocations end no call of another token, and no
+// connection on which a client sends a call.
+func TestGuard_RevokedUnderLoad(t *testing.T) {
+	t.Parallel()
+	g, address, _ := start(t, time.Now)
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	t.Cleanup(client.CloseIdleConnections)
+	valid := mint(t, ati.IssueRequest{Subject: "a"})
+	var running sync.WaitGroup
+	for i := range 16 {
+		running.Go(func() {
+			for j := range 100 {
+				id := fmt.Sprintf("%d-%d", i, j)
+				doomed := mint(t, ati.IssueRequest{Subject: "a", ID: id})
+				running.Go(func() { revoke(t, g, id) })
+				for _, token := range []string{doomed, valid} {
+					req, err := http.NewRequest(http.MethodPost, "http://"+address+"/call", strings.NewReader(strings.Repeat("x", 1+j*100)))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					req.Header.Set("Authorization", "Bearer "+token)
+					resp, err := client.Do(req)
+					if err != nil {
+						t.Error(err)
+						continue
+					}
+					if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+						t.Error(err)
+					}
+					resp.Body.Close()
+					if resp.StatusCode != http.StatusOK && (resp.StatusCode != http.StatusUnauthorized || token == valid) {
+						t.Errorf("a call returns %s", resp.Status)
+					}
+				}
+			}
+		})
+	}
+	running.Wait()
+}
+
+// TestGuard_UnreadBody checks that a client cannot keep a connection by not sending the body
+// of a request that is not forwarded.
+func TestGuard_UnreadBody(t *testing.T) {
+	t.Parallel()
+	for request, want := range map[string]int{"POST /call": http.StatusUnauthorized, "GET /health": http.StatusOK, "GET /.well-known/jwks.json": http.StatusOK} {
+		t.Run(request, func(t *testing.T) {
+			t.Parallel()
+			_, address, _ := start(t, time.Now)
+			conn := send(t, address, request+" HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+			if status, _ := readResponse(t, conn); status != want {
+				t.Errorf("%d, want %d", status, want)
+			}
+			if _, err := io.ReadAll(conn); err != nil {
+				t.Errorf("the guard has not closed the connection: %v", err)
+			}
+		})
+	}
+}
+
 // TestGuard_HalfClosed checks that a client that ends its call before the proxy has
 // responded gets no response.
 func TestGuard_HalfClosed(t *testing.T) {
