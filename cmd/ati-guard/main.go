@@ -31,7 +31,8 @@ Runs an ATI proxy behind a gate that takes its keys and revocations from the Vau
 secrets engine for ATI. Requests without a valid token are rejected, also while Vault or
 the proxy is away.
 
-  check    read Vault, start a proxy, report what was found, and exit
+  check    load the TLS certificate, read Vault, start a proxy, report what was found,
+           and exit
 
 SIGTERM lets requests in flight finish. SIGHUP reads the TLS certificate again and
 reopens the access log. VAULT_ADDR, VAULT_CACERT, and the other variables of Vault's CLI

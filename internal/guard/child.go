@@ -362,9 +362,9 @@ func newForward(address string) *httputil.ReverseProxy {
 			DisableCompression: true, ExpectContinueTimeout: time.Second,
 		}},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			switch {
-			case errors.Is(context.Cause(r.Context()), errRevoked):
-				unauthorized(errRevoked.Error(), true).write(w, r)
+			switch rejected := cancelled(r.Context()); {
+			case rejected != nil:
+				rejected.write(w, r)
 			case r.Context().Err() == nil:
 				(&rejection{status: http.StatusBadGateway, body: "the ATI proxy did not respond"}).write(w, r)
 			default:

@@ -69,6 +69,13 @@ func (r *rejection) write(w http.ResponseWriter, req *http.Request) {
 	_, _ = io.WriteString(w, r.body)
 }
 
+func (r *rejection) Error() string { return r.reason }
+
+var (
+	errRevoked = unauthorized("the token was revoked", true)
+	errStale   = unavailable("Vault was not read successfully for too long")
+)
+
 // closeAfter makes the server close the connection after the response to a request with a
 // body. Otherwise it waits for the whole body before it sends the response.
 func closeAfter(w http.ResponseWriter, req *http.Request) {
@@ -99,7 +106,7 @@ func (d *door) open() (*bundle, *rejection) {
 	case d.bundle == nil:
 		return nil, unavailable("no key from Vault yet")
 	case d.now().Sub(d.freshAt) > d.maxStale:
-		return nil, unavailable("Vault was not read successfully for too long")
+		return nil, errStale
 	case len(d.bundle.liveKeys(d.now())) == 0:
 		return nil, unavailable("no live key")
 	}
@@ -135,7 +142,7 @@ func (d *door) admit(ctx context.Context, token string) (f *flight, claims *ati.
 	f = d.flights.begin(ctx, claims, k)
 	if d.isRevoked(claims) || !d.holds(k) {
 		f.end()
-		return nil, claims, k, unauthorized("the token was revoked", true)
+		return nil, claims, k, errRevoked
 	}
 	return f, claims, k, nil
 }
@@ -170,7 +177,7 @@ func (d *door) apply(b *bundle, revoked []revocation.Entry, freshAt time.Time) (
 	}
 	d.bundle, d.freshAt = b, freshAt
 	d.mu.Unlock()
-	return d.flights.cancel(func(f *flight) bool { return !b.holds(f.key) || d.isRevoked(f.claims) })
+	return d.flights.cancel(errRevoked, func(f *flight) bool { return !b.holds(f.key) || d.isRevoked(f.claims) })
 }
 
 // fresh records a successful read without changes.
@@ -185,7 +192,16 @@ func (d *door) close() (cancelled int) {
 	d.mu.Lock()
 	d.bundle = nil
 	d.mu.Unlock()
-	return d.flights.cancel(func(*flight) bool { return true })
+	return d.flights.cancel(errRevoked, func(*flight) bool { return true })
+}
+
+// endStale cancels every request if the door is closed because of its age: the tokens may
+// have been revoked.
+func (d *door) endStale() (cancelled int) {
+	if _, rejected := d.open(); rejected != errStale {
+		return 0
+	}
+	return d.flights.cancel(errStale, func(*flight) bool { return true })
 }
 
 func (d *door) held() *bundle {
@@ -306,8 +322,6 @@ type flight struct {
 	shard  *shard
 }
 
-var errRevoked = errors.New("the token was revoked")
-
 // flights is the requests that have passed the door, in shards with a lock each.
 type flights [64]shard
 
@@ -335,12 +349,14 @@ func (f *flight) end() {
 	delete(f.shard.in, f)
 }
 
-// revoked reports whether the flight was cancelled by a revocation, or because its key is
-// gone.
-func (f *flight) revoked() bool { return errors.Is(context.Cause(f.ctx), errRevoked) }
+// cancelled returns why the door has cancelled the flight with this context, or nil.
+func cancelled(ctx context.Context) *rejection {
+	rejected, _ := context.Cause(ctx).(*rejection)
+	return rejected
+}
 
 // limitBody ends the reading of a body that the client does not send when the flight is
-// revoked. The returned function must be called before the handler returns.
+// cancelled. The returned function must be called before the handler returns.
 func (f *flight) limitBody(w http.ResponseWriter, r *http.Request) (done func()) {
 	b := &body{ReadCloser: r.Body}
 	r.Body = b
@@ -348,7 +364,7 @@ func (f *flight) limitBody(w http.ResponseWriter, r *http.Request) (done func())
 	stop := context.AfterFunc(f.ctx, func() {
 		defer close(limited)
 		// The server goes on to read from the connection after a whole body.
-		if f.revoked() && r.ContentLength != 0 && !b.complete.Load() {
+		if cancelled(f.ctx) != nil && r.ContentLength != 0 && !b.complete.Load() {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now())
 		}
 	})
@@ -374,12 +390,12 @@ func (b *body) Read(p []byte) (n int, err error) {
 }
 
 // cancel cancels the requests that match, and returns their number.
-func (fs *flights) cancel(match func(*flight) bool) (n int) {
+func (fs *flights) cancel(cause *rejection, match func(*flight) bool) (n int) {
 	for i := range fs {
 		fs[i].mu.Lock()
 		for f := range fs[i].in {
 			if match(f) {
-				f.cancel(errRevoked)
+				f.cancel(cause)
 				n++
 			}
 		}

@@ -15,7 +15,7 @@ import (
 // an address.
 func NewForTest(data map[string]any, proxy string, clock func() time.Time, access io.Writer) (*Guard, error) {
 	cfg := defaults()
-	cfg.Vault.Auth.TokenFile = "/dev/null"
+	cfg.Vault.Auth.TokenFile, cfg.Vault.Address = "/dev/null", "http://127.0.0.1:1"
 	cfg.Hold = 0
 	g, err := New(cfg, hclog.NewNullLogger(), access)
 	if err != nil {
@@ -23,7 +23,7 @@ func NewForTest(data map[string]any, proxy string, clock func() time.Time, acces
 	}
 	g.door.now = clock
 	g.door.reread = func(context.Context) error { return nil }
-	r := new(runner)
+	r := &runner{specs: make(chan *spec, 1)}
 	r.current.Store(&child{forward: newForward(proxy)})
 	g.runners[""] = r
 	return g, g.Apply(data)
@@ -42,6 +42,9 @@ func (g *Guard) Apply(data map[string]any) error {
 	g.door.apply(after, r.Revoked, g.door.now())
 	return nil
 }
+
+// PollOnce reads Vault, which fails, as a poll does.
+func (g *Guard) PollOnce() { g.readOnce(context.Background()) }
 
 // InFlight returns the number of requests that have passed and are not finished.
 func (g *Guard) InFlight() int { return g.door.flights.count() }

@@ -3,6 +3,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func (g *Guard) Ready() error {
 	}
 	b, rejected := g.door.open()
 	if rejected != nil {
-		return errors.New(rejected.reason)
+		return rejected
 	}
 	if g.child(b.keys[0]) == nil {
 		return errNoProxy
@@ -92,20 +93,7 @@ func (g *Guard) poll(ctx context.Context) {
 		waiting := g.waiting
 		g.waiting = nil
 		g.mu.Unlock()
-		if err := g.readAPIKeys(ctx); err != nil && ctx.Err() == nil {
-			g.log.Error("failed to read the API keys; keeping what is known", "error", err)
-		}
-		err := g.readVault(ctx)
-		g.metrics.read(err)
-		g.runProxies(ctx)
-		select {
-		case <-g.tried:
-		default:
-			close(g.tried)
-		}
-		if err != nil && ctx.Err() == nil {
-			g.log.Error("failed to read Vault; keeping what is known", "error", err)
-		}
+		err := g.readOnce(ctx)
 		for _, done := range waiting {
 			done <- err
 		}
@@ -121,6 +109,25 @@ func (g *Guard) poll(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// readOnce reads Vault, and runs the proxies that this requires.
+func (g *Guard) readOnce(ctx context.Context) error {
+	if err := g.readAPIKeys(ctx); err != nil && ctx.Err() == nil {
+		g.log.Error("failed to read the API keys; keeping what is known", "error", err)
+	}
+	err := g.readVault(ctx)
+	g.metrics.read(err)
+	g.runProxies(ctx)
+	select {
+	case <-g.tried:
+	default:
+		close(g.tried)
+	}
+	if err != nil && ctx.Err() == nil {
+		g.log.Error("failed to read Vault; keeping what is known", "error", err, "cancelled", g.door.endStale())
+	}
+	return err
 }
 
 // reread waits for a read of Vault that begins after the call.
@@ -375,24 +382,23 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 	}
 	defer f.end()
 	defer func() {
-		if f.revoked() {
-			rec.Reason = errRevoked.Error()
+		if rejected := cancelled(f.ctx); rejected != nil {
+			rec.Reason = rejected.reason
 		}
 	}()
-	if c := g.waitForChild(f.ctx, k); c != nil {
-		c.inFlight.Add(1)
-		defer c.inFlight.Add(-1)
-		if g.cfg.Forward == forwardLocal {
-			token = g.local.resign(token)
-		}
-		r = r.WithContext(context.WithValue(f.ctx, forwardedToken{}, token))
-		defer f.limitBody(w, r)()
-		c.forward.ServeHTTP(w, r)
-	} else if !f.revoked() {
-		g.reject(w, r, rec, unavailable(errNoProxy.Error()))
-	} else {
-		unauthorized(errRevoked.Error(), true).write(w, r)
+	c := g.waitForChild(f.ctx, k)
+	if c == nil {
+		g.reject(w, r, rec, cmp.Or(cancelled(f.ctx), unavailable(errNoProxy.Error())))
+		return
 	}
+	c.inFlight.Add(1)
+	defer c.inFlight.Add(-1)
+	if g.cfg.Forward == forwardLocal {
+		token = g.local.resign(token)
+	}
+	r = r.WithContext(context.WithValue(f.ctx, forwardedToken{}, token)) // a copy: the server needs the body of the original
+	defer f.limitBody(w, r)()
+	c.forward.ServeHTTP(w, r)
 }
 
 // waitForFirstRead waits until Vault was read, successfully or not. With a socket of

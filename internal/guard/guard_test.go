@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,17 +61,19 @@ type upstream struct {
 	seen  []http.Header
 	close func()
 	hold  chan struct{} // if set, requests wait until it is closed
+	body  string        // of responses
 
 	access bytes.Buffer // the guard's access log
 }
 
-func (u *upstream) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if u.hold != nil {
 		<-u.hold
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.seen = append(u.seen, r.Header.Clone())
+	_, _ = io.WriteString(w, u.body)
 }
 
 func (u *upstream) take() []http.Header {
@@ -406,23 +409,50 @@ func TestGuard_RevokedWithoutBody(t *testing.T) {
 	}
 }
 
+// TestGuard_StaleInFlight checks that a call in flight ends when Vault was not read for too
+// long.
+func TestGuard_StaleInFlight(t *testing.T) {
+	t.Parallel()
+	var passed atomic.Int64
+	g, address, behind := start(t, func() time.Time { return time.Now().Add(time.Duration(passed.Load())) })
+	behind.hold = make(chan struct{})
+	t.Cleanup(func() { close(behind.hold) })
+	conn := send(t, address, "GET /tools HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+mint(t, ati.IssueRequest{Subject: "a", TTL: 3 * time.Hour})+"\r\n\r\n")
+	waitForFlight(t, g)
+	g.PollOnce()
+	if g.InFlight() != 1 {
+		t.Error("a call in flight has ended, although Vault was read a moment ago")
+	}
+	passed.Store(int64(time.Hour))
+	g.PollOnce()
+	const want = `{"error":"ati-guard: Vault was not read successfully for too long","result":null}` + "\n"
+	if status, body := readResponse(t, conn); status != http.StatusServiceUnavailable || body != want {
+		t.Errorf("%d %q", status, body)
+	}
+	g.FlushAccessLog()
+	if got := behind.access.String(); !strings.Contains(got, `"reason":"Vault was not read successfully for too long"`) {
+		t.Errorf("access log: %s", got)
+	}
+}
+
 // TestGuard_RevokedUnderLoad checks that revocations end no call of another token, and no
 // connection on which a client sends a call.
 func TestGuard_RevokedUnderLoad(t *testing.T) {
 	t.Parallel()
-	g, address, _ := start(t, time.Now)
+	g, address, behind := start(t, time.Now)
+	behind.body = "{}" // without it, http.Transport may close a connection that it has already given to another call
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 	t.Cleanup(client.CloseIdleConnections)
 	valid := mint(t, ati.IssueRequest{Subject: "a"})
 	var running sync.WaitGroup
-	for i := range 16 {
+	for i := range 8 {
 		running.Go(func() {
-			for j := range 100 {
+			for j := range 50 {
 				id := fmt.Sprintf("%d-%d", i, j)
 				doomed := mint(t, ati.IssueRequest{Subject: "a", ID: id})
 				running.Go(func() { revoke(t, g, id) })
 				for _, token := range []string{doomed, valid} {
-					req, err := http.NewRequest(http.MethodPost, "http://"+address+"/call", strings.NewReader(strings.Repeat("x", 1+j*100)))
+					req, err := http.NewRequest(http.MethodPost, "http://"+address+"/call", strings.NewReader(strings.Repeat("x", 1+j*200)))
 					if err != nil {
 						t.Error(err)
 						return
@@ -523,12 +553,10 @@ func TestGuard_AccessLogGoesOn(t *testing.T) {
 	}
 }
 
-// TestCheck_KeyWithoutMaterial checks that a first response of Vault whose key is missing is
-// reported.
-func TestCheck_KeyWithoutMaterial(t *testing.T) {
-	t.Parallel()
+// check runs ati-guard check with a Vault that returns a response.
+func check(t *testing.T, data object, args ...string) error {
+	t.Helper()
 	vault := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		data := response(object{"keys": []object{{"version": 1, "state": "current", "algorithm": "HS256"}}})
 		_ = json.NewEncoder(w).Encode(object{"data": data})
 	}))
 	t.Cleanup(vault.Close)
@@ -537,12 +565,29 @@ func TestCheck_KeyWithoutMaterial(t *testing.T) {
 		t.Fatal(err)
 	}
 	flags := flag.NewFlagSet("ati-guard", flag.ContinueOnError)
-	cfg, err := guard.ParseConfig(flags, []string{"-vault.address", vault.URL, "-vault.auth.token_file", token})
+	cfg, err := guard.ParseConfig(flags, append(args, "-vault.address", vault.URL, "-vault.auth.token_file", token))
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "the response lists a key that this guard does not hold"
-	if err := guard.Check(t.Context(), cfg, io.Discard); err == nil || err.Error() != want {
-		t.Errorf("%v, want %s", err, want)
+	return guard.Check(t.Context(), cfg, io.Discard)
+}
+
+func TestCheck_Errors(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "cert.pem")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		keys []object
+		args []string
+		want string
+	}{
+		"a key without material": {[]object{{"version": 1, "state": "current", "algorithm": "HS256"}}, nil, "the response lists a key that this guard does not hold"},
+		"an empty certificate":   {nil, []string{"-tls_cert", file, "-tls_key", file}, "tls_cert: tls: failed to find any PEM data in certificate input"},
+	} {
+		if err := check(t, response(object{"keys": c.keys}), c.args...); err == nil || err.Error() != c.want {
+			t.Errorf("%s: %v, want %s", name, err, c.want)
+		}
 	}
 }

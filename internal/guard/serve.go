@@ -225,8 +225,11 @@ func (l *logFile) Close() error {
 	return l.file.Close()
 }
 
-// Check reads Vault, starts a proxy, and reports what it found.
+// Check loads the certificate, reads Vault, starts a proxy, and reports what it found.
 func Check(ctx context.Context, cfg *Config, out io.Writer) error {
+	if _, err := loadCertificate(cfg); err != nil {
+		return err
+	}
 	g, err := New(cfg, hclog.New(&hclog.LoggerOptions{Name: "ati-guard", Output: os.Stderr, Level: hclog.Error}), nil)
 	if err != nil {
 		return err
@@ -239,7 +242,7 @@ func Check(ctx context.Context, cfg *Config, out io.Writer) error {
 	}
 	b, rejected := g.door.open()
 	if rejected != nil {
-		return errors.New(rejected.reason)
+		return rejected
 	}
 	fmt.Fprintf(out, "Vault: generation %d, audiences %v, issuer %q\n", b.generation, b.audiences, b.issuer)
 	for _, k := range b.keys {
