@@ -197,6 +197,10 @@ What a read returns can be written back. key_version, key_created_at, and
 key_fingerprint cannot be changed: a write with another value is rejected, so it
 replaces only what you read. A patch changes the fields that it has; null resets one.
 
+guarded states that every proxy runs behind ati-guard. Then rotation_period lets the key
+rotate without a request: the next version is pending for rotation_overlap, and then
+becomes current. config/rotate shows when. An imported key is replaced by a generated one.
+
 allow_standby_minting spreads the load over the nodes of a cluster whose standbys serve
 reads, at the cost that its description states.
 

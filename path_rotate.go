@@ -233,10 +233,12 @@ const pathRotateHelpDesc = `
 Reading shows the current, the pending, and the previous version.
 
 Writing replaces the key immediately, and deletes the current and the previous version.
-New tokens are signed with the new key. Issued tokens stop working when each proxy
-restarts with the new key from proxy-env. Use this to invalidate every token.
+With guarded=true, it also deletes the pending version. New tokens are signed with the
+new key. Issued tokens stop working when each guard polls Vault or, without a guard, when
+the proxy restarts with the new key from proxy-env. Use this to invalidate every token.
 
-For a rotation without rejected requests, use config/rotate/stage.
+For rotations without rejected requests, set rotation_period in the config, or use
+config/rotate/stage.
 
 ` + needsSudo + `
 
@@ -245,10 +247,11 @@ For a rotation without rejected requests, use config/rotate/stage.
 `
 
 const pathRotateStageHelpDesc = `
-Writing creates a pending version of the key, which does not sign tokens yet. Set
-proxy_url to the URL of new proxies that start with proxy-env/<version> and run at the
-same time as those of the current version. config/rotate/activate makes the pending
-version current. Deleting removes the pending version.
+Writing creates a pending version of the key, which does not sign tokens yet. Guards
+accept it from their next poll on. Without guards, set proxy_url to the URL of new proxies
+that start with proxy-env/<version> and run at the same time as those of the current
+version. config/rotate/activate makes the pending version current. Deleting removes the
+pending version. An automatic rotation waits until it is activated or deleted.
 
 ` + needsSudo + `
 
@@ -256,9 +259,10 @@ version current. Deleting removes the pending version.
 `
 
 const pathRotateActivateHelpDesc = `
-The current version becomes the previous version. Until you retire the previous version,
-requests with its proxy_url still get tokens for its proxy. After a rollback, this makes
-the version that was rolled back current again.
+The current version becomes the previous version. With guarded=true, it is retired if
+both have the same proxy_url. Otherwise, requests with its proxy_url get tokens for its
+proxy until you retire it. After a rollback, this makes the version that was rolled back
+current again.
 
 ` + needsSudo + `
 
