@@ -76,7 +76,7 @@ func startChild(ctx context.Context, cfg *Config, local localKey, s *spec) (*chi
 	if err != nil {
 		return nil, err
 	}
-	for range 3 { // another program may take the port first
+	for range 3 { // another program, or user, may take the port first
 		var c *child
 		if c, err = launchChild(cfg, local, s, publicKey); err != nil {
 			return nil, err
@@ -225,6 +225,13 @@ func (c *child) waitUntilServing(ctx context.Context, local localKey) error {
 		case <-ctx.Done():
 			return errors.New("the ATI proxy did not respond in time")
 		case <-time.After(10 * time.Millisecond):
+		}
+		found, err := c.listens()
+		if err != nil {
+			return err
+		}
+		if !found {
+			continue
 		}
 		status := c.probe(ctx, "")
 		if status == 0 {
