@@ -107,6 +107,7 @@ func (b *backend) pathConfigWrite(ctx context.Context, req *logical.Request, d *
 	}
 	warnings = append(warnings, param.PlaintextWarning(entry.Current.ProxyURL)...)
 	warnings = append(warnings, entry.Limits.Warnings()...)
+	warnings = append(warnings, entry.SuspendedWarnings()...)
 	b.Logger().Info("config written", "created", created, "parameters", parameterList(req), "key_version", entry.Current.Version)
 	return noContent(warnings), nil
 }

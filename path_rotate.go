@@ -148,7 +148,7 @@ func (b *backend) rotate(ctx context.Context, req *logical.Request, request *key
 		return nil, err
 	}
 	b.Logger().Info("rotated signing key", append([]any{"operation", path.Base(req.Path), "parameters", parameterList(req)}, cfg.LogFields()...)...)
-	return &logical.Response{Data: versionFacts.Data(cfg.WithoutExpired(b.now())), Warnings: warnings}, nil
+	return &logical.Response{Data: versionFacts.Data(cfg.WithoutExpired(b.now())), Warnings: append(warnings, cfg.Stored.SuspendedWarnings()...)}, nil
 }
 
 // carryOut carries out one step in the life of the key, and stores the result in one write.
@@ -197,8 +197,24 @@ func (b *backend) pathRotateStageDelete(ctx context.Context, req *logical.Reques
 
 // rotateIfDue carries out the step in the life of the key that is due, at most one.
 func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
-	if cfg, err := b.getConfig(ctx, req.Storage); err != nil || cfg == nil || cfg.Stored.Due(b.now()) == nil {
+	b.rotating.Lock()
+	defer b.rotating.Unlock()
+	cfg, err := b.getConfig(ctx, req.Storage)
+	if err != nil || cfg == nil {
 		return err
+	}
+	due := cfg.Stored.Due(b.now())
+	if due == nil {
+		return nil
+	}
+	roleTTL, lookedUp := time.Duration(0), false
+	if due.Retires && cfg.Stored.LongestTTL > cfg.Stored.TTLLimit() { // only then does it delay the next rotation
+		b.setWrittenTTL(time.Second) // LongestTTL is more than 0, also without a role
+		defer b.setWrittenTTL(0)
+		if roleTTL, err = b.longestRoleTTL(ctx, req.Storage); err != nil {
+			b.Logger().Error("failed to look up the longest TTL; keeping the one that is known", "error", err)
+		}
+		lookedUp = err == nil
 	}
 	b.lock.Lock()
 	defer b.lock.Unlock()
@@ -206,8 +222,7 @@ func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
 	if err != nil || entry.Current == nil {
 		return err
 	}
-	due := entry.Due(b.now()) // another node may have carried it out
-	if due == nil {
+	if due = entry.Due(b.now()); due == nil { // a request, or another node, may have carried it out
 		return nil
 	}
 	var request *keyring.Request
@@ -215,13 +230,10 @@ func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
 		request = new(keyring.Request)
 	}
 	step := keyring.Step{}
-	if due.Retires && entry.LongestTTL > entry.TTLLimit() {
-		// Only then does it delay the next rotation. Mints need no lock meanwhile.
-		if step.RoleTTL, err = b.longestRoleTTL(ctx, req.Storage); err != nil {
-			b.Logger().Error("failed to look up the longest TTL; keeping the one that is known", "error", err)
-		}
+	if lookedUp {
+		step.RoleTTL = max(roleTTL, b.writtenTTL)
 	}
-	cfg, _, err := b.carryOut(ctx, req, entry, step, request, due.Apply)
+	cfg, _, err = b.carryOut(ctx, req, entry, step, request, due.Apply)
 	if err != nil {
 		return err
 	}

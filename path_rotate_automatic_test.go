@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -146,6 +147,8 @@ func TestAutomaticRotation_SameConfigAgain(t *testing.T) {
 	}
 }
 
+const suspendedWarning = "The automatic rotation is suspended: "
+
 // TestAutomaticRotation_ManualSteps checks how requests suspend, resume, and restart the
 // automatic rotation.
 func TestAutomaticRotation_ManualSteps(t *testing.T) {
@@ -159,7 +162,7 @@ func TestAutomaticRotation_ManualSteps(t *testing.T) {
 
 	m := rotating(t, nil)
 	m.at("2027-01-16T08:00:00Z")
-	m.step("/stage", nil)
+	m.step("/stage", nil, suspendedWarning+"version 2 was staged by a request; activate or delete it.")
 	suspended := rotation{1, 2, nil, nil, "suspended: version 2 was staged by a request; activate or delete it"}
 	m.equal("staged", suspended, m.tickAt("2027-01-18T08:00:00Z"))
 	m.ok(logical.DeleteOperation, "config/rotate/stage", nil)
@@ -168,16 +171,16 @@ func TestAutomaticRotation_ManualSteps(t *testing.T) {
 
 	m = rotating(t, nil)
 	m.at("2027-01-16T08:00:00Z")
-	m.step("/stage", nil)
+	m.step("/stage", nil, suspendedWarning+"version 2 was staged by a request; activate or delete it.")
 	m.step("/activate", nil)
 	m.equal("activated", rotation{2, nil, 1, "2027-01-18T08:00:00Z", "scheduled"}, m.rotation())
-	m.step("/rollback", nil)
+	m.step("/rollback", nil, suspendedWarning+"version 2 was rolled back; activate it again, or retire it.")
 	m.equal("rolled back", rotation{1, nil, 2, nil, "suspended: version 2 was rolled back; activate it again, or retire it"}, m.rotation())
 	m.at("2027-01-16T09:00:00Z")
 	m.step("/activate", nil)
 	m.equal("activated again", rotation{2, nil, 1, "2027-01-18T09:00:00Z", "scheduled"}, m.rotation())
-	m.step("/rollback", nil)
-	m.step("/retire", nil)
+	m.step("/rollback", nil, suspendedWarning+"version 2 was rolled back; activate it again, or retire it.")
+	m.step("/retire", nil, suspendedWarning+"version 2 was rolled back; its tokens expire by 2027-01-16T10:01:01Z.")
 	m.equal("retired", rotation{1, nil, 2, nil, "suspended: version 2 was rolled back; its tokens expire by 2027-01-16T10:01:01Z"}, m.rotation())
 	m.at("2027-01-16T10:01:01Z")
 	expired := rotation{1, nil, nil, "2027-01-18T09:00:00Z", "scheduled"}
@@ -185,8 +188,8 @@ func TestAutomaticRotation_ManualSteps(t *testing.T) {
 	m.equal("forgotten", expired, m.tickAt("2027-01-16T10:01:01Z"))
 
 	m = rotating(t, nil)
-	m.step("/stage", data{"proxy_url": greenProxy})
-	m.step("/activate", nil)
+	m.step("/stage", data{"proxy_url": greenProxy}, suspendedWarning+"version 2 was staged by a request; activate or delete it.")
+	m.step("/activate", nil, suspendedWarning+"previous version 1 is not retired.")
 	m.equal("another address", rotation{2, nil, 1, nil, "suspended: previous version 1 is not retired"}, m.tickAt("2027-01-18T08:00:00Z"))
 	m.step("/retire", nil)
 	m.equal("retired", rotation{2, nil, 1, "2027-01-18T09:01:01Z", "delayed: tokens of version 1 expire by 2027-01-18T09:01:01Z"}, m.rotation())
@@ -194,7 +197,7 @@ func TestAutomaticRotation_ManualSteps(t *testing.T) {
 	m = pending()
 	m.step("/activate", nil)
 	m.equal("activated early", rotation{2, nil, 1, "2027-01-19T07:50:00Z", "scheduled"}, m.rotation())
-	m.step("/rollback", nil)
+	m.step("/rollback", nil, suspendedWarning+"version 2 was rolled back; activate it again, or retire it.")
 	m.equal("rolled back", rotation{1, nil, 2, nil, "suspended: version 2 was rolled back; activate it again, or retire it"}, m.tickAt("2027-01-20T08:00:00Z"))
 
 	m = pending()
@@ -205,7 +208,7 @@ func TestAutomaticRotation_ManualSteps(t *testing.T) {
 	m.refused(logical.UpdateOperation, "config/rotate/stage", nil, "version 2 is already pending; activate it with: vault write -f ati/config/rotate/activate, or drop it with: vault delete ati/config/rotate/stage")
 
 	m = pending()
-	m.step("", nil, "From their next poll on, guards reject tokens signed before version 3. Tokens issued by this mount before the rotation expire by 2027-01-17T08:51:01Z.")
+	m.step("", nil, "From their next poll on, guards reject tokens signed before version 3. Tokens issued by this mount before the rotation expire by 2027-01-17T08:51:01Z.", "Pending version 2 was deleted.")
 	m.equal("replaced", rotation{3, nil, nil, "2027-01-19T07:50:00Z", "scheduled"}, m.tickAt("2027-01-17T08:10:00Z"))
 
 	// A rollback drops the version that would otherwise become current.
@@ -213,7 +216,7 @@ func TestAutomaticRotation_ManualSteps(t *testing.T) {
 	m.ok(logical.UpdateOperation, "roles/r", data{"ttl": "100h"})
 	m.tickAt("2027-01-17T08:00:00Z")
 	m.equal("all three", rotation{2, 3, 1, "2027-01-21T12:02:00Z", "in progress: version 3 is pending"}, m.tickAt("2027-01-21T11:52:00Z"))
-	m.step("/rollback", nil)
+	m.step("/rollback", nil, suspendedWarning+"version 2 was rolled back; activate it again, or retire it.")
 	m.equal("rolled back", rotation{1, nil, 2, nil, "suspended: version 2 was rolled back; activate it again, or retire it"}, m.tickAt("2027-02-21T11:52:00Z"))
 }
 
@@ -276,8 +279,47 @@ func TestAutomaticRotation_LongTTL(t *testing.T) {
 	m.at("2027-01-20T08:00:00Z")
 	m.equal("kept until", "2027-02-14T12:01:01Z", m.write("revoke", data{"agent_id": "a"}).Data["kept_until"])
 	// After a rollback, its tokens live longer than those of the roles.
-	m.step("/rollback", nil)
+	m.step("/rollback", nil, suspendedWarning+"version 2 was rolled back; activate it again, or retire it.")
 	m.equal("expiry", "2027-02-14T12:01:01Z", m.ok(logical.UpdateOperation, "config/rotate/activate", nil).Data["previous_tokens_expire_by"])
+}
+
+// TestAutomaticRotation_LookupOfRoles checks that the lookup of the longest TTL counts the
+// roles that are written during it, that requests need not wait for it, and that without a
+// role no TTL counts.
+func TestAutomaticRotation_LookupOfRoles(t *testing.T) {
+	t.Parallel()
+	m := rotating(t, nil)
+	m.ok(logical.CreateOperation, "roles/a", data{"tools": "x"})
+	m.ok(logical.CreateOperation, "roles/long", data{"tools": "x", "ttl": "100h"})
+	m.write("roles/long", data{"disabled": true})
+	m.b = m.newBackend() // no role is cached
+	m.tickAt("2027-01-17T07:50:00Z")
+	var once sync.Once
+	during := func(key string) {
+		if key == "role/r" { // after role a
+			once.Do(func() {
+				m.write("roles/a", data{"ttl": "80h"})
+				m.equal("key of a mint", 1, m.ok(logical.ReadOperation, "creds/a", nil).Data["key_version"])
+				m.ok(logical.ReadOperation, "guard", nil)
+			})
+		}
+	}
+	m.storage.afterGet.Store(&during)
+	m.tickAt("2027-01-17T08:00:00Z")
+	minted := m.ok(logical.ReadOperation, "creds/a", nil).Data
+	m.equal("version and TTL", []any{2, int64(80 * 3600)}, []any{minted["key_version"], minted["token_ttl"]})
+
+	m = generated(t, nil, nil)
+	m.ok(logical.CreateOperation, "roles/long", data{"tools": "x", "ttl": "700h"})
+	m.write("roles/long", data{"disabled": true})
+	m.write("roles/r", data{"disabled": true})
+	m.ok(logical.UpdateOperation, "config", data{"guarded": true, "rotation_period": "24h"})
+	m.tickAt("2027-01-16T07:55:00Z")
+	m.tickAt("2027-01-16T08:00:00Z")
+	m.tickAt("2027-02-14T11:56:01Z")
+	m.equal("without a role", rotation{3, nil, 2, "2027-02-15T12:01:01Z", "scheduled"}, m.tickAt("2027-02-14T12:01:01Z"))
+	m.tickAt("2027-02-15T11:56:01Z")
+	m.equal("the next one", rotation{4, nil, 3, "2027-02-16T12:01:01Z", "scheduled"}, m.tickAt("2027-02-15T12:01:01Z"))
 }
 
 // TestAutomaticRotation_Clock checks that a clock that jumps does not rotate twice.

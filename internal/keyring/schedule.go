@@ -149,6 +149,14 @@ func (r *Ring) suspended() string {
 	return ""
 }
 
+// SuspendedWarnings returns a warning if the automatic rotation waits for a request.
+func (r *Ring) SuspendedWarnings() []string {
+	if reason := r.suspended(); r.Period > 0 && reason != "" {
+		return []string{"The automatic rotation is suspended: " + reason + "."}
+	}
+	return nil
+}
+
 // RotationStatus returns what the automatic rotation does, or "" without one.
 func (r *Ring) RotationStatus() string {
 	reason := r.suspended()

@@ -28,15 +28,16 @@ func (s Step) Rotate(r *Ring) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Guarded {
-		r.Pending = nil // guards accept it: its holder could go on
-	}
 	pending := r.Pending
-	if pending != nil && pending.ProxyURL == key.ProxyURL && key.ProxyURL != r.Current.ProxyURL {
+	if pending != nil && !s.Guarded && pending.ProxyURL == key.ProxyURL && key.ProxyURL != r.Current.ProxyURL {
 		return nil, fmt.Errorf("proxy_url %q belongs to pending version %d, and its proxy holds that key; choose a different URL", key.ProxyURL, pending.Version)
 	}
 	warnings = append(param.PlaintextWarning(key.ProxyURL), s.rotatedWarnings(r, key)...)
-	if pending != nil {
+	switch {
+	case pending != nil && s.Guarded: // guards accept it: its holder could go on
+		r.Pending = nil
+		warnings = append(warnings, fmt.Sprintf("Pending version %d was deleted.", pending.Version))
+	case pending != nil:
 		warnings = append(warnings, fmt.Sprintf("Pending version %d was kept. If its key may be compromised, run: vault delete %sconfig/rotate/stage", pending.Version, param.CommandPath(s.Mount)))
 	}
 	key.ActivatedAt = key.CreatedAt
