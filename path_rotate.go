@@ -207,14 +207,9 @@ func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
 	if due == nil {
 		return nil
 	}
-	roleTTL, lookedUp := time.Duration(0), false
+	roleTTL := time.Duration(0)
 	if due.Retires && cfg.Stored.LongestTTL > cfg.Stored.TTLLimit() { // only then does it delay the next rotation
-		b.setWrittenTTL(time.Second) // LongestTTL is more than 0, also without a role
-		defer b.setWrittenTTL(0)
-		if roleTTL, err = b.longestRoleTTL(ctx, req.Storage); err != nil {
-			b.Logger().Error("failed to look up the longest TTL; keeping the one that is known", "error", err)
-		}
-		lookedUp = err == nil
+		roleTTL = b.lookUpRoleTTL(ctx, req.Storage)
 	}
 	b.lock.Lock()
 	defer b.lock.Unlock()
@@ -230,7 +225,7 @@ func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
 		request = new(keyring.Request)
 	}
 	step := keyring.Step{}
-	if lookedUp {
+	if roleTTL > 0 {
 		step.RoleTTL = max(roleTTL, b.writtenTTL)
 	}
 	cfg, _, err = b.carryOut(ctx, req, entry, step, request, due.Apply)
@@ -239,6 +234,20 @@ func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
 	}
 	b.Logger().Info("rotated signing key", append([]any{"operation", due.Name, "automatic", true}, cfg.LogFields()...)...)
 	return nil
+}
+
+// lookUpRoleTTL returns the longest TTL of the enabled roles, and from then on notes those
+// of roles that are written. If it fails, it returns 0.
+func (b *backend) lookUpRoleTTL(ctx context.Context, s logical.Storage) time.Duration {
+	b.lock.Lock()
+	b.writtenTTL = 0
+	b.lock.Unlock()
+	ttl, err := b.longestRoleTTL(ctx, s)
+	if err != nil {
+		b.Logger().Error("failed to look up the longest TTL; keeping the one that is known", "error", err)
+		return 0
+	}
+	return max(ttl, time.Second) // LongestTTL is more than 0, also without a role
 }
 
 const pathRotateHelpDesc = `

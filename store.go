@@ -43,8 +43,8 @@ type store struct {
 	config atomic.Pointer[cachedConfig]
 	roles  *lru.Cache[string, *role.Role]
 
-	rotating   sync.Mutex    // held by an automatic step, which then takes lock
-	writtenTTL time.Duration // longest TTL of the enabled roles that were written during its lookup, or 0
+	rotating   sync.Mutex    // held during an automatic step, which also takes lock
+	writtenTTL time.Duration // longest TTL of the roles that were written during the step
 
 	revoked *revocation.List // nil until it is read
 	clock   func() time.Time
@@ -166,8 +166,8 @@ func (st *store) raiseLongestTTL(ctx context.Context, s logical.Storage, cfg *co
 	return st.putConfig(ctx, s, raised)
 }
 
-// longestRoleTTL returns the longest TTL of the enabled roles. A caller that does not hold
-// the lock, which a lookup of many roles would hold for seconds, also needs writtenTTL.
+// longestRoleTTL returns the longest TTL of the enabled roles. Without the lock, which it
+// would hold for seconds if there are many, it may miss roles that are being written.
 func (st *store) longestRoleTTL(ctx context.Context, s logical.Storage) (longest time.Duration, err error) {
 	names, err := s.List(ctx, rolePrefix)
 	if err != nil {
@@ -185,12 +185,6 @@ func (st *store) longestRoleTTL(ctx context.Context, s logical.Storage) (longest
 	return longest, nil
 }
 
-func (st *store) setWrittenTTL(ttl time.Duration) {
-	st.lock.Lock()
-	defer st.lock.Unlock()
-	st.writtenTTL = ttl
-}
-
 // putRole stores a role and updates the cache. The caller holds the lock.
 func (st *store) putRole(ctx context.Context, s logical.Storage, r *role.Role) error {
 	r.StorageVersion = storageVersion
@@ -198,7 +192,7 @@ func (st *store) putRole(ctx context.Context, s logical.Storage, r *role.Role) e
 	if err != nil {
 		return fmt.Errorf("write role %q: %w", r.Name, err)
 	}
-	if st.writtenTTL > 0 && !r.Disabled {
+	if !r.Disabled {
 		st.writtenTTL = max(st.writtenTTL, r.LongestTTL())
 	}
 	// A write that failed may have been carried out: the next request reads storage.
