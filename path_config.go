@@ -141,7 +141,7 @@ func (b *backend) updateKeys(entry *configEntry, request keyring.Request, raw ma
 
 // applySchedule sets when the key rotates automatically.
 func (b *backend) applySchedule(ctx context.Context, req *logical.Request, entry *configEntry, key keyring.Request, raw map[string]any) error {
-	before, fresh := entry.Schedule, keyring.NewSchedule()
+	was, fresh := entry.Schedule, keyring.NewSchedule()
 	keyring.ScheduleParams.Reset(raw, &entry.Schedule, &fresh)
 	if err := keyring.ScheduleParams.Apply(raw, &entry.Schedule); err != nil {
 		return refuse.Error(err)
@@ -149,8 +149,8 @@ func (b *backend) applySchedule(ctx context.Context, req *logical.Request, entry
 	if _, written := raw["rotation_period"]; written && entry.Period > 0 && key.Imported() != "" {
 		return refuse.Errorf("%s and rotation_period cannot be set in one request, which would fail when it is repeated after a rotation; remove %s to have Vault generate the key, or import the key first", key.Imported(), key.Imported())
 	}
-	longestTTL := time.Duration(0) // a role that got a longer TTL later only delays the rotation
-	if entry.Schedule != before {
+	var longestTTL time.Duration
+	if entry.Schedule != was { // else a role that got a longer TTL since then delays the rotation
 		longestTTL = entry.LongestTTL
 	}
 	if entry.Period > 0 && longestTTL > entry.TTLLimit() { // perhaps of a role that is gone
@@ -159,8 +159,11 @@ func (b *backend) applySchedule(ctx context.Context, req *logical.Request, entry
 			return err
 		}
 	}
+	if err := entry.Schedule.Check(entry.Guarded, longestTTL); err != nil {
+		return refuse.Error(err)
+	}
 	entry.Reschedule(b.now())
-	return refuse.Error(entry.Schedule.Check(entry.Guarded, longestTTL))
+	return nil
 }
 
 func (b *backend) pathConfigDelete(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {

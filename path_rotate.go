@@ -214,7 +214,7 @@ func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
 	b.lock.Lock()
 	defer b.lock.Unlock()
 	entry, err := readConfigEntry(ctx, req.Storage)
-	if err != nil || entry.Current == nil {
+	if err != nil {
 		return err
 	}
 	if due = entry.Due(b.now()); due == nil { // a request, or another node, may have carried it out
@@ -232,7 +232,11 @@ func (b *backend) rotateIfDue(ctx context.Context, req *logical.Request) error {
 	if err != nil {
 		return err
 	}
-	b.Logger().Info("rotated signing key", append([]any{"operation", due.Name, "automatic", true}, cfg.LogFields()...)...)
+	if due.Deletes != nil {
+		b.Logger().Info("deleted "+due.Name+" key version", "key_version", due.Deletes.Version)
+	} else {
+		b.Logger().Info("rotated signing key", append([]any{"operation", due.Name, "automatic", true}, cfg.LogFields()...)...)
+	}
 	return nil
 }
 

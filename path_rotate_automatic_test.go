@@ -111,12 +111,12 @@ func TestAutomaticRotation_RejectsSettings(t *testing.T) {
 		{m, data{"rotation_period": "59m59s", "guarded": true}, "rotation_period 59m59s: must be 0 or at least 1h0m0s"},
 		{m, data{"rotation_overlap": "59s"}, "rotation_overlap 59s: must be at least 1m0s"},
 		{m, data{"rotation_overlap": 0}, "rotation_overlap 0s: must be at least 1m0s"},
-		{m, data{"rotation_period": "20h6m59s", "guarded": true}, "rotation_period 20h6m59s is too short: tokens live up to 20h0m0s, so it must be at least 20h7m0s (with rotation_overlap 5m0s and a margin of 2m0s)"},
-		{m, data{"rotation_period": "20h7m", "rotation_overlap": "6m", "guarded": true}, "rotation_period 20h7m0s is too short: tokens live up to 20h0m0s, so it must be at least 20h8m0s (with rotation_overlap 6m0s and a margin of 2m0s)"},
+		{m, data{"rotation_period": "20h6m59s", "guarded": true}, "rotation_period 20h6m59s is too short: roles allow a TTL of up to 20h0m0s, so it must be at least 20h7m0s (with rotation_overlap 5m0s and a margin of 2m0s)"},
+		{m, data{"rotation_period": "20h7m", "rotation_overlap": "6m", "guarded": true}, "rotation_period 20h7m0s is too short: roles allow a TTL of up to 20h0m0s, so it must be at least 20h8m0s (with rotation_overlap 6m0s and a margin of 2m0s)"},
 		{m, data{"rotation_period": "48h", "guarded": true, "secret": testSecret}, fmt.Sprintf(together, "secret")},
 		{es256, data{"rotation_period": "48h", "guarded": true, "private_key": pair.sec1}, fmt.Sprintf(together, "private_key")},
 		{automatic, data{"guarded": false}, unguarded},
-		{automatic, data{"rotation_overlap": "46h58m1s"}, "rotation_period 48h0m0s is too short: tokens live up to 1h0m0s, so it must be at least 48h0m1s (with rotation_overlap 46h58m1s and a margin of 2m0s)"},
+		{automatic, data{"rotation_overlap": "46h58m1s"}, "rotation_period 48h0m0s is too short: roles allow a TTL of up to 1h0m0s, so it must be at least 48h0m1s (with rotation_overlap 46h58m1s and a margin of 2m0s)"},
 	} {
 		c.m.refused(logical.UpdateOperation, "config", c.d, c.want)
 	}
@@ -125,6 +125,8 @@ func TestAutomaticRotation_RejectsSettings(t *testing.T) {
 	empty.refused(logical.CreateOperation, "config", data{"proxy_url": testProxy, "rotation_period": "48h", "guarded": true, "secret": testSecret}, fmt.Sprintf(together, "secret"))
 
 	m.ok(logical.UpdateOperation, "config", data{"rotation_period": "20h7m", "guarded": true})
+	m.ok(logical.UpdateOperation, "config", data{"secret": testSecret}) // until the key rotates
+	m.refused(logical.UpdateOperation, "config", data{"secret": greenSecret}, "secret does not match the current key, which rotates automatically; remove secret from the request")
 	m.ok(logical.PatchOperation, "config", data{"rotation_period": nil, "rotation_overlap": nil})
 	read := m.ok(logical.ReadOperation, "config", nil).Data
 	m.equal("after a reset", []any{int64(0), int64(300)}, []any{read["rotation_period"], read["rotation_overlap"]})
@@ -205,7 +207,7 @@ func TestAutomaticRotation_ManualSteps(t *testing.T) {
 	m.equal("another one", rotation{1, 3, nil, "2027-01-17T08:01:00Z", "in progress: version 3 is pending"}, m.tickAt("2027-01-17T07:51:00Z"))
 
 	m = pending()
-	m.refused(logical.UpdateOperation, "config/rotate/stage", nil, "version 2 is already pending; activate it with: vault write -f ati/config/rotate/activate, or drop it with: vault delete ati/config/rotate/stage")
+	m.refused(logical.UpdateOperation, "config/rotate/stage", nil, "version 2 is already pending, and becomes current automatically at 2027-01-17T08:00:00Z; to make it current now, run: vault write -f ati/config/rotate/activate; to drop it, set rotation_period=0 in the config")
 
 	m = pending()
 	m.step("", nil, "From their next poll on, guards reject tokens signed before version 3. Tokens issued by this mount before the rotation expire by 2027-01-17T08:51:01Z.", "Pending version 2 was deleted.")
@@ -267,7 +269,7 @@ func TestAutomaticRotation_LongTTL(t *testing.T) {
 	// A TTL of a role that is gone does not prevent a period.
 	m = generated(t, nil, nil)
 	m.ok(logical.CreateOperation, "roles/long", data{"tools": "x", "ttl": "700h"})
-	m.refused(logical.UpdateOperation, "config", data{"guarded": true, "rotation_period": "24h"}, "rotation_period 24h0m0s is too short: tokens live up to 700h0m0s, so it must be at least 700h7m0s (with rotation_overlap 5m0s and a margin of 2m0s)")
+	m.refused(logical.UpdateOperation, "config", data{"guarded": true, "rotation_period": "24h"}, "rotation_period 24h0m0s is too short: roles allow a TTL of up to 700h0m0s, so it must be at least 700h7m0s (with rotation_overlap 5m0s and a margin of 2m0s)")
 	token := m.ok(logical.ReadOperation, "creds/long", nil).Data["token"].(string)
 	m.ok(logical.DeleteOperation, "roles/long", nil)
 	m.ok(logical.UpdateOperation, "config", data{"guarded": true, "rotation_period": "24h"})

@@ -1170,7 +1170,7 @@ func TestLog_RecordsKeyVersions(t *testing.T) {
 		`rotated signing key: operation=stage parameters=proxy_url current_version=1 pending_version=2`,
 		"proxy environment read: key_version=2",
 		"deleted pending key version: key_version=2",
-		"rotated signing key: operation=forget automatic=true current_version=3",
+		"deleted expired key version: key_version=1",
 	} {
 		if !strings.Contains(m.log.String(), want) {
 			t.Errorf("the log has no line %s:\n%s", want, m.log)

@@ -196,6 +196,9 @@ func (ks *Keys) Update(r Request) (ring Ring, warnings []string, err error) {
 			return ring, nil, err
 		}
 		if imported.Key.Fingerprint() != current.Key.Fingerprint() {
+			if ring.Period > 0 {
+				return ring, nil, fmt.Errorf("%s does not match the current key, which rotates automatically; remove %s from the request", name, name)
+			}
 			return ring, nil, fmt.Errorf("%s does not match the current key and %s", name, rotate)
 		}
 	}

@@ -52,7 +52,7 @@ func (s Schedule) Check(guarded bool, longestTTL time.Duration) error {
 	case !guarded:
 		return errors.New("rotation_period requires guarded=true, because a proxy without a guard rejects tokens of a new key until it restarts; run every proxy behind ati-guard and set guarded=true, or set rotation_period=0")
 	case longestTTL > s.TTLLimit():
-		return fmt.Errorf("rotation_period %v is too short: tokens live up to %v, so it must be at least %v (with rotation_overlap %v and a margin of %v)", s.Period, longestTTL, longestTTL+s.Overlap+periodMargin, s.Overlap, periodMargin)
+		return fmt.Errorf("rotation_period %v is too short: roles allow a TTL of up to %v, so it must be at least %v (with rotation_overlap %v and a margin of %v)", s.Period, longestTTL, longestTTL+s.Overlap+periodMargin, s.Overlap, periodMargin)
 	}
 	return nil
 }
@@ -68,8 +68,9 @@ func (s Schedule) TTLWarnings(ttl time.Duration) []string {
 // Due is a step in the life of the key that is due without a request.
 type Due struct {
 	Name    string
-	NewKey  bool // the step's Request needs a key
-	Retires bool // the step takes a RoleTTL
+	NewKey  bool   // the step's Request needs a key
+	Retires bool   // the step takes a RoleTTL
+	Deletes *Entry // what the step deletes
 	Apply   func(Step, *Ring) (warnings []string, err error)
 }
 
@@ -80,13 +81,13 @@ func (r *Ring) Due(now time.Time) *Due {
 	if due := live.dueRotation(now); due != nil || !expired {
 		return due
 	}
-	return &Due{Name: "forget", Apply: func(Step, *Ring) ([]string, error) { return nil, nil }}
+	return &Due{Name: "expired", Deletes: r.Previous, Apply: func(s Step, r *Ring) ([]string, error) { r.DropExpired(s.Now); return nil, nil }}
 }
 
 func (r *Ring) dueRotation(now time.Time) *Due {
 	switch pending := r.Pending; {
 	case r.isPremature(now):
-		return &Due{Name: "drop", Apply: func(s Step, r *Ring) ([]string, error) { r.Reschedule(s.Now); return nil, nil }}
+		return &Due{Name: "pending", Deletes: r.Pending, Apply: func(s Step, r *Ring) ([]string, error) { r.Reschedule(s.Now); return nil, nil }}
 	case r.Period == 0 || r.suspended() != "":
 		return nil
 	case pending == nil && !now.Before(r.rotateAt().Add(-r.Overlap)):
@@ -139,6 +140,8 @@ func (r *Ring) suspended() string {
 	switch {
 	case r.RolledBack && !r.Previous.RetiredAt.IsZero():
 		return fmt.Sprintf("version %d was rolled back; its tokens expire by %s", r.Previous.Version, r.Previous.TokensExpireBy.Format(time.RFC3339))
+	case r.RolledBack && r.Pending != nil:
+		return fmt.Sprintf("version %d was rolled back; retire it", r.Previous.Version)
 	case r.RolledBack:
 		return fmt.Sprintf("version %d was rolled back; activate it again, or retire it", r.Previous.Version)
 	case r.Pending != nil && !r.Pending.Automatic:

@@ -63,7 +63,9 @@ func (s Step) rotatedWarnings(r *Ring, key *Entry) (warnings []string) {
 
 // Stage makes the pending version.
 func (s Step) Stage(r *Ring) (warnings []string, err error) {
-	if p := r.Pending; p != nil {
+	if p := r.Pending; p != nil && p.Automatic {
+		return nil, fmt.Errorf("version %d is already pending, and becomes current automatically at %s; to make it current now, run: vault write -f %sconfig/rotate/activate; to drop it, set rotation_period=0 in the config", p.Version, r.NextRotationAt().Format(time.RFC3339), param.CommandPath(s.Mount))
+	} else if p != nil {
 		return nil, fmt.Errorf("version %d is already pending; activate it with: vault write -f %sconfig/rotate/activate, or drop it with: vault delete %sconfig/rotate/stage", p.Version, param.CommandPath(s.Mount), param.CommandPath(s.Mount))
 	}
 	key, err := r.newVersion(s.Request, s.Now)
