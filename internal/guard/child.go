@@ -226,14 +226,13 @@ func (c *child) waitUntilServing(ctx context.Context, local localKey) error {
 			return errors.New("the ATI proxy did not respond in time")
 		case <-time.After(10 * time.Millisecond):
 		}
-		found, err := c.listens()
-		if err != nil {
-			return err
-		}
-		if !found {
+		if c.probe(ctx, "") == 0 {
 			continue
 		}
-		status := c.probe(ctx, "")
+		if err := c.checkPort(); err != nil {
+			return err
+		}
+		status := c.probe(ctx, "") // again: the first response may be of another program
 		if status == 0 {
 			continue
 		}

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -15,17 +16,18 @@ func childAttributes(credential *syscall.Credential) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true, Credential: credential}
 }
 
-// listens reports whether the child's user listens at its port, which then no other user
-// can take. An error means that another user does.
-func (c *child) listens() (found bool, err error) {
+// checkPort returns an error unless the child's user, and no other, listens at its port,
+// which no other user can then take.
+func (c *child) checkPort() error {
 	uid := strconv.Itoa(os.Geteuid())
 	if credential := c.cmd.SysProcAttr.Credential; credential != nil {
 		uid = strconv.FormatUint(uint64(credential.Uid), 10)
 	}
 	sockets, err := os.ReadFile("/proc/self/net/tcp")
 	if err != nil {
-		return false, err
+		return err
 	}
+	found := false
 	port := netip.MustParseAddrPort(c.address).Port()
 	for line := range strings.Lines(string(sockets)) {
 		fields := strings.Fields(line) // sl local_address rem_address st … … … uid
@@ -33,9 +35,12 @@ func (c *child) listens() (found bool, err error) {
 			continue
 		}
 		if fields[7] != uid {
-			return false, fmt.Errorf("the user with ID %s has taken the port of the ATI proxy", fields[7])
+			return fmt.Errorf("the user with ID %s has taken the port of the ATI proxy", fields[7])
 		}
 		found = true
 	}
-	return found, nil
+	if !found {
+		return errors.New("the ATI proxy does not listen at its port")
+	}
+	return nil
 }
