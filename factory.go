@@ -86,7 +86,8 @@ an ATI proxy.
 A security team writes the signing key and the proxy's URL to config, and what a
 token may grant to roles/<name>. An orchestrator requests a token from creds/<name>,
 or many from batch/<name>. The proxy's host reads the key from proxy-env.
-config/rotate replaces the key immediately, config/rotate/stage without downtime;
+config/rotate replaces the key immediately, config/rotate/stage without downtime,
+and with rotation_period in config the key rotates automatically;
 jwks has the public keys. revoke ends the tokens of an agent, or one token, at
 proxies behind a guard, which reads guard. check/<name> shows whether a role allows a
 tool, and validate and inspect show what is in a token.

@@ -33,7 +33,8 @@ resource "vault_mount" "ati" {
 
 # Without a secret, Vault generates one, which never enters Terraform's state; the proxy
 # host reads it from ati/proxy-env. Applying the configuration again does not change the
-# key. Do not rotate keys with Terraform. After a rotation to a different proxy, change
+# key. Do not rotate keys with Terraform. If every proxy runs behind ati-guard, you can add
+# guarded = true and rotation_period = "720h", with which Vault rotates the key. After a rotation to a different proxy, change
 # proxy_url here. Otherwise the next apply issues tokens for the old proxy, or fails
 # while Vault still has the old proxy's key version.
 resource "vault_generic_endpoint" "config" {
