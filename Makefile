@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation docs-test api check bench lint licenses release fmt clean
+.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation kubernetes docs-test api check bench lint licenses release fmt clean
 
 ROTATION_CALLS ?= 10000
 INTEROP ?= full
@@ -59,6 +59,10 @@ interop: ## Run the tests with the real ATI proxy and ati-client (needs cargo, a
 rotation: ## Rotate the key under load, behind guards, also automatically, and blue/green with two proxies: zero failed requests
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh) && set -a -o pipefail && eval "$$parts" && \
 	VAULT_BIN=$$vault ATI_ROTATION_CALLS=$(ROTATION_CALLS) $(call go_test_interop,rotation) -parallel 6 | grep --line-buffered -v '^=== '
+
+kubernetes: ## Run the examples on a real Kubernetes API server and operator (needs what make interop needs, OpenBao, and etcd or Debian)
+	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh && scripts/kubernetes-parts.sh) && set -a -o pipefail && eval "$$parts" && \
+	VAULT_BIN=$$vault go test -tags interop,kubernetes -count=1 -v -timeout 10m -run '^TestKubernetes$$' -parallel 8 ./test | grep --line-buffered -v '^=== '
 
 docs-test: ## Run the commands in the documents on a real Vault server (needs openssl, and OpenBao or pip)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^(TestREADME|TestDocs.*)$$' -count=1 ./test

@@ -11,30 +11,11 @@ unset CDPATH
 
 cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME to locate the cache directory}/.cache}/vault-plugin-secrets-ati
 ati_version=0.7.15
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
 
 require() {
   command -v "$1" >/dev/null || { echo "$1 is not installed; make interop requires cargo, a C compiler, and Python 3" >&2; exit 1; }
-}
-
-# build_once DIR COMMAND... does nothing if DIR exists. Otherwise it appends DIR.new
-# to the command and runs it, and renames DIR.new to DIR if the command succeeds.
-build_once() {
-  local dir=$1 log start=$SECONDS
-  shift
-  if [ -d "$dir" ]; then return; fi
-  echo "building $(basename "$dir") (once)" >&2
-  log=$(mktemp)
-  rm -rf "$dir.new"
-  mkdir -p "$(dirname "$dir")"
-  if ! "$@" "$dir.new" >"$log" 2>&1; then
-    tail -n 20 "$log" >&2
-    rm -rf "$log" "$dir.new"
-    echo "cannot build $(basename "$dir"); see the output above" >&2
-    exit 1
-  fi
-  rm -f "$log"
-  mv "$dir.new" "$dir"
-  echo "built $(basename "$dir") in $((SECONDS - start)) s" >&2
 }
 
 install_ati() { cargo install agent-tools-interface --version "$ati_version" --locked --root "$1"; }

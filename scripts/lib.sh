@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shell functions for demo.sh, dev.sh, and bench.sh, which source this file.
+# Shell functions for the scripts that source this file.
 
 plugin=vault-plugin-secrets-ati
 
@@ -68,4 +68,25 @@ write_role() {
   show "$cli write ati/roles/researcher tools=web_search,arxiv:search skills=summarize \\
     rate=tool:web_search=30/hour allowed_agent_ids='sandbox:*' ttl=1h max_ttl=4h"
   show "$cli policy write ati-orchestrator examples/policies/orchestrator.hcl"
+}
+
+# build_once DIR COMMAND... does nothing if DIR exists. Otherwise it appends DIR.new
+# to the command and runs it, and renames DIR.new to DIR if the command succeeds.
+build_once() {
+  local dir=$1 log start=$SECONDS
+  shift
+  if [ -d "$dir" ]; then return; fi
+  echo "building $(basename "$dir") (once)" >&2
+  log=$(mktemp)
+  rm -rf "$dir.new"
+  mkdir -p "$(dirname "$dir")"
+  if ! "$@" "$dir.new" >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -rf "$log" "$dir.new"
+    echo "cannot build $(basename "$dir"); see the output above" >&2
+    exit 1
+  fi
+  rm -f "$log"
+  mv "$dir.new" "$dir"
+  echo "built $(basename "$dir") in $((SECONDS - start)) s" >&2
 }
