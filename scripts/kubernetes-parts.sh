@@ -4,7 +4,7 @@
 # directory.
 #   KUBE_APISERVER   the Kubernetes API server, built from source
 #   EXTERNAL_SECRETS the External Secrets Operator, built from source
-#   EXTERNAL_SECRETS_CRDS, VAULT_SECRETS_OPERATOR_CRDS
+#   EXTERNAL_SECRETS_CRDS, VSO_CRDS
 #                    directories with the operators' CustomResourceDefinitions
 #   ETCD_BIN         ETCD_BIN if set, or etcd in PATH, or else Debian's, not installed
 #   KUBECTL          kubectl from its Python package
@@ -71,4 +71,4 @@ assign KUBE_APISERVER "$path"
 go_program external-secrets github.com/external-secrets/external-secrets
 assign EXTERNAL_SECRETS "$path"
 assign EXTERNAL_SECRETS_CRDS "$(go -C tools/kubernetes/external-secrets list -m -f '{{.Dir}}' github.com/external-secrets/external-secrets)/config/crds/bases"
-assign VAULT_SECRETS_OPERATOR_CRDS "$(module_dir "$(go mod download -json "$vault_secrets_operator")")/chart/crds"
+assign VSO_CRDS "$(module_dir "$(go mod download -json "$vault_secrets_operator")")/chart/crds"

@@ -50,7 +50,7 @@ func startKube(t testing.TB) *kube {
 		}
 	}
 	c.apply(`
-{kind: Namespace, apiVersion: v1, metadata: {name: agents, labels: {pod-security.kubernetes.io/enforce: restricted}}}
+{kind: Namespace, apiVersion: v1, metadata: {name: agents, labels: {pod-security.kubernetes.io/enforce: baseline}}}
 ---
 {kind: Namespace, apiVersion: v1, metadata: {name: others}}
 ---

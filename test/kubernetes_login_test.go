@@ -3,6 +3,7 @@
 package test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -70,25 +71,43 @@ func testKubernetesLogins(t *testing.T, c *kube) {
 	}
 	other := &kube{t: t}
 	other.writeSigningKey()
-	c.apply("{kind: Pod, apiVersion: v1, metadata: {name: short, namespace: others}, spec: {serviceAccountName: agent, containers: [{name: a, image: a}]}}")
-	s.write(s.root, "auth/kubernetes/role/others", data{"bound_service_account_names": "agent", "bound_service_account_namespaces": "others", "token_policies": "ati-sandbox"})
-	ofPod := c.token("others", "agent", "--bound-object-kind=Pod", "--bound-object-name=short")
-	s.write("", "auth/kubernetes/login", data{"role": "others", "jwt": ofPod})
-	c.kubectl("delete", "pod", "short", "--namespace", "others", "--force", "--grace-period=0")
+	s.write(s.root, "auth/kubernetes/role/audience", data{"bound_service_account_names": "agent", "bound_service_account_namespaces": "agents", "token_policies": "ati-sandbox", "audience": clusterIssuer})
+	s.write("", "auth/kubernetes/login", data{"role": "audience", "jwt": agent})
+	elsewhere := c.token("agents", "agent", "--audience=elsewhere")
+	if status, body := login(elsewhere); status != http.StatusOK {
+		t.Errorf("a role without an audience rejects a token for another one: %d %s", status, body)
+	}
 	for _, try := range []struct{ what, role, token string }{
 		{"another service account", "ati-sandbox", c.token("agents", "second")},
 		{"another namespace", "ati-sandbox", c.token("others", "agent")},
 		{"an expired token", "ati-sandbox", c.changedToken(agent, past)},
-		{"another name, signed by another key", "ati-sandbox", other.changedToken(agent, nil)},
-		{"another audience", "ati-sandbox", c.token("agents", "agent", "--audience=elsewhere")},
+		{"a token that another key signed", "ati-sandbox", other.changedToken(agent, nil)},
+		{"a token for another audience than the role's", "audience", elsewhere},
 		{"no token", "ati-sandbox", ""},
 		{"no role", "", agent},
-		{"a pod that was deleted", "others", ofPod},
 	} {
 		status, body := s.send("", http.MethodPut, "auth/kubernetes/login", nil, data{"role": try.role, "jwt": try.token})
-		t.Logf("%s: %d %s", try.what, status, strings.TrimSpace(body))
-		if status != 403 && status != 400 {
+		if status != http.StatusForbidden && status != http.StatusBadRequest {
 			t.Errorf("%s: %d %s", try.what, status, body)
 		}
+		t.Logf("%s: %d %s", try.what, status, strings.TrimSpace(body))
 	}
+
+	// The token of a pod ends with the pod, after the time for which the API server keeps a
+	// result.
+	pod := "{kind: Pod, apiVersion: v1, metadata: {name: short, namespace: agents}, spec: {serviceAccountName: agent, containers: [{name: a, image: a}]}}"
+	c.apply(pod)
+	ofPod := c.token("agents", "agent", "--bound-object-kind=Pod", "--bound-object-name=short")
+	if status, body := login(ofPod); status != http.StatusOK {
+		t.Fatalf("the token of a pod: %d %s", status, body)
+	}
+	c.kubectl("delete", "pod", "short", "--namespace", "agents", "--force", "--grace-period=0")
+	deleted := time.Now()
+	poll(t, "the token of a deleted pod is rejected", func() error {
+		if status, body := login(ofPod); status != http.StatusForbidden {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+	t.Logf("the token of a deleted pod is rejected after %v", time.Since(deleted).Round(100*time.Millisecond))
 }

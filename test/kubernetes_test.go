@@ -14,10 +14,11 @@ import (
 func TestKubernetes(t *testing.T) {
 	c := startKube(t)
 	c.installCRDs(requireKubernetesEnv(t, "EXTERNAL_SECRETS_CRDS"))
-	c.installCRDs(requireKubernetesEnv(t, "VAULT_SECRETS_OPERATOR_CRDS"))
+	c.installCRDs(requireKubernetesEnv(t, "VSO_CRDS"))
 	for name, test := range map[string]func(*testing.T, *kube){
-		"logins":    testKubernetesLogins,
-		"manifests": testKubernetesManifests,
+		"logins":                    testKubernetesLogins,
+		"manifests":                 testKubernetesManifests,
+		"External Secrets Operator": testKubernetesExternalSecrets,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
