@@ -52,6 +52,8 @@ func startKube(t testing.TB) *kube {
 	c.apply(`
 {kind: Namespace, apiVersion: v1, metadata: {name: agents, labels: {pod-security.kubernetes.io/enforce: baseline}}}
 ---
+{kind: Namespace, apiVersion: v1, metadata: {name: ati, labels: {pod-security.kubernetes.io/enforce: baseline}}}
+---
 {kind: Namespace, apiVersion: v1, metadata: {name: others}}
 ---
 {kind: Namespace, apiVersion: v1, metadata: {name: vault}}

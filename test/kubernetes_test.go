@@ -4,6 +4,7 @@ package test
 
 import (
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +17,9 @@ func TestKubernetes(t *testing.T) {
 	c.installCRDs(requireKubernetesEnv(t, "EXTERNAL_SECRETS_CRDS"))
 	c.installCRDs(requireKubernetesEnv(t, "VSO_CRDS"))
 	for name, test := range map[string]func(*testing.T, *kube){
+		"Agent":                     testKubernetesAgent,
+		"guard":                     testKubernetesGuard,
+		"rollout":                   testKubernetesRollout,
 		"logins":                    testKubernetesLogins,
 		"manifests":                 testKubernetesManifests,
 		"External Secrets Operator": testKubernetesExternalSecrets,
@@ -38,7 +42,7 @@ func (c *kube) in(t testing.TB) *kube {
 func testKubernetesManifests(t *testing.T, c *kube) {
 	var files []string
 	err := filepath.WalkDir("../examples/kubernetes", func(path string, _ fs.DirEntry, err error) error {
-		if strings.HasSuffix(path, ".yaml") && filepath.Base(path) != "kustomization.yaml" {
+		if strings.HasSuffix(path, ".yaml") && filepath.Base(filepath.Dir(path)) != "guard" {
 			files = append(files, path)
 		}
 		return err
@@ -55,6 +59,26 @@ func testKubernetesManifests(t *testing.T, c *kube) {
 		if err != nil || strings.Contains(out, "Warning") {
 			t.Errorf("%s: %v\n%s", file, err, out)
 		}
+	}
+	// The base of the guard, with the address of another Vault in an overlay.
+	base, err := filepath.Abs("../examples/kubernetes/guard") // with guard.json
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay := filepath.Dir(modifiedExample(t, "kubernetes/guard/guard.json", map[string]string{"vault.example.com": "vault.example.org"}))
+	if base, err = filepath.Rel(overlay, base); err != nil {
+		t.Fatal(err)
+	}
+	text := "resources: [" + base + "]\nconfigMapGenerator: [{name: ati-guard, behavior: merge, files: [guard.json]}]\n"
+	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	rendered := c.kubectl("kustomize", overlay)
+	if !strings.Contains(rendered, "vault.example.org") || strings.Contains(rendered, "vault.example.com") {
+		t.Errorf("the overlay has not replaced the address of Vault:\n%s", rendered)
+	}
+	if out, err := c.tryKubectl(rendered, "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"); err != nil || strings.Contains(out, "Warning") {
+		t.Errorf("the guard: %v\n%s", err, out)
 	}
 	// The API server detects errors.
 	for file, change := range map[string][2]string{
