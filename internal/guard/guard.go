@@ -323,6 +323,9 @@ func (g *Guard) waitForChild(ctx context.Context, k *key) *child {
 
 // ServeHTTP forwards a request that passes the door.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if g.stopping.Load() {
+		w.Header().Set("Connection", "close") // see shutDown
+	}
 	rec := &record{started: time.Now(), Method: loggable(r.Method), Path: loggable(r.URL.Path)}
 	out := &recorder{ResponseWriter: w}
 	defer func() {

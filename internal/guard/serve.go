@@ -90,9 +90,10 @@ func (g *Guard) shutDown(server *http.Server, listener net.Listener) {
 	drain := time.Duration(g.cfg.Drain)
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	// Shutdown closes connections whose request it has not read yet, so wait for these.
+	// Shutdown closes connections whose request it has not read yet, so wait for these. Until
+	// then, each response ends its connection. SetKeepAlivesEnabled would close those between
+	// two requests, the next of which may be on its way.
 	_ = listener.Close()
-	server.SetKeepAlivesEnabled(false)
 	time.Sleep(min(lastRequests, drain))
 	if err := server.Shutdown(ctx); err != nil {
 		g.log.Warn("requests in flight were cut off", "number", g.door.flights.count())
