@@ -85,6 +85,11 @@ func testKubernetesExternalSecrets(t *testing.T, c *kube) {
 		}
 		return nil
 	})
+	logins, err := s.client(s.root).Logical().List("auth/token/accessors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("after %d tokens, the server has %d Vault tokens, with those of root and of the test's login", len(seen), len(logins.Data["keys"].([]any)))
 	for token := range seen {
 		if _, err := ati.ValidateToken(token, parseSecret(t, signingKey)); err != nil {
 			t.Error(err)
@@ -113,7 +118,9 @@ func testKubernetesExternalSecrets(t *testing.T, c *kube) {
 	waitFor("a GET", "False", "403")
 	t.Logf("events:\n%s", c.events("agents"))
 	// With a policy that also grants read, the Secret has the fields of a read instead.
-	s.client(s.root).Sys().PutPolicy("ati-sandbox", `path "ati/creds/sandbox" { capabilities = ["read"] }`)
+	if err := s.client(s.root).Sys().PutPolicy("ati-sandbox", `path "ati/creds/sandbox" { capabilities = ["read"] }`); err != nil {
+		t.Fatal(err)
+	}
 	waitFor("a GET that the policy allows", "True", "")
 	secret, err = c.secret("agents", "ati-session")
 	t.Logf("with a GET the Secret has %v (%v)", slices.Sorted(maps.Keys(secret)), err)
