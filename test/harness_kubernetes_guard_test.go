@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // podGuard is a guard in a pod, with the directory of its service account.
@@ -28,6 +30,9 @@ const sigterm = syscall.SIGTERM
 func (c *kube) allowGuards(s *server) {
 	c.t.Helper()
 	c.apply(c.kubectl("kustomize", "../examples/kubernetes/guard"))
+	if diff := cmp.Diff(string(readFile(c.t, "../examples/kubernetes/guard/guard.json")), c.guardConfig()); diff != "" {
+		c.t.Errorf("the ConfigMap that the Deployment mounts (-want +got):\n%s", diff)
+	}
 	s.putPolicy("ati-proxy-guard", "proxy-guard.hcl")
 	s.write(s.root, "auth/kubernetes/role/ati-guard", data{
 		"bound_service_account_names": "ati-guard", "bound_service_account_namespaces": "ati", "audience": "vault",

@@ -25,8 +25,7 @@ func testKubernetesAgent(t *testing.T, c *kube) {
 	s.write(s.root, "ati/roles/sandbox", data{"ttl": "8s"})
 	s.write(s.root, "auth/kubernetes/role/ati-sandbox", data{"token_ttl": "6s", "token_max_ttl": "10s"})
 
-	c.kubectl("apply", "--server-side", "--validate=strict", "-f", "../examples/kubernetes/vault-agent.yaml")
-	config := c.kubectl("get", "configmap", "ati-agent", "--namespace=agents", `--output=jsonpath={.data.agent\.hcl}`)
+	config := c.kubectl("create", "--dry-run=client", "-f", "../examples/kubernetes/vault-agent.yaml", `--output=jsonpath={.data.agent\.hcl}`)
 	account, run := serviceAccountDir(t, c.token("agents", "agent")), t.TempDir()
 	for old, replacement := range map[string]string{
 		`role = "ati-sandbox"`: fmt.Sprintf("role = \"ati-sandbox\"\n token_path = %q", filepath.Join(account, "token")), "/run/ati": run, `"40m"`: `"3s"`,
