@@ -64,12 +64,22 @@ func (c *kube) startGuard(s *server) *podGuard {
 }
 
 // guardToken returns a token as the example's pods have.
-func (c *kube) guardToken() string { return c.token("ati", "ati-guard", "--audience=vault") }
+func (c *kube) guardToken() string {
+	c.t.Helper()
+	return c.token("ati", c.guardField("deployment", "{.spec.template.spec.serviceAccountName}"),
+		"--audience="+c.guardField("deployment", "{.spec.template.spec.volumes[*].projected.sources[*].serviceAccountToken.audience}"))
+}
+
+// guardField returns a field of an object of the example.
+func (c *kube) guardField(kind, path string) string {
+	c.t.Helper()
+	return c.kubectl("get", kind, "ati-guard", "--namespace=ati", "--output=jsonpath="+path)
+}
 
 // guardConfig returns guard.json in the example's ConfigMap, which the Deployment mounts.
 func (c *kube) guardConfig() string {
 	c.t.Helper()
-	name := c.kubectl("get", "deployment", "ati-guard", "--namespace=ati", `--output=jsonpath={.spec.template.spec.volumes[?(@.name=="config")].configMap.name}`)
+	name := c.guardField("deployment", `{.spec.template.spec.volumes[?(@.name=="config")].configMap.name}`)
 	return c.kubectl("get", "configmap", name, "--namespace=ati", `--output=jsonpath={.data.guard\.json}`)
 }
 

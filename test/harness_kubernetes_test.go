@@ -270,12 +270,13 @@ func (c *kube) connect(s *server) (accessor string) {
 	return s.read(s.root, "sys/auth/kubernetes").Data["accessor"].(string)
 }
 
-// allowAgents writes what docs/kubernetes.md has for the pods of the service account agent.
+// allowAgents lets the service account agent in the namespace agents mint for the role
+// sandbox. The audience is that of the tokens that pods and operators have by default.
 func (c *kube) allowAgents(s *server) {
 	s.t.Helper()
 	s.putPolicy("ati-sandbox", "sandbox.hcl")
 	s.write(s.root, "auth/kubernetes/role/ati-sandbox", data{
-		"bound_service_account_names": "agent", "bound_service_account_namespaces": "agents", "token_policies": "ati-sandbox", "token_ttl": "1h",
+		"bound_service_account_names": "agent", "bound_service_account_namespaces": "agents", "audience": clusterIssuer, "token_policies": "ati-sandbox", "token_ttl": "1h",
 	})
 	s.write(s.root, "ati/roles/sandbox", data{"tools": "web_search", "job_id": "{{jti}}", "ttl": "1h", "subject": "{{identity.entity.id}}"})
 }

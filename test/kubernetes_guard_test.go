@@ -3,11 +3,61 @@
 package test
 
 import (
+	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
+
+// The objects of the example fit each other, and the guard's configuration.
+func testKubernetesGuardObjects(t *testing.T, c *kube) {
+	c.apply(c.kubectl("kustomize", "../examples/kubernetes/guard"))
+	var config struct{ Listen, Drain string }
+	if err := json.Unmarshal([]byte(c.guardConfig()), &config); err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(config.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const pod, container, labels = "{.spec.template.spec", "{.spec.template.spec.containers[*]", `{"app":"ati-guard"}`
+	want := map[[2]string]string{
+		{"deployment", "{.spec.template.metadata.labels}"}:                               labels,
+		{"deployment", container + ".ports}"}:                                            `[{"containerPort":` + port + `,"name":"http","protocol":"TCP"}]`,
+		{"deployment", container + ".readinessProbe.httpGet}"}:                           `{"path":"/health","port":"http","scheme":"HTTP"}`,
+		{"deployment", container + ".livenessProbe.tcpSocket}"}:                          `{"port":"http"}`,
+		{"deployment", "{.spec.strategy.rollingUpdate}"}:                                 `{"maxSurge":1,"maxUnavailable":0}`,
+		{"deployment", pod + ".volumes[*].secret}"}:                                      "",
+		{"deployment", pod + ".securityContext.runAsUser}"}:                              "0",
+		{"deployment", container + `.volumeMounts[?(@.name=="vault-login")].mountPath}`}: "/var/run/secrets/kubernetes.io/serviceaccount",
+		{"service", "{.spec.selector}"}:                                                  labels,
+		{"service", "{.spec.ports}"}:                                                     `[{"name":"http","port":` + port + `,"protocol":"TCP","targetPort":"http"}]`,
+		{"poddisruptionbudget", "{.spec}"}:                                               `{"minAvailable":1,"selector":{"matchLabels":` + labels + `}}`,
+		{"networkpolicy", "{.spec.podSelector.matchLabels}"}:                             labels,
+		{"networkpolicy", "{.spec.policyTypes}"}:                                         `["Ingress"]`,
+		{"networkpolicy", "{.spec.ingress[*].ports}"}:                                    `[{"port":"http","protocol":"TCP"}]`,
+		{"networkpolicy", "{.spec.ingress[*].from}"}:                                     `[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"agents"}}}]`,
+	}
+	got := map[[2]string]string{}
+	for field := range want {
+		got[field] = c.guardField(field[0], field[1])
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the objects (-want +got):\n%s", diff)
+	}
+	// The pod is not killed before the requests in flight have ended.
+	var grace, preStop int
+	if _, err := fmt.Sscan(c.guardField("deployment", pod+".terminationGracePeriodSeconds} "+container+".lifecycle.preStop.sleep.seconds}"), &grace, &preStop); err != nil {
+		t.Fatal(err)
+	}
+	if drain := 120; config.Drain != "" || grace <= preStop+drain {
+		t.Errorf("the pod has %d seconds to end, for preStop %d and drain %q (default: %d seconds)", grace, preStop, config.Drain, drain)
+	}
+}
 
 // A guard that logs in with its pod's service account has no secret of its own, with HS256.
 func testKubernetesGuard(t *testing.T, c *kube) {

@@ -74,27 +74,48 @@ func testKubernetesExternalSecrets(t *testing.T, c *kube) {
 	// It renews the token.
 	quick := map[string]string{"refreshInterval: 40m": "refreshInterval: 2s"}
 	apply(quick)
-	seen := map[string]bool{}
-	pollFor(t, time.Minute, "four tokens", func() error {
-		got, err := token()
-		if err != nil {
-			return err
-		}
-		if seen[got] = true; len(seen) < 4 {
-			return fmt.Errorf("%d tokens", len(seen))
-		}
-		return nil
-	})
-	logins, err := s.client(s.root).Logical().List("auth/token/accessors")
-	if err != nil {
-		t.Fatal(err)
+	renewals := func() map[string]bool {
+		t.Helper()
+		seen := map[string]bool{}
+		pollFor(t, time.Minute, "four tokens", func() error {
+			got, err := token()
+			if err != nil {
+				return err
+			}
+			if seen[got] = true; len(seen) < 4 {
+				return fmt.Errorf("%d tokens", len(seen))
+			}
+			return nil
+		})
+		return seen
 	}
-	t.Logf("after %d tokens, the server has %d Vault tokens, with those of root and of the test's login", len(seen), len(logins.Data["keys"].([]any)))
-	for token := range seen {
+	for token := range renewals() {
 		if _, err := ati.ValidateToken(token, parseSecret(t, signingKey)); err != nil {
 			t.Error(err)
 		}
 	}
+
+	// It logs in for each token, and does not revoke its logins. Batch tokens leave nothing.
+	logins := func() int {
+		t.Helper()
+		list, err := s.client(s.root).Logical().List("auth/token/accessors")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Data["keys"].([]any))
+	}
+	if got := logins(); got < 2+4 { // of root and of this test
+		t.Errorf("after four tokens, there are only %d logins", got)
+	}
+	s.write(s.root, "auth/kubernetes/role/ati-sandbox", data{"token_type": "batch", "token_ttl": "1m"})
+	poll(t, "the last login that is not a batch token", func() error {
+		before := logins()
+		renewals()
+		if after := logins(); after != before {
+			return fmt.Errorf("%d logins, and then %d", before, after)
+		}
+		return nil
+	})
 
 	// It reports what Vault denies, keeps the Secret, and recovers.
 	s.write(s.root, "ati/roles/sandbox", data{"disabled": true})

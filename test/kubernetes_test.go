@@ -18,6 +18,7 @@ func TestKubernetes(t *testing.T) {
 	c.installCRDs(requireKubernetesEnv(t, "VSO_CRDS"))
 	for name, test := range map[string]func(*testing.T, *kube){
 		"Agent":                     testKubernetesAgent,
+		"guard objects":             testKubernetesGuardObjects,
 		"guard":                     testKubernetesGuard,
 		"rollout":                   testKubernetesRollout,
 		"logins":                    testKubernetesLogins,
