@@ -271,6 +271,16 @@ func TestDocs(t *testing.T) {
 			}
 			s.read(login.Auth.ClientToken, "ati/guard")
 		},
+		"api-keys.md": func(t *testing.T, s *server, out string, _ data) {
+			for path, want := range map[string]string{"ati-keys": "map[maps:key-2 search:key-3]", "ati-callers/sandbox:1": "map[search:key-of-1-later]", "ati-callers/sandbox:2": "map[search:key-of-2]"} {
+				if keys := s.read(s.root, "secret/data/"+path).Data["data"]; fmt.Sprint(keys) != want {
+					t.Errorf("%s has %v, want %s", path, keys, want)
+				}
+			}
+			if !strings.Contains(out, "\nkey-3") || !strings.Contains(out, "\nkey-of-1") {
+				t.Errorf("the output does not have the keys:\n%s", out)
+			}
+		},
 		"revoke.md": func(t *testing.T, s *server, out string, _ data) {
 			names := fmt.Sprint(s.list("ati/revoked")) // of an agent, of two tokens, and of a lease
 			if strings.Count(names, "jti:") != 3 || strings.Count(names, "agent_id:sandbox:1") != 1 || !strings.Contains(names, "jti:5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10") {
