@@ -58,6 +58,8 @@ func TestInteropGuard_KeyPerCaller(t *testing.T) {
 	g.env = []string{"PATH=" + pathWithVault(t)}
 	page := []string{"https://search.example.com", startKeyUpstream(t), "https://vault.example.com", s.addr, "timeout_secs = 5", "timeout_secs = 60"}
 	g.manifest("search", apiKeysBlock(t, "[provider]", append(page, "cache_ttl_secs = 60", "cache_ttl_secs = 3")...))
+	program, _, _ := strings.Cut(apiKeysBlock(t, "[provider]", append(page, `name = "search"`, `name = "program"`, `auth_type = "bearer"`, "handler = \"cli\"\ncli_command = \"printenv\"\ncli_default_args = [\"ATI_AUTH_TOKEN\"]")...), "[[tools]]")
+	g.manifest("program", program)
 	login := s.startCallerKeysAgent(t, g.proxy.dir)
 	g.start()
 	g.waitUntilReady()
@@ -84,6 +86,13 @@ func TestInteropGuard_KeyPerCaller(t *testing.T) {
 		})
 	}
 	callers.Wait()
+
+	// So have the programs that the proxy starts.
+	for _, name := range []string{"1", "2", "1"} {
+		if got := g.usedKey("program", s.mint("r", data{"agent_id": "sandbox:" + name})); got != "key-of-"+name {
+			t.Errorf("the program of sandbox:%s gets %s", name, got)
+		}
+	}
 
 	// A caller without a key gets an error.
 	if status, body := g.call(s.mint("r", data{"agent_id": "sandbox:3"}), "search"); status != http.StatusBadGateway || !strings.Contains(body, "no key for the caller") {
