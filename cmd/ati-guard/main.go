@@ -49,10 +49,21 @@ func main() {
 	}
 }
 
+// raiseFileLimit lets the proxy have as many connections as the guard. Go raises the limit
+// for the guard, and starts programs with the one that it found, which is often 1,024.
+func raiseFileLimit() {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
+		limit.Cur = limit.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+	}
+}
+
 func run(args []string) error {
 	if err := harden.DisableCoreDumps(); err != nil {
 		return fmt.Errorf("disable core dumps: %w", err)
 	}
+	raiseFileLimit()
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(200) // the heap is so small that it would be collected many times a second
 	}
