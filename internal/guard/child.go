@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"net/url"
 	"os"
@@ -358,15 +359,16 @@ func newForward(address string) *httputil.ReverseProxy {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host
+			r.Out.Header.Del("Expect")             // the server has sent 100, or does so when the body is read
 			r.Out.URL.RawQuery = r.In.URL.RawQuery // what Go cannot parse is not dropped
 			r.SetXForwarded()
 			r.Out.Header.Set("Authorization", "Bearer "+r.In.Context().Value(forwardedToken{}).(string))
 		},
-		Transport: smallBodies{&http.Transport{
+		Transport: smallBodies{wholeHeaders{&http.Transport{
 			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			MaxIdleConnsPerHost: 512, IdleConnTimeout: 30 * time.Second,
-			DisableCompression: true, ExpectContinueTimeout: time.Second,
-		}},
+			DisableCompression: true,
+		}}},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			switch rejected := cancelled(r.Context()); {
 			case rejected != nil:
@@ -396,6 +398,27 @@ func (t smallBodies) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
 	return t.RoundTripper.RoundTrip(r)
+}
+
+// wholeHeaders does not cancel a request while the header of its response arrives. A
+// http.Transport closes the connection of a cancelled request, to which it may already have
+// given another request if the response has no body.
+type wholeHeaders struct{ http.RoundTripper }
+
+func (t wholeHeaders) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
+	end := func() { cancel(context.Cause(r.Context())) }
+	stop := sync.OnceValue(context.AfterFunc(r.Context(), end))
+	returned := make(chan struct{})
+	defer close(returned)
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotFirstResponseByte: func() {
+		if !stop() {
+			<-returned // with the connection closed
+		}
+	}})
+	resp, err := t.RoundTripper.RoundTrip(r.WithContext(ctx))
+	context.AfterFunc(r.Context(), end)
+	return resp, err
 }
 
 // buffers is a pool of the buffers through which responses are copied.
