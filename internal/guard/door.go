@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,7 +27,8 @@ import (
 // rereadTimeout limits how long a request waits for a read of Vault.
 const rereadTimeout = 3 * time.Second
 
-// restOfBody limits how long the server reads the body of a request after the response.
+// restOfBody limits how long the server reads the body of a request after the response, and
+// writes the response to a request that was cancelled.
 const restOfBody = 10 * time.Second
 
 // cachedTokens limits the verified tokens in memory.
@@ -59,14 +61,15 @@ type rejection struct {
 
 func (r *rejection) write(w http.ResponseWriter, req *http.Request) {
 	closeAfter(w, req)
+	body := []byte(r.body)
 	if r.status != http.StatusUnauthorized {
 		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(r.status)
-		_ = json.NewEncoder(w).Encode(map[string]any{"result": nil, "error": "ati-guard: " + r.body})
-		return
+		body, _ = json.Marshal(map[string]any{"result": nil, "error": "ati-guard: " + r.body})
+		body = append(body, '\n')
 	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(body))) // the client need not wait until the connection is closed
 	w.WriteHeader(r.status)
-	_, _ = io.WriteString(w, r.body)
+	_, _ = w.Write(body)
 }
 
 func (r *rejection) Error() string { return r.reason }
@@ -355,22 +358,30 @@ func cancelled(ctx context.Context) *rejection {
 	return rejected
 }
 
-// limitBody ends the reading of a body that the client does not send when the flight is
-// cancelled. The returned function must be called before the handler returns.
-func (f *flight) limitBody(w http.ResponseWriter, r *http.Request) (done func()) {
+// limitClient makes a cancelled flight end although the client does not send the body, or
+// does not read the response. The returned function must be called before the handler
+// returns.
+func (f *flight) limitClient(w http.ResponseWriter, r *http.Request) (done func()) {
 	b := &body{ReadCloser: r.Body}
 	r.Body = b
-	limited := make(chan struct{})
+	client, limited := http.NewResponseController(w), make(chan struct{})
 	stop := context.AfterFunc(f.ctx, func() {
 		defer close(limited)
+		if cancelled(f.ctx) == nil {
+			return
+		}
+		_ = client.SetWriteDeadline(time.Now().Add(restOfBody))
 		// The server goes on to read from the connection after a whole body.
-		if cancelled(f.ctx) != nil && r.ContentLength != 0 && !b.complete.Load() {
-			_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+		if r.ContentLength != 0 && !b.complete.Load() {
+			_ = client.SetReadDeadline(time.Now())
 		}
 	})
 	return func() {
 		if !stop() {
 			<-limited
+			_ = client.SetWriteDeadline(time.Time{})
+		} else if r.ContentLength != 0 && !b.complete.Load() { // the server waits for the body before it sends the response
+			_ = client.SetReadDeadline(time.Now().Add(restOfBody))
 		}
 	}
 }

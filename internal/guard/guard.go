@@ -333,6 +333,9 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.access.write(rec)
 		g.metrics.served(rec)
 	}()
+	if !r.ProtoAtLeast(1, 1) { // the server ignores Transfer-Encoding there, and would take a body for the next request
+		w.Header().Set("Connection", "close")
+	}
 	path, _, _ := strings.Cut(r.RequestURI, "?")
 	if open := r.Method == http.MethodGet || r.Method == http.MethodHead; open && path == "/health" {
 		g.serveHealth(out, r)
@@ -400,7 +403,7 @@ func (g *Guard) serveCall(w http.ResponseWriter, r *http.Request, rec *record) {
 		token = g.local.resign(token)
 	}
 	r = r.WithContext(context.WithValue(f.ctx, forwardedToken{}, token)) // a copy: the server needs the body of the original
-	defer f.limitBody(w, r)()
+	defer f.limitClient(w, r)()
 	c.forward.ServeHTTP(w, r)
 }
 
