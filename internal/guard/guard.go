@@ -125,7 +125,8 @@ func (g *Guard) readOnce(ctx context.Context) error {
 		close(g.tried)
 	}
 	if err != nil && ctx.Err() == nil {
-		g.log.Error("failed to read Vault; keeping what is known", "error", err, "cancelled", g.door.endStale())
+		cancelled := g.door.endStale()
+		g.log.Error("failed to read Vault; keeping what is known", "error", err, "cancelled", cancelled)
 	}
 	return err
 }
