@@ -70,5 +70,5 @@ go_program apiserver k8s.io/kubernetes
 assign KUBE_APISERVER "$path"
 go_program external-secrets github.com/external-secrets/external-secrets
 assign EXTERNAL_SECRETS "$path"
-assign EXTERNAL_SECRETS_CRDS "$(go -C tools/kubernetes/external-secrets list -m -f '{{.Dir}}' github.com/external-secrets/external-secrets)/config/crds/bases"
+assign EXTERNAL_SECRETS_CRDS "$(module_dir "$(go -C tools/kubernetes/external-secrets mod download -json github.com/external-secrets/external-secrets)")/config/crds/bases"
 assign VSO_CRDS "$(module_dir "$(go mod download -json "$vault_secrets_operator")")/chart/crds"
