@@ -34,10 +34,7 @@ func (c *kube) allowGuards(s *server) {
 		c.t.Errorf("the ConfigMap that the Deployment mounts (-want +got):\n%s", diff)
 	}
 	s.putPolicy("ati-proxy-guard", "proxy-guard.hcl")
-	s.write(s.root, "auth/kubernetes/role/ati-guard", data{
-		"bound_service_account_names": "ati-guard", "bound_service_account_namespaces": "ati", "audience": "vault",
-		"token_policies": "ati-proxy-guard", "token_no_default_policy": true, "token_period": "1h",
-	})
+	s.runOnPage("vault write auth/kubernetes/role/ati-guard ")
 }
 
 // startGuard starts a guard with the configuration in the example's ConfigMap, and waits

@@ -50,9 +50,9 @@ func startKube(t testing.TB) *kube {
 		}
 	}
 	c.apply(`
-{kind: Namespace, apiVersion: v1, metadata: {name: agents, labels: {pod-security.kubernetes.io/enforce: baseline}}}
+{kind: Namespace, apiVersion: v1, metadata: {name: agents, labels: {pod-security.kubernetes.io/enforce: baseline, pod-security.kubernetes.io/warn: baseline}}}
 ---
-{kind: Namespace, apiVersion: v1, metadata: {name: ati, labels: {pod-security.kubernetes.io/enforce: baseline}}}
+{kind: Namespace, apiVersion: v1, metadata: {name: ati, labels: {pod-security.kubernetes.io/enforce: baseline, pod-security.kubernetes.io/warn: baseline}}}
 ---
 {kind: Namespace, apiVersion: v1, metadata: {name: others}}
 ---
@@ -271,14 +271,24 @@ func (c *kube) connect(s *server) (accessor string) {
 }
 
 // allowAgents lets the service account agent in the namespace agents mint for the role
-// sandbox. The audience is that of the tokens that pods and operators have by default.
+// sandbox, with the command in docs/kubernetes.md.
 func (c *kube) allowAgents(s *server) {
 	s.t.Helper()
 	s.putPolicy("ati-sandbox", "sandbox.hcl")
-	s.write(s.root, "auth/kubernetes/role/ati-sandbox", data{
-		"bound_service_account_names": "agent", "bound_service_account_namespaces": "agents", "audience": clusterIssuer, "token_policies": "ati-sandbox", "token_ttl": "1h",
-	})
+	s.runOnPage("vault write auth/kubernetes/role/ati-sandbox ")
 	s.write(s.root, "ati/roles/sandbox", data{"tools": "web_search", "job_id": "{{jti}}", "ttl": "1h", "subject": "{{identity.entity.id}}"})
+}
+
+// runOnPage runs the command in docs/kubernetes.md that begins so.
+func (s *server) runOnPage(start string) {
+	s.t.Helper()
+	page := strings.ReplaceAll(string(readFile(s.t, "../docs/kubernetes.md")), "\\\n", " ")
+	_, rest, found := strings.Cut(page, "\n$ "+start)
+	if !found {
+		s.t.Fatalf("the page does not have the command %s", start)
+	}
+	line, _, _ := strings.Cut(start+rest, "\n")
+	s.vault(s.root, strings.Fields(line)[1:]...)
 }
 
 // putPolicy writes a policy from examples/policies.

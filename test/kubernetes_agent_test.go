@@ -25,8 +25,15 @@ func testKubernetesAgent(t *testing.T, c *kube) {
 	s.write(s.root, "ati/roles/sandbox", data{"ttl": "8s"})
 	s.write(s.root, "auth/kubernetes/role/ati-sandbox", data{"token_ttl": "6s", "token_max_ttl": "10s"})
 
-	config := c.kubectl("create", "--dry-run=client", "-f", "../examples/kubernetes/vault-agent.yaml", `--output=jsonpath={.data.agent\.hcl}`)
-	account, run := serviceAccountDir(t, c.token("agents", "agent")), t.TempDir()
+	field := func(path string) string {
+		return c.kubectl("create", "--dry-run=client", "-f", "../examples/kubernetes/vault-agent.yaml", "--output=jsonpath="+path)
+	}
+	if got := field("{.spec.automountServiceAccountToken} {.spec.containers[*].volumeMounts[*].name}"); strings.TrimSpace(got) != "false ati" {
+		t.Errorf("the agent's container must have only the volume ati: %s", got)
+	}
+	audience := field("{.spec.volumes[*].projected.sources[*].serviceAccountToken.audience}")
+	account, run := serviceAccountDir(t, c.token("agents", "agent", "--audience="+audience)), t.TempDir()
+	config := field(`{.data.agent\.hcl}`)
 	for old, replacement := range map[string]string{
 		`role = "ati-sandbox"`: fmt.Sprintf("role = \"ati-sandbox\"\n token_path = %q", filepath.Join(account, "token")), "/run/ati": run, `"40m"`: `"3s"`,
 	} {

@@ -22,7 +22,7 @@ func testKubernetesLogins(t *testing.T, c *kube) {
 	login := func(token string) (status int, body string) {
 		return s.send("", http.MethodPut, "auth/kubernetes/login", nil, data{"role": "ati-sandbox", "jwt": token})
 	}
-	agent := c.token("agents", "agent")
+	agent := c.token("agents", "agent", "--audience=vault")
 	auth := s.write("", "auth/kubernetes/login", data{"role": "ati-sandbox", "jwt": agent}).Auth
 
 	// What the policy says, and nothing else.
@@ -72,15 +72,15 @@ func testKubernetesLogins(t *testing.T, c *kube) {
 	other := &kube{t: t}
 	other.writeSigningKey()
 	// A role without an audience accepts tokens for any.
-	elsewhere := c.token("agents", "agent", "--audience=elsewhere")
+	elsewhere := c.token("agents", "agent") // for the API server
 	s.write(s.root, "auth/kubernetes/role/any-audience", data{"bound_service_account_names": "agent", "bound_service_account_namespaces": "agents", "token_policies": "ati-sandbox"})
 	s.write("", "auth/kubernetes/login", data{"role": "any-audience", "jwt": elsewhere})
 	for _, try := range []struct{ what, role, token string }{
-		{"another service account", "ati-sandbox", c.token("agents", "second")},
-		{"another namespace", "ati-sandbox", c.token("others", "agent")},
+		{"another service account", "ati-sandbox", c.token("agents", "second", "--audience=vault")},
+		{"another namespace", "ati-sandbox", c.token("others", "agent", "--audience=vault")},
 		{"an expired token", "ati-sandbox", c.changedToken(agent, past)},
 		{"a token that another key signed", "ati-sandbox", other.changedToken(agent, nil)},
-		{"a token for another audience", "ati-sandbox", elsewhere},
+		{"the default token of a pod, for the API server", "ati-sandbox", elsewhere},
 		{"no token", "ati-sandbox", ""},
 		{"no role", "", agent},
 	} {
@@ -95,7 +95,7 @@ func testKubernetesLogins(t *testing.T, c *kube) {
 	// result.
 	pod := "{kind: Pod, apiVersion: v1, metadata: {name: short, namespace: agents}, spec: {serviceAccountName: agent, containers: [{name: a, image: a}]}}"
 	c.apply(pod)
-	ofPod := c.token("agents", "agent", "--bound-object-kind=Pod", "--bound-object-name=short")
+	ofPod := c.token("agents", "agent", "--audience=vault", "--bound-object-kind=Pod", "--bound-object-name=short")
 	if status, body := login(ofPod); status != http.StatusOK {
 		t.Fatalf("the token of a pod: %d %s", status, body)
 	}

@@ -66,7 +66,7 @@ func testKubernetesExternalSecrets(t *testing.T, c *kube) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	login := s.write("", "auth/kubernetes/login", data{"role": "ati-sandbox", "jwt": c.token("agents", "agent")}).Auth
+	login := s.write("", "auth/kubernetes/login", data{"role": "ati-sandbox", "jwt": c.token("agents", "agent", "--audience=vault")}).Auth
 	if diff := cmp.Diff([]string{login.EntityID, "tool:web_search"}, []string{first.Subject, first.Scope}); diff != "" {
 		t.Errorf("the token (-want +got):\n%s", diff)
 	}

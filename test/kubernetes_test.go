@@ -61,7 +61,7 @@ func testKubernetesManifests(t *testing.T, c *kube) {
 			t.Errorf("%s: %v\n%s", file, err, out)
 		}
 	}
-	// The base of the guard, with the address of another Vault in an overlay.
+	// The base of the guard, with the overlay of docs/kubernetes.md and the address of another Vault.
 	base, err := filepath.Abs("../examples/kubernetes/guard") // with guard.json
 	if err != nil {
 		t.Fatal(err)
@@ -70,13 +70,18 @@ func testKubernetesManifests(t *testing.T, c *kube) {
 	if base, err = filepath.Rel(overlay, base); err != nil {
 		t.Fatal(err)
 	}
-	text := "resources: [" + base + "]\nconfigMapGenerator: [{name: ati-guard, behavior: merge, files: [guard.json]}]\n"
+	_, text, found := strings.Cut(string(readFile(t, "../docs/kubernetes.md")), "```yaml\napiVersion: kustomize")
+	text, _, _ = strings.Cut("apiVersion: kustomize"+text, "```")
+	if !found || !strings.Contains(text, "../examples/kubernetes/guard") {
+		t.Fatalf("the page has another overlay: %s", text)
+	}
+	text = strings.Replace(text, "../examples/kubernetes/guard", base, 1)
 	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	rendered := c.kubectl("kustomize", overlay)
-	if !strings.Contains(rendered, "vault.example.org") || strings.Contains(rendered, "vault.example.com") {
-		t.Errorf("the overlay has not replaced the address of Vault:\n%s", rendered)
+	if !strings.Contains(rendered, "vault.example.org") || strings.Contains(rendered, "example.com") {
+		t.Errorf("the overlay has not replaced the address of Vault and the image:\n%s", rendered)
 	}
 	if out, err := c.tryKubectl(rendered, "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"); err != nil || strings.Contains(out, "Warning") {
 		t.Errorf("the guard: %v\n%s", err, out)
