@@ -43,6 +43,9 @@ const (
 func startKube(t testing.TB) *kube {
 	t.Helper()
 	c := &kube{t: t, dir: t.TempDir()}
+	if out, err := exec.Command("unshare", "--user", "--map-root-user", "--mount", "true").CombinedOutput(); err != nil {
+		t.Fatalf("make kubernetes requires user and mount namespaces, which this machine or container does not allow: %v\n%s", err, out)
+	}
 	began := time.Now()
 	for attempt := 0; !c.start(); attempt++ {
 		if attempt == 2 {
