@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -23,15 +24,21 @@ func (c *child) checkPort() error {
 	if credential := c.cmd.SysProcAttr.Credential; credential != nil {
 		uid = strconv.FormatUint(uint64(credential.Uid), 10)
 	}
-	sockets, err := os.ReadFile("/proc/self/net/tcp")
+	sockets, err := os.Open("/proc/self/net/tcp")
 	if err != nil {
 		return err
 	}
+	defer sockets.Close()
 	found := false
 	port := netip.MustParseAddrPort(c.address).Port()
-	for line := range strings.Lines(string(sockets)) {
-		fields := strings.Fields(line) // sl local_address rem_address st … … … uid
-		if len(fields) < 8 || fields[3] != "0A" || !strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
+	lines := bufio.NewScanner(sockets)
+	lines.Scan() // the header
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text()) // sl local_address rem_address st … … … uid
+		if len(fields) < 8 || fields[3] != "0A" {
+			break // Linux lists what listens first, and needs seconds for the rest if there are many connections
+		}
+		if !strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
 			continue
 		}
 		if fields[7] != uid {
