@@ -235,7 +235,7 @@ func TestInteropGuard_Restored(t *testing.T) {
 		t.Errorf("the next key has version %v, want %v", got, taken)
 	}
 	inFlightEnds("another key with the same version")
-	g.untilRejected("a token of the key that was lost", http.StatusUnauthorized, replaced) // later, if max_stale ended the call
+	g.until("a token of the key that was lost", replaced, http.StatusUnauthorized) // 503 before, if max_stale has ended the call
 	watch.add(replaced)
 	g.until("a token of the key with its version", s.mint("r", nil), http.StatusOK)
 }
