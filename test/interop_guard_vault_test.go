@@ -186,7 +186,7 @@ func TestInteropGuard_Restored(t *testing.T) {
 	// The config is deleted, and another one made.
 	slow := g.callSlow(token)
 	s.vault(s.root, "delete", "ati/config")
-	t.Logf("config deleted: every call is rejected after %v", g.untilRejected("config deleted", http.StatusServiceUnavailable, token))
+	t.Logf("config deleted: every call is rejected after %v", g.until("config deleted", token, http.StatusServiceUnavailable))
 	if r := receive(t, "config deleted: the call in flight has ended", slow); r.status != http.StatusUnauthorized {
 		t.Errorf("config deleted: the call in flight returns %d %s", r.status, r.body)
 	}
