@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -82,6 +83,13 @@ func TestInteropGuard_Faults(t *testing.T) {
 	keyedChild, keyedSlow := keyed.child(), keyed.callSlow(token)
 	s.write(s.root, "secret/data/ati-keys", data{"data": data{"search": "second"}})
 	keyChangedAt := time.Now()
+	var switched sync.WaitGroup // the old proxy's call ends then: ATI waits a minute for the upstream
+	switched.Go(func() {
+		for keySeen("second")() != nil && time.Since(keyChangedAt) < time.Minute {
+			time.Sleep(100 * time.Millisecond)
+		}
+		close(keyed.slow.release)
+	})
 
 	t.Run("proxy killed", func(t *testing.T) {
 		ati, gate := gatedATI(t)
@@ -300,9 +308,10 @@ func TestInteropGuard_Faults(t *testing.T) {
 		}
 	})
 
-	pollFor(t, 2*time.Minute, "the upstream has the second API key", keySeen("second"))
-	t.Logf("the second API key is used after %v", time.Since(keyChangedAt).Round(time.Second))
-	close(keyed.slow.release)
+	switched.Wait()
+	if err := keySeen("second")(); err != nil {
+		t.Fatal(err)
+	}
 	if r := receive(t, "the call of the old proxy has ended", keyedSlow); r.status != http.StatusOK {
 		t.Errorf("a call of the old proxy returns %d %s", r.status, r.body)
 	}
