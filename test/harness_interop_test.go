@@ -196,12 +196,12 @@ func processesWith(t testing.TB, text string) []int {
 	return slices.DeleteFunc(processes(t, func(args string) bool { return strings.Contains(args, text) }), func(pid int) bool { return pid == os.Getpid() })
 }
 
-// requireEnv returns an environment variable that make interop sets.
+// requireEnv returns an environment variable that make interop or make kubernetes sets.
 func requireEnv(t testing.TB, name string) string {
 	t.Helper()
 	path := os.Getenv(name)
 	if path == "" {
-		t.Fatalf("%s is not set; run this test with make interop or make rotation", name)
+		t.Fatalf("%s is not set; run this test with make interop, make rotation, or make kubernetes", name)
 	}
 	return path
 }

@@ -86,11 +86,11 @@ func (c *kube) start() bool {
 	etcd, port := freePort(c.t), freePort(c.t)
 	peer := freePort(c.t)
 	client, peers := "http://127.0.0.1:"+etcd, "http://127.0.0.1:"+peer
-	c.run(requireKubernetesEnv(c.t, "ETCD_BIN"), nil, "--data-dir", c.t.TempDir(), "--listen-client-urls", client, "--advertise-client-urls", client,
+	c.run(requireEnv(c.t, "ETCD_BIN"), nil, "--data-dir", c.t.TempDir(), "--listen-client-urls", client, "--advertise-client-urls", client,
 		"--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", "default="+peers)
 	c.url = "https://127.0.0.1:" + port
 	certs := c.t.TempDir()
-	server := c.run(requireKubernetesEnv(c.t, "KUBE_APISERVER"), nil, "--etcd-servers", client, "--bind-address", "127.0.0.1", "--secure-port", port,
+	server := c.run(requireEnv(c.t, "KUBE_APISERVER"), nil, "--etcd-servers", client, "--bind-address", "127.0.0.1", "--secure-port", port,
 		"--advertise-address", "192.0.2.1", "--endpoint-reconciler-type", "none", "--service-cluster-ip-range", "10.0.0.0/24", "--cert-dir", certs,
 		"--service-account-issuer", clusterIssuer, "--service-account-key-file", c.writeSigningKey(), "--service-account-signing-key-file", c.writeSigningKey(),
 		"--token-auth-file", writeFile(c.t, adminToken+",admin,admin,system:masters\n"), "--authorization-mode", "RBAC")
@@ -179,16 +179,6 @@ func (c *kube) run(program string, env []string, args ...string) *part {
 	return p
 }
 
-// requireKubernetesEnv returns an environment variable that make kubernetes sets.
-func requireKubernetesEnv(t testing.TB, name string) string {
-	t.Helper()
-	path := os.Getenv(name)
-	if path == "" {
-		t.Fatalf("%s is not set; run this test with make kubernetes", name)
-	}
-	return path
-}
-
 func lastLines(t testing.TB, path string) []byte {
 	t.Helper()
 	b := readFile(t, path)
@@ -208,7 +198,7 @@ func (c *kube) kubectl(args ...string) string {
 func (c *kube) tryKubectl(stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, requireKubernetesEnv(c.t, "KUBECTL"), append([]string{"--kubeconfig", c.kubeconfig}, args...)...)
+	cmd := exec.CommandContext(ctx, requireEnv(c.t, "KUBECTL"), append([]string{"--kubeconfig", c.kubeconfig}, args...)...)
 	cmd.Env = []string{"HOME=" + c.dir, "PATH=" + os.Getenv("PATH")}
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()

@@ -51,7 +51,7 @@ func testKubernetesExternalSecrets(t *testing.T, c *kube) {
 	// The example, which differs only in the address.
 	began := time.Now()
 	apply(map[string]string{})
-	c.run(requireKubernetesEnv(t, "EXTERNAL_SECRETS"), []string{"KUBECONFIG=" + c.kubeconfig}, "--metrics-addr=0", "--loglevel=debug",
+	c.run(requireEnv(t, "EXTERNAL_SECRETS"), []string{"KUBECONFIG=" + c.kubeconfig}, "--metrics-addr=0", "--loglevel=debug",
 		"--enable-cluster-store-reconciler=false", "--enable-cluster-external-secret-reconciler=false", "--enable-push-secret-reconciler=false", "--enable-cluster-push-secret-reconciler=false")
 	waitFor("the example", "True", "")
 	t.Logf("the Secret was created %v after the operator started", time.Since(began).Round(100*time.Millisecond))

@@ -14,8 +14,8 @@ import (
 // login. There are no nodes, so the programs of a pod run on the host.
 func TestKubernetes(t *testing.T) {
 	c := startKube(t)
-	c.installCRDs(requireKubernetesEnv(t, "EXTERNAL_SECRETS_CRDS"))
-	c.installCRDs(requireKubernetesEnv(t, "VSO_CRDS"))
+	c.installCRDs(requireEnv(t, "EXTERNAL_SECRETS_CRDS"))
+	c.installCRDs(requireEnv(t, "VSO_CRDS"))
 	for name, test := range map[string]func(*testing.T, *kube){
 		"Agent":                     testKubernetesAgent,
 		"guard objects":             testKubernetesGuardObjects,

@@ -4,8 +4,9 @@
 # Vault's audit log.
 # Checked by TestPolicies_EveryPath.
 
-# Proxy URL, audiences, limits for all roles, and automatic rotation. Like all paths that affect the key,
-# this path requires sudo, so that a broad rule such as ati/* does not grant access.
+# Proxy URL, audiences, limits for all roles, and automatic rotation. Like all paths that
+# affect the key, this path requires sudo, so that a broad rule such as ati/* does not grant
+# access.
 path "ati/config" {
   capabilities = ["create", "read", "update", "patch", "delete", "sudo"]
 }

@@ -324,8 +324,10 @@ func (g *Guard) waitForChild(ctx context.Context, k *key) *child {
 
 // ServeHTTP forwards a request that passes the door.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if g.stopping.Load() {
-		w.Header().Set("Connection", "close") // see shutDown
+	// See shutDown. With HTTP/1.0, the server ignores Transfer-Encoding, and would take a body
+	// for the next request.
+	if g.stopping.Load() || !r.ProtoAtLeast(1, 1) {
+		w.Header().Set("Connection", "close")
 	}
 	rec := &record{started: time.Now(), Method: loggable(r.Method), Path: loggable(r.URL.Path)}
 	out := &recorder{ResponseWriter: w}
@@ -334,9 +336,6 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.access.write(rec)
 		g.metrics.served(rec)
 	}()
-	if !r.ProtoAtLeast(1, 1) { // the server ignores Transfer-Encoding there, and would take a body for the next request
-		w.Header().Set("Connection", "close")
-	}
 	path, _, _ := strings.Cut(r.RequestURI, "?")
 	if open := r.Method == http.MethodGet || r.Method == http.MethodHead; open && path == "/health" {
 		g.serveHealth(out, r)

@@ -116,6 +116,11 @@ func call(t testing.TB, address, token string) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return statusAndBody(t, resp)
+}
+
+func statusAndBody(t testing.TB, resp *http.Response) (int, string) {
+	t.Helper()
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
@@ -367,12 +372,7 @@ func readResponse(t *testing.T, conn net.Conn) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(body)
+	return statusAndBody(t, resp)
 }
 
 // revoke revokes the tokens with these IDs.
