@@ -354,7 +354,7 @@ func apiSection(t *testing.T, s *server, path string, shown []string, tables map
 	if !ok || !example {
 		t.Fatalf("HelpDescription of %s must have a description, an empty line, and a command that begins with \"    $ \":\n%s", path, help.Help)
 	}
-	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```console\n$ %s\n```\n\n", escapeMarkdown(synopsis), escapeMarkdown(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    ", "\n"))
+	section = fmt.Sprintf("%s\n\n%s\n\n<!-- run by TestDocsPathHelp -->\n```sh\n%s\n```\n\n", escapeMarkdown(synopsis), escapeMarkdown(strings.TrimSpace(description)), strings.ReplaceAll(commands, "\n    $ ", "\n"))
 
 	section += "| request | capabilities | |\n| --- | --- | --- |\n"
 	query := ""

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,10 +37,6 @@ func TestDocsOpenBao(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	examples, err := filepath.Abs("../examples")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, target := range map[string]string{
 		filepath.Join(bin, "bao"):          binary,
 		filepath.Join(release, pluginName): buildPlugin(t, "v0.1.0"),
@@ -50,7 +45,7 @@ func TestDocsOpenBao(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.CopyFS(filepath.Join(release, "examples"), os.DirFS(examples)); err != nil {
+	if err := os.CopyFS(filepath.Join(release, "examples"), os.DirFS("../examples")); err != nil {
 		t.Fatal(err)
 	}
 	port := freePort(t)
@@ -67,26 +62,19 @@ func TestDocsOpenBao(t *testing.T) {
 	if err := os.WriteFile(config, []byte(place(string(readFile(t, config)))), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	script, printed := consoleCommands(t, "../docs/install-production.md", "OpenBao")
+	run := commandsFor(examples(t, "../docs/install-production.md"), "TestDocsOpenBao")
 	// Keep the secrets that the page deletes.
-	script = strings.Replace(script, "\nrm -r /etc/openbao/secrets\n", "\nmv /etc/openbao/secrets "+work+"\n", 1)
-
+	for i := range run {
+		run[i].text = strings.Replace(run[i].text, "rm -r /etc/openbao/secrets\n", "mv /etc/openbao/secrets "+work+"\n", 1)
+	}
 	environment := append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+work)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	run := exec.CommandContext(ctx, "bash", "-c", prelude+"trap 'kill $(jobs -p); wait' EXIT\n"+place(script))
-	run.Dir, run.Env = release, environment
-	out, err := run.CombinedOutput()
+	cmd := exec.CommandContext(ctx, "bash", "-c", "trap 'kill $(jobs -p) || true; wait' EXIT\n"+place(script(run)))
+	cmd.Dir, cmd.Env = release, environment
+	out, err := cmd.CombinedOutput()
+	checkOutput(t, run, string(out), err, func(text string) string { return text })
 	log := filepath.Join(work, "log", "server.log")
-	if err != nil {
-		t.Fatalf("%v\n%s\n%s", err, out, readFile(t, log))
-	}
-	for _, line := range printed {
-		pattern := strings.ReplaceAll(regexp.QuoteMeta(line), "…", ".+")
-		if !regexp.MustCompile(`(?m)^` + pattern + `$`).Match(out) {
-			t.Errorf("the commands do not print the page's line %q:\n%s", line, out)
-		}
-	}
 
 	bao := func(token string, args ...string) (string, error) {
 		cmd := exec.CommandContext(ctx, binary, args...)
@@ -207,41 +195,4 @@ func openBaoBinary(t *testing.T) string {
 		t.Fatalf("this test needs OpenBao: %v; set VAULT_BIN to a bao binary, or install pip", err)
 	}
 	return strings.TrimSpace(string(out))
-}
-
-// consoleCommands returns a script with the commands in the console blocks of a section, and
-// the lines that they print according to the page. A prompt starts a command, and a
-// backslash continues it.
-func consoleCommands(t *testing.T, path, section string) (script string, printed []string) {
-	t.Helper()
-	_, text, found := strings.Cut(string(readFile(t, path)), "\n## "+section+"\n")
-	if !found {
-		t.Fatalf("%s has no section %q", path, section)
-	}
-	text, _, _ = strings.Cut(text, "\n## ")
-	var lines strings.Builder
-	for _, m := range block.FindAllStringSubmatch(text, -1) {
-		if m[1] != "console" {
-			continue
-		}
-		continued := false
-		for _, line := range strings.Split(m[2], "\n") {
-			line = strings.TrimSpace(line)
-			command, prompt := strings.CutPrefix(line, "$ ")
-			switch {
-			case prompt || continued:
-				continued = strings.HasSuffix(command, `\`)
-				if r := refused.FindStringSubmatch(command); r != nil {
-					command = fmt.Sprintf("must_fail %s %s", shellQuote(r[2]), shellQuote(r[1]))
-				}
-				fmt.Fprintln(&lines, command)
-			case line != "":
-				printed = append(printed, line)
-			}
-		}
-	}
-	if lines.Len() == 0 || len(printed) == 0 {
-		t.Fatalf("section %q of %s has no commands, or does not show what they print", section, path)
-	}
-	return lines.String(), printed
 }
