@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation kubernetes docs-test api check bench lint licenses release fmt clean
+.PHONY: help build demo dev dev-stop test soak race fuzz interop rotation kubernetes docs docs-test api check bench lint licenses release fmt clean
 
 ROTATION_CALLS ?= 10000
 INTEROP ?= full
@@ -63,6 +63,9 @@ rotation: ## Rotate the key under load, behind guards, also automatically, and b
 kubernetes: ## Run the examples on a real Kubernetes API server and operator (needs what make interop needs, OpenBao, and etcd or Debian)
 	@vault=$$(scripts/vault-bin.sh) && parts=$$(scripts/interop-parts.sh && scripts/kubernetes-parts.sh) && set -a -o pipefail && eval "$$parts" && \
 	VAULT_BIN=$$vault go test -tags interop,kubernetes -count=1 -v -timeout 10m -run '^TestKubernetes$$' -parallel 8 ./test | grep --line-buffered -v '^=== '
+
+docs: ## Build the site into bin/site, and check its links (needs Python 3.11 or later with pip)
+	@scripts/docs.sh
 
 docs-test: ## Run the commands in the documents on a real Vault server (needs openssl, and OpenBao or pip)
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -tags docs -run '^TestDocs' -count=1 ./test
