@@ -37,7 +37,7 @@ func pathCheck(b *backend) []*framework.Path {
 type checkRequest struct{ scope, tool, skill string }
 
 var checkParams = param.Set[checkRequest]{
-	param.Text("scope", param.Display("Scope", "Question"), "Scope in a tool's manifest, which the proxy requires for the tool. One of scope, tool, and skill is required.",
+	param.Text("scope", param.Display("Scope", "Question"), "Scope in a tool's manifest, which the proxy requires for the tool. One of `scope`, `tool`, and `skill` is required.",
 		func(r *checkRequest) *string { return &r.scope }),
 	param.Text("tool", param.Display("Tool", "Question"), "Name of a tool whose manifest has the scope tool:<name>.",
 		func(r *checkRequest) *string { return &r.tool }),

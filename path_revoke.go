@@ -47,11 +47,11 @@ func pathRevoke(b *backend) []*framework.Path {
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ListOperation: b.operation(activeNode, b.pathRevokedList, "List the names of the revocations.", "list", "revocations",
 					framework.Response{Description: "Names of the revocations, in alphabetical order", Fields: map[string]*framework.FieldSchema{
-						"keys": {Type: framework.TypeStringSlice, Description: "Names, such as jti:5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10 or agent_id:sandbox:1."},
+						"keys": {Type: framework.TypeStringSlice, Description: "Names, such as `jti:5b1a9a1e-6f3f-7e4e-2a55-0c8f7f3f9d10` or `agent_id:sandbox:1`."},
 					}}),
 				logical.ReadOperation: b.operation(activeNode, b.pathRevokedRead, "Read the revocations.", "read", "revocations",
 					framework.Response{Description: "Revocations, in the order of their names", Fields: map[string]*framework.FieldSchema{
-						"revoked": {Type: framework.TypeSlice, Required: true, Description: "Revocations, with the fields of a response of revoke."},
+						"revoked": {Type: framework.TypeSlice, Required: true, Description: "Revocations, with the fields of a response of `revoke`."},
 					}}),
 			},
 			HelpSynopsis:    "List or read the revocations.",

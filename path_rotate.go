@@ -83,9 +83,9 @@ func versionFactsOf(name string, version func(*keyring.Keys) *keyring.Key) param
 		})
 	}
 	facts := param.Set[keyring.Keys]{
-		fact("version", framework.TypeInt, "Number of the "+name+" version.", func(k *keyring.Key) any { return k.Version }),
-		fact("proxy_url", framework.TypeString, "URL of the proxy that holds the "+name+" version.", func(k *keyring.Key) any { return k.ProxyURL }),
-		fact("algorithm", framework.TypeString, "Signing algorithm of the "+name+" version.", func(k *keyring.Key) any { return k.Algorithm }),
+		fact("version", framework.TypeInt, "Number of the version.", func(k *keyring.Key) any { return k.Version }),
+		fact("proxy_url", framework.TypeString, "URL of the proxy that holds the version.", func(k *keyring.Key) any { return k.ProxyURL }),
+		fact("algorithm", framework.TypeString, "Signing algorithm of the version.", func(k *keyring.Key) any { return k.Algorithm }),
 		fact("fingerprint", framework.TypeString, keyring.FingerprintDescription, func(k *keyring.Key) any { return k.Key.Fingerprint() }),
 		fact("generated", framework.TypeBool, "Whether Vault generated the key. If false, it was imported, and copies may exist outside Vault.", func(k *keyring.Key) any { return k.Generated }),
 		fact("created_at", framework.TypeTime, "Time at which the key was generated or imported.", func(k *keyring.Key) any { return k.CreatedAt.Format(time.RFC3339) }),
