@@ -145,9 +145,9 @@ func TestDocs(t *testing.T) {
 				t.Errorf("the revocations are %s", names)
 			}
 		},
-		"rotate.md":                 wantVersions(versions{Current: 2, Previous: 1, Retired: true}),
-		"rotate-without-guard.md":   wantVersions(versions{Current: 2, Previous: 1, Retired: true}),
-		"runbook-leaked-key.md": wantVersions(versions{Current: 2}),
+		"rotate.md":               wantVersions(versions{Current: 2, Previous: 1, Retired: true}),
+		"rotate-without-guard.md": wantVersions(versions{Current: 2, Previous: 1, Retired: true}),
+		"runbook-leaked-key.md":   wantVersions(versions{Current: 2}),
 		"runbook-stolen-proxy-host.md": func(t *testing.T, s *server) {
 			if got := s.request(guardLogin, "GET", "ati/guard", nil); got != 403 {
 				t.Errorf("with the host's login, a read of ati/guard returns %d", got)
