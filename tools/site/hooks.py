@@ -59,7 +59,6 @@ def on_files(files, config):
         uri = "index.md" if page.name == "README.md" else page.name
         places[page.name] = uri
         files.append(File.generated(config, uri, abs_src_path=str(page)))
-    files.append(File.generated(config, "site.css", abs_src_path=str(ROOT / "tools/site/site.css")))
     linked = linked_paths()
     for directory in filter(Path.is_dir, linked):
         name = directory.relative_to(ROOT).as_posix()
