@@ -4,7 +4,7 @@
 #   ATI_BIN          the ATI client and proxy (needs cargo and a C compiler)
 #   ATI_CLIENT_0_1_0, ATI_CLIENT_0_7_15
 #                    PYTHONPATH directories with that version of ati-client
-#   HVAC, JSONSCHEMA, PYYAML
+#   HVAC, JSONSCHEMA, MYPY, PYYAML
 #                    PYTHONPATH directories with these libraries
 set -euo pipefail
 unset CDPATH
@@ -31,7 +31,7 @@ require python3
 python3 -m pip --version >/dev/null 2>&1 || { echo "pip is not installed; make interop requires python3 -m pip" >&2; exit 1; }
 python=py$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 for package in ATI_CLIENT_0_1_0=ati-client==0.1.0 ATI_CLIENT_0_7_15=ati-client==0.7.15 HVAC=hvac==2.4.0 \
-  JSONSCHEMA=jsonschema==4.26.0 PYYAML=pyyaml==6.0.3; do
+  JSONSCHEMA=jsonschema==4.26.0 MYPY=mypy==2.4.1 PYYAML=pyyaml==6.0.3; do
   requirement=${package#*=}
   dir=$cache/${requirement//==/-}-$python
   build_once "$dir" install_python "$requirement"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Builds a release into dist/: for each platform, an archive and an SBOM of the plugin,
-# and of ati-guard except for Windows, where it does not run; SHA256SUMS of these files;
-# and BINARY_SHA256SUMS of the binaries. The same source and the same Go version give
-# the same bytes.
+# and of ati-guard except for Windows, where it does not run; the Python package;
+# SHA256SUMS of these files; and BINARY_SHA256SUMS of the binaries. The same source and the
+# same Go version give the same bytes.
 #   VERSION            the version (default: the one in main.go)
 #   PLATFORMS          such as "linux/amd64 darwin/arm64", or host (default: all eight)
+#   WHEEL              no omits the Python package, which needs Python with pip
 #   RELEASE_SIGN       a command that signs the file named by its last argument,
 #                      such as "gpg --detach-sign --armor" (default: unsigned)
 #   SOURCE_DATE_EPOCH  the date of all files (default: the date of the commit)
@@ -53,6 +54,11 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/new"
 
 echo "$version, $(go env GOVERSION)"
+wheel=
+if [ "${WHEEL:-}" != no ]; then
+  SOURCE_DATE_EPOCH=$date scripts/wheel.sh "$work/wheel" "$version"
+  wheel=$(echo "$work/wheel"/*.whl)
+fi
 binaries=()
 for platform in $platforms; do
   for program in $programs; do
@@ -64,7 +70,7 @@ for platform in $platforms; do
     binaries+=("$binary")
   done
 done
-go -C tools/release run -buildvcs=false . pack -root "$PWD" -version "$version" -epoch "$date" -out "$work/new" "${binaries[@]}"
+go -C tools/release run -buildvcs=false . pack -root "$PWD" -version "$version" -epoch "$date" -wheel "$wheel" -out "$work/new" "${binaries[@]}"
 
 if [ -n "${RELEASE_SIGN:-}" ]; then
   before=$(ls "$work/new")
@@ -79,6 +85,7 @@ trap 'rm -rf "$work" "$staged"' EXIT
 cp "$work/new"/* "$staged"
 rm -f "$dist/"*SHA256SUMS*
 for program in $programs; do rm -f "$dist/${program}_v"*; done
+rm -f "$dist/ati_vault-"*.whl
 mv "$staged"/* "$dist"
 if [ -n "${RELEASE_SIGN:-}" ]; then
   echo "$dist: SHA256SUMS is signed"

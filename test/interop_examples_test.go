@@ -338,47 +338,46 @@ func (p *proxy) jwtEnv(t *testing.T) map[string]string {
 	return env
 }
 
-// The orchestrators in examples/ replace provision_sandbox of ati-client.
+// The orchestrator in examples/go and the Python package replace ati-client.
 func TestInteropOrchestrators(t *testing.T) {
+	t.Parallel()
+	t.Run("Go", testGoOrchestrator)
+	t.Run("Python", testPython)
+}
+
+func testGoOrchestrator(t *testing.T) {
 	t.Parallel()
 	s, secret := startEngine(t)
 	s.write(s.root, "ati/roles/researcher", data{"tools": "web_search,github:*", "allowed_agent_ids": "sandbox:*"})
 	token := s.policy("orchestrator", string(readFile(t, "../examples/policies/orchestrator.hcl")))
-	for name, command := range map[string][]string{
-		"Go":     {"go", "run", "../examples/go"},
-		"Python": {"python3", "../examples/python/orchestrator.py"},
-	} {
-		for tools, scope := range map[string]string{"": "tool:web_search tool:github:*", "web_search github:x": "tool:web_search tool:github:x"} {
-			args := append(append(command[1:], "researcher", "sandbox:abc"), strings.Fields(tools)...)
-			cmd := exec.CommandContext(t.Context(), command[0], args...)
-			cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+requireEnv(t, "HVAC"))
-			var stderr bytes.Buffer
-			cmd.Stderr = &stderr
-			out, err := cmd.Output()
-			if err != nil {
-				t.Errorf("%s: %v\n%s", name, err, stderr.String())
-				continue
-			}
-			var env map[string]string
-			if err := json.Unmarshal(out, &env); err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(map[string]string{"ATI_PROXY_URL": "https://ati.example.com", "ATI_SESSION_TOKEN": env["ATI_SESSION_TOKEN"]}, env); diff != "" {
-				t.Errorf("%s (-want +got):\n%s", name, diff)
-			}
-			key := parseSecret(t, secret)
-			if c, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"], key); err != nil || c.Subject != "sandbox:abc" || c.Scope != scope {
-				t.Errorf("%s: %v, %+v", name, err, c)
-			}
+	run := func(tools string) (out []byte, stderr string, err error) {
+		cmd := exec.CommandContext(t.Context(), "go", append([]string{"run", "../examples/go", "researcher", "sandbox:abc"}, strings.Fields(tools)...)...)
+		cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token)
+		var b bytes.Buffer
+		cmd.Stderr = &b
+		out, err = cmd.Output()
+		return out, b.String(), err
+	}
+	for tools, scope := range map[string]string{"": "tool:web_search tool:github:*", "web_search github:x": "tool:web_search tool:github:x"} {
+		out, stderr, err := run(tools)
+		if err != nil {
+			t.Errorf("%v\n%s", err, stderr)
+			continue
 		}
-		// A request for more than the role grants fails and prints nothing to standard output.
-		cmd := exec.CommandContext(t.Context(), command[0], append(command[1:], "researcher", "sandbox:abc", "shell")...)
-		cmd.Env = append(os.Environ(), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PYTHONPATH="+requireEnv(t, "HVAC"))
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), `scope "tool:shell" is not granted`) {
-			t.Errorf("%s, more than the role grants: %v\n%s\n%s", name, err, out, stderr.String())
+		var env map[string]string
+		if err := json.Unmarshal(out, &env); err != nil {
+			t.Fatal(err)
 		}
+		if diff := cmp.Diff(map[string]string{"ATI_PROXY_URL": "https://ati.example.com", "ATI_SESSION_TOKEN": env["ATI_SESSION_TOKEN"]}, env); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		if c, err := ati.ValidateToken(env["ATI_SESSION_TOKEN"], parseSecret(t, secret)); err != nil || c.Subject != "sandbox:abc" || c.Scope != scope {
+			t.Errorf("%v, %+v", err, c)
+		}
+	}
+	// A request for more than the role grants fails and prints nothing to standard output.
+	if out, stderr, err := run("shell"); err == nil || len(out) > 0 || !strings.Contains(stderr, `scope "tool:shell" is not granted`) {
+		t.Errorf("more than the role grants: %v\n%s\n%s", err, out, stderr)
 	}
 }
 

@@ -54,6 +54,9 @@ func TestVersion_SameInBothPrograms(t *testing.T) {
 			versions[program] = m[1]
 		}
 	}
+	if pyproject := readFile(t, "../python/pyproject.toml"); !strings.Contains(string(pyproject), "\nversion = \""+strings.TrimPrefix(versions[pluginName], "v")+"\"\n") {
+		t.Errorf("python/pyproject.toml does not have the version %s", versions[pluginName])
+	}
 	if versions[pluginName] == "" || versions[guardName] != versions[pluginName] {
 		t.Errorf("the programs have the versions %v", versions)
 	}
@@ -63,7 +66,7 @@ func TestVersion_SameInBothPrograms(t *testing.T) {
 // tracks, and new ones that it does not ignore.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
-	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "*go.mod", "*go.sum", "*.md", "Makefile", "scripts", "docs", "examples")
+	list := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go", "*go.mod", "*go.sum", "*.md", "Makefile", "scripts", "docs", "examples", "python")
 	list.Dir = from
 	names, err := list.Output()
 	if err != nil {

@@ -66,6 +66,25 @@ func zipped(files []file, date time.Time) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// repack returns a zip archive with the files of another one. Its bytes no longer depend on
+// the compressor of the machine that wrote that.
+func repack(path string, date time.Time) ([]byte, error) {
+	r, err := zip.OpenReader(path)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var files []file
+	for _, f := range r.File {
+		text, err := fs.ReadFile(r, f.Name)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, file{f.Name, 0o644, text})
+	}
+	return zipped(files, date)
+}
+
 func byName(files []file) []file {
 	return slices.SortedFunc(slices.Values(files), func(a, b file) int { return strings.Compare(a.name, b.name) })
 }

@@ -1,6 +1,6 @@
 // Command release packs the binaries of the plugin and of ati-guard for release: an
 // archive and an SBOM for each binary, with the licenses of the modules that it is linked
-// from, and the checksums. scripts/release.sh and make licenses run it; no release
+// from, the Python package, and the checksums. scripts/release.sh and make licenses run it; no release
 // contains it.
 package main
 
@@ -21,12 +21,13 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: release licenses -root DIR, or release pack -root DIR -version V -epoch SECONDS -out DIR BINARY [BINARY …]")
+		return errors.New("usage: release licenses -root DIR, or release pack -root DIR -version V -epoch SECONDS [-wheel FILE] -out DIR BINARY [BINARY …]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	root := flags.String("root", "", "the project's directory")
 	version := flags.String("version", "", "of the release, with a leading v")
 	epoch := flags.Int64("epoch", 0, "the date of all files, in seconds since 1970")
+	wheel := flags.String("wheel", "", "the Python package")
 	out := flags.String("out", "", "the directory to write to")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -42,7 +43,7 @@ func run(args []string) error {
 		fmt.Print(page(modules, plugin, guard))
 		return nil
 	case "pack":
-		return pack(*root, *version, time.Unix(*epoch, 0).UTC(), *out, flags.Args())
+		return pack(*root, *version, time.Unix(*epoch, 0).UTC(), *wheel, *out, flags.Args())
 	}
 	return fmt.Errorf("unknown command %q", args[0])
 }

@@ -33,9 +33,10 @@ var (
 	}
 )
 
-// pack writes an archive and an SBOM for each binary, BINARY_SHA256SUMS of the
-// binaries by their names in the archives, and SHA256SUMS of all these files.
-func pack(root, version string, date time.Time, out string, binaries []string) error {
+// pack writes an archive and an SBOM for each binary, a Python wheel if there is one,
+// BINARY_SHA256SUMS of the binaries by their names in the archives, and SHA256SUMS of all
+// these files.
+func pack(root, version string, date time.Time, wheel, out string, binaries []string) error {
 	if len(binaries) == 0 {
 		return errors.New("no binary to pack")
 	}
@@ -92,6 +93,14 @@ func pack(root, version string, date time.Time, out string, binaries []string) e
 	// Sort by name, which starts in the same column of each line.
 	slices.SortFunc(sums, func(a, b string) int { return strings.Compare(a[2*sha256.Size:], b[2*sha256.Size:]) })
 	written["BINARY_SHA256SUMS"] = []byte(strings.Join(sums, ""))
+
+	if wheel != "" {
+		text, err := repack(wheel, date)
+		if err != nil {
+			return fmt.Errorf("%s: %w", wheel, err)
+		}
+		written[filepath.Base(wheel)] = text
+	}
 
 	var all bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(written)) {
