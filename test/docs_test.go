@@ -180,7 +180,7 @@ func TestDocs(t *testing.T) {
 			s.vault(s.root, "write", "ati/config", "proxy_url=https://ati.example.com", "secret="+oldSecret)
 			s.vault(s.root, "write", "ati/roles/researcher", "tools=web_search,arxiv:search", "allowed_agent_ids=sandbox:*")
 			work, replace := t.TempDir(), []string{"/var/log/vault/audit.log", s.audit}
-			for _, dir := range []string{"/etc/vault-agent", "/etc/ati-guard", "/run/ati", "/var/log/ati-guard"} {
+			for _, dir := range []string{"/etc/ati-orchestrator", "/etc/vault-agent", "/etc/ati-guard", "/run/ati", "/var/log/ati-guard"} {
 				replace = append(replace, dir, filepath.Join(work, dir))
 				if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
 					t.Fatal(err)

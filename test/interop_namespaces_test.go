@@ -28,7 +28,9 @@ func TestInteropOrchestrators_Namespace(t *testing.T) {
 	s.write(s.root, prefix+"ati/roles/researcher", data{"tools": "web_search", "allowed_agent_ids": "sandbox:*"})
 	key := parseSecret(t, s.read(s.root, prefix+"ati/proxy-env").Data["ATI_JWT_SECRET"].(string))
 
-	token := s.write(s.root, prefix+"auth/token/create", data{"policies": []string{"root"}}).Auth.ClientToken
+	s.write(s.root, prefix+"sys/policies/acl/orchestrator", data{"policy": string(readFile(t, "../examples/policies/orchestrator.hcl")) + `
+path "ati/validate" { capabilities = ["update"] }`})
+	token := s.write(s.root, prefix+"auth/token/create", data{"policies": []string{"orchestrator"}}).Auth.ClientToken
 	for _, client := range pythonClients {
 		run := python(t, client, "-c", `
 import json, ati_vault

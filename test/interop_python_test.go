@@ -39,7 +39,7 @@ func testPython(t *testing.T) {
 			token := s.policy("orchestrator", string(readFile(t, "../examples/policies/orchestrator.hcl"))+`
 path "ati/validate" { capabilities = ["update"] }`)
 			run := python(t, client, "-W", "error", "-m", "unittest", "discover", "-s", "../python/tests")
-			run.Env = append(run.Env, "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "ROOT_TOKEN="+s.root, "ATI_JWT_SECRET="+secret)
+			run.Env = append(run.Env, "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+token, "PATH="+pathWithVault(t), "ROOT_TOKEN="+s.root, "ATI_JWT_SECRET="+secret)
 			if out, err := run.CombinedOutput(); err != nil || strings.Contains(string(out), "Ran 0 tests") {
 				t.Errorf("%v\n%s", err, out)
 			}

@@ -288,13 +288,15 @@ class Stub(HTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "null")
         self.server.requests.append((self.path, self.headers["Authorization"], body))
         self.send_response(self.server.status)
         self.send_header("Content-Type", "application/json" if self.server.body else "text/plain")
         self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
         self.wfile.write(self.server.body)
+
+    do_GET = do_POST
 
     def log_message(self, *_):
         pass
