@@ -205,8 +205,6 @@ class VaultOrchestrator(AtiOrchestrator):
         """Return the data of a response from Vault, and log its warnings."""
         path = f"{self._mount}/{path}"
         request = {name: value for name, value in request.items() if value is not None}
-        if self._login and not self._vault.token:
-            self._log_in()
         with _errors(path, rejected, f"its policy must allow update on {path}, and its Vault token must not have expired"):
             try:
                 response = self._vault.write_data(path, data=request)

@@ -6,6 +6,7 @@ orchestrator), ROOT_TOKEN, and ATI_JWT_SECRET, and runs them with each version o
 
 import json
 import os
+import socket
 import threading
 import unittest
 from dataclasses import replace
@@ -102,6 +103,7 @@ class Provision(Case):
     def test_proxy_url(self):
         for proxy_url in None, URL + "/":
             self.assertEqual(orchestrator(proxy_url=proxy_url).provision_sandbox(agent_id="sandbox:1")["ATI_PROXY_URL"], URL)
+        self.assertEqual(orchestrator(proxy_url=URL + "/").proxy_url, URL)
         one = orchestrator()
         with self.assertRaisesRegex(ati.ProvisionError, "^proxy_url is not known yet; call provision_sandbox first"):
             one.proxy_url
@@ -264,6 +266,10 @@ class Errors(Case):
                     self.assert_fails(VaultUnavailable, f"ati/{path}: {message}", function, **arguments)
         with self.assertRaisesRegex(VaultUnavailable, "^ati/creds/researcher: .*Connection refused.*; check VAULT_ADDR, or retry$"):
             orchestrator(vault=hvac.Client(url=vault.url, token="x")).provision_sandbox(agent_id="sandbox:1")
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            vault = hvac.Client(url=f"http://127.0.0.1:{silent.getsockname()[1]}", token="x", timeout=0.1)
+            with self.assertRaisesRegex(VaultUnavailable, "^ati/creds/researcher: .*Read timed out.*; check VAULT_ADDR, or retry$"):
+                orchestrator(vault=vault).provision_sandbox(agent_id="sandbox:1")
         with self.assertRaisesRegex(ati.ProvisionError, "^ati/creds/researcher: .*No connection adapters") as raised:
             orchestrator(vault=hvac.Client(url="ati.example.com:8200", token="x")).provision_sandbox(agent_id="sandbox:1")
         self.assertNotIsInstance(raised.exception, VaultUnavailable)

@@ -106,6 +106,42 @@ func TestArchives(t *testing.T) {
 	}
 }
 
+func TestRepack(t *testing.T) {
+	var archives [][]byte
+	for method, modified := range map[uint16]time.Time{zip.Store: date, zip.Deflate: date.AddDate(1, 0, 0)} {
+		var b bytes.Buffer
+		w := zip.NewWriter(&b)
+		for _, name := range []string{"b", "a"} {
+			part, err := w.CreateHeader(&zip.FileHeader{Name: name, Method: method, Modified: modified})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(part, "text of "+name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "a.whl")
+		if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		archive, err := repack(path, date)
+		if err != nil {
+			t.Fatal(err)
+		}
+		archives = append(archives, archive)
+	}
+	got, err := inZip(archives[0])
+	if want := []string{"a -rw-r--r-- 2026-03-04T05:06:07Z text of a", "b -rw-r--r-- 2026-03-04T05:06:07Z text of b"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("it has %q, want %q (%v)", got, want, err)
+	}
+	if !bytes.Equal(archives[0], archives[1]) {
+		t.Error("of the same files, packed in another way, it is another")
+	}
+}
+
 // Texts of the licenses 0BSD (grant and disclaimer) and ISC (with the condition).
 const (
 	grant      = "Permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is hereby granted"
