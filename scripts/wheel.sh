@@ -12,7 +12,7 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && pyt
   fail "the Python package needs Python 3.10 or later with pip: install python3 and python3-pip, or set WHEEL=no to release without the package"
 
 install_hatchling() {
-  PIP_USER=0 python3 -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
+  PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
     --require-hashes --requirement scripts/hatchling.txt --target "$1"
 }
 cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME to locate the cache directory}/.cache}/vault-plugin-secrets-ati
