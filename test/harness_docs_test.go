@@ -80,9 +80,10 @@ func commandsFor(all []example, test string) (run []example) {
 	return run
 }
 
-// mustFail reports whether the page shows that the commands fail, as Vault's CLI prints it.
+// mustFail reports whether the page shows that the commands fail, as Vault's CLI or ATI
+// prints it.
 func (e example) mustFail() bool {
-	return strings.HasPrefix(e.output, "Error ") || strings.HasPrefix(e.output, "No value found ")
+	return strings.HasPrefix(e.output, "Error ") || strings.HasPrefix(e.output, "No value found ") || strings.HasPrefix(e.output, `{"error":`)
 }
 
 // script returns a script that runs the commands. It prints a mark before those of each
