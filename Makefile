@@ -44,7 +44,7 @@ fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (defa
 # runs only the tests of guards. Most tests wait most of the time, so more of them run in
 # parallel than there are processors.
 interop_full     = ^TestInterop
-interop_short    = ^TestInterop((AppRole|AuditTrail|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$|Guard_)
+interop_short     = ^TestInterop((AppRole|AuditTrail|GettingStarted|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$|Guard_)
 interop_guard    = ^TestInteropGuard_
 rotation_full    = ^(TestGuardRotation.*|TestRotation)$$
 rotation_short   = ^(TestGuardRotation(_Automatic)?|TestRotation)$$/HS256$$
