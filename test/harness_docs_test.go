@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
@@ -100,6 +101,30 @@ func script(run []example) string {
 	}
 	fmt.Fprintf(&b, "printf '%%s\\n' '@@ %d'\n", len(run))
 	return b.String()
+}
+
+// oldSecret is the value of $ATI_JWT_SECRET in the documents.
+const oldSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+
+// runExamples runs the commands of pages with vault in PATH, after replacements, and compares
+// what they print with the pages.
+func (s *server) runExamples(dir string, run []example, replace ...string) {
+	s.t.Helper()
+	var back []string
+	for i := 0; i < len(replace); i += 2 {
+		if replace[i+1] != "" {
+			back = append(back, replace[i+1], replace[i])
+		}
+	}
+	there := strings.NewReplacer(replace...)
+	for i := range run {
+		run[i].output = there.Replace(run[i].output)
+	}
+	cmd := exec.CommandContext(s.t.Context(), "bash", "-c", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"+there.Replace(script(run)))
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+pathWithVault(s.t), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "ATI_JWT_SECRET="+oldSecret)
+	out, err := cmd.CombinedOutput()
+	checkOutput(s.t, run, string(out), err, strings.NewReplacer(back...).Replace)
 }
 
 var mark = regexp.MustCompile(`(?m)^(.*)@@ (\d+)\n`)
