@@ -26,7 +26,7 @@ import (
 )
 
 // kube is a Kubernetes API server with etcd, and no nodes: it runs no pods and no
-// controllers. Its namespaces are those of the examples.
+// controllers.
 type kube struct {
 	t          testing.TB
 	dir        string
@@ -53,19 +53,7 @@ func startKube(t testing.TB) *kube {
 		}
 	}
 	c.apply(`
-{kind: Namespace, apiVersion: v1, metadata: {name: agents, labels: {pod-security.kubernetes.io/enforce: baseline, pod-security.kubernetes.io/warn: baseline}}}
----
-{kind: Namespace, apiVersion: v1, metadata: {name: ati, labels: {pod-security.kubernetes.io/enforce: baseline, pod-security.kubernetes.io/warn: baseline}}}
----
-{kind: Namespace, apiVersion: v1, metadata: {name: others}}
----
 {kind: Namespace, apiVersion: v1, metadata: {name: vault}}
----
-{kind: ServiceAccount, apiVersion: v1, metadata: {name: agent, namespace: agents}}
----
-{kind: ServiceAccount, apiVersion: v1, metadata: {name: second, namespace: agents}}
----
-{kind: ServiceAccount, apiVersion: v1, metadata: {name: agent, namespace: others}}
 ---
 {kind: ServiceAccount, apiVersion: v1, metadata: {name: vault, namespace: vault}}
 ---
@@ -77,6 +65,24 @@ subjects: [{kind: ServiceAccount, name: vault, namespace: vault}]
 `)
 	t.Logf("etcd and the API server started in %v", time.Since(began).Round(100*time.Millisecond))
 	return c
+}
+
+// createNamespaces creates the namespaces of the examples, and their service accounts.
+func (c *kube) createNamespaces() {
+	c.t.Helper()
+	c.apply(`
+{kind: Namespace, apiVersion: v1, metadata: {name: agents, labels: {pod-security.kubernetes.io/enforce: baseline, pod-security.kubernetes.io/warn: baseline}}}
+---
+{kind: Namespace, apiVersion: v1, metadata: {name: ati, labels: {pod-security.kubernetes.io/enforce: baseline, pod-security.kubernetes.io/warn: baseline}}}
+---
+{kind: Namespace, apiVersion: v1, metadata: {name: others}}
+---
+{kind: ServiceAccount, apiVersion: v1, metadata: {name: agent, namespace: agents}}
+---
+{kind: ServiceAccount, apiVersion: v1, metadata: {name: second, namespace: agents}}
+---
+{kind: ServiceAccount, apiVersion: v1, metadata: {name: agent, namespace: others}}
+`)
 }
 
 // start starts etcd and the API server, and returns false if the API server did not become
@@ -276,7 +282,7 @@ func (c *kube) allowAgents(s *server) {
 func (s *server) runOnPage(start string) {
 	s.t.Helper()
 	page := strings.ReplaceAll(string(readFile(s.t, "../docs/kubernetes.md")), "\\\n", " ")
-	_, rest, found := strings.Cut(page, "\n$ "+start)
+	_, rest, found := strings.Cut(page, "\n"+start)
 	if !found {
 		s.t.Fatalf("the page does not have the command %s", start)
 	}

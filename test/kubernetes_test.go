@@ -3,6 +3,7 @@
 package test
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +17,8 @@ func TestKubernetes(t *testing.T) {
 	c := startKube(t)
 	c.installCRDs(requireEnv(t, "EXTERNAL_SECRETS_CRDS"))
 	c.installCRDs(requireEnv(t, "VSO_CRDS"))
+	t.Run("page", func(t *testing.T) { testKubernetesPage(t, c.in(t)) })
+	c.createNamespaces()
 	for name, test := range map[string]func(*testing.T, *kube){
 		"Agent":                     testKubernetesAgent,
 		"guard objects":             testKubernetesGuardObjects,
@@ -30,6 +33,30 @@ func TestKubernetes(t *testing.T) {
 			test(t, c.in(t))
 		})
 	}
+}
+
+// The commands in docs/kubernetes.md print what the page shows, on a cluster without the
+// namespaces of the examples.
+func testKubernetesPage(t *testing.T, c *kube) {
+	s, _ := startEngine(t)
+	t.Setenv("KUBECONFIG", c.kubeconfig)
+	t.Setenv("PATH", filepath.Dir(requireEnv(t, "KUBECTL"))+":"+os.Getenv("PATH"))
+	all, err := filepath.Abs("../examples")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(all, filepath.Join(dir, "examples")); err != nil {
+		t.Fatal(err)
+	}
+	var run []example
+	for _, e := range examples(t, "../docs/kubernetes.md") {
+		if e.language == "sh" && (e.reason == "" || e.reason == "run by TestKubernetes") {
+			run = append(run, e)
+		}
+	}
+	outside := fmt.Sprintf("kubernetes_host=%s kubernetes_ca_cert=@%s token_reviewer_jwt=%s disable_local_ca_jwt=true", c.url, filepath.Join(c.dir, "ca.crt"), c.token("vault", "vault"))
+	s.runExamples(dir, run, "kubernetes_host=https://kubernetes.default.svc", outside)
 }
 
 // in returns the cluster for a subtest.
@@ -70,8 +97,8 @@ func testKubernetesManifests(t *testing.T, c *kube) {
 	if base, err = filepath.Rel(overlay, base); err != nil {
 		t.Fatal(err)
 	}
-	_, text, found := strings.Cut(string(readFile(t, "../docs/kubernetes.md")), "```yaml\napiVersion: kustomize")
-	text, _, _ = strings.Cut("apiVersion: kustomize"+text, "```")
+	_, text, found := strings.Cut(string(readFile(t, "../docs/kubernetes.md")), "<<'YAML'\n")
+	text, _, _ = strings.Cut(text, "YAML\n")
 	if !found || !strings.Contains(text, "../examples/kubernetes/guard") {
 		t.Fatalf("the page has another overlay: %s", text)
 	}
