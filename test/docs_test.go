@@ -77,7 +77,7 @@ func (s *server) checkPolicies(t *testing.T) {
 // TestDocs runs the commands in each page of docs/ on a mount as the README sets it up,
 // compares what they print, and checks the state that they leave.
 func TestDocs(t *testing.T) {
-	var guardLogin string
+	var guardLogin, sandboxLogin string
 	wantVersions := func(want versions) func(*testing.T, *server) {
 		return func(t *testing.T, s *server) {
 			if got := versionsOf(t, s.read(s.root, "ati/config/rotate").Data); got != want {
@@ -121,6 +121,19 @@ func TestDocs(t *testing.T) {
 		"rotate.md":               wantVersions(versions{Current: 2, Previous: 1, Retired: true}),
 		"rotate-without-guard.md": wantVersions(versions{Current: 2, Previous: 1, Retired: true}),
 		"runbook-leaked-key.md":   wantVersions(versions{Current: 2}),
+		"runbook-leaked-token.md": func(t *testing.T, s *server) {
+			if names := fmt.Sprint(s.list("ati/revoked")); strings.Count(names, "jti:") != 1 {
+				t.Errorf("the revocations are %s", names)
+			}
+		},
+		"runbook-stolen-sandbox.md": func(t *testing.T, s *server) {
+			if got := s.request(sandboxLogin, "PUT", "ati/creds/sandbox", nil); got != 403 {
+				t.Errorf("with the sandbox's login, a mint returns %d", got)
+			}
+			if names := fmt.Sprint(s.list("ati/revoked")); names != "[agent_id:sandbox:abc123]" {
+				t.Errorf("the revocations are %s", names)
+			}
+		},
 		"runbook-stolen-proxy-host.md": func(t *testing.T, s *server) {
 			if got := s.request(guardLogin, "GET", "ati/guard", nil); got != 403 {
 				t.Errorf("with the host's login, a read of ati/guard returns %d", got)
@@ -163,8 +176,24 @@ func TestDocs(t *testing.T) {
 			switch name {
 			case "audit.md": // the access log is what the page shows
 				replace = append(replace, auditID, s.mintAsAlice())
-				accessLog = "var/log/ati-guard/access.jsonl"
+				accessLog = guardLog
 				accessLines = strings.Join(regexp.MustCompile(`(?m)^\{"time":.*\n`).FindAllString(string(readFile(t, page)), -1), "")
+			case "runbook-leaked-token.md":
+				leaked := s.write(s.root, "ati/creds/researcher", data{"agent_id": "sandbox:abc123"}).Data
+				if err := os.WriteFile(filepath.Join(work, "token.txt"), []byte(leaked["token"].(string)), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				accessLog = guardLog
+				accessLines = accessLine(200, fmt.Sprintf(`"jti":%q,"sub":"sandbox:abc123","key_version":1`, leaked["jti"]))
+			case "runbook-stolen-sandbox.md":
+				var jti string
+				sandboxLogin, jti = s.loginAsSandbox()
+				accessLog = guardLog
+				token := fmt.Sprintf(`"jti":%q,"sub":"sandbox:abc123","key_version":1`, jti)
+				accessLines = accessLine(200, token) + accessLine(401, token+`,"reason":"the token was revoked"`)
+			case "runbook-proxy-rejects-everyone.md":
+				accessLog = guardLog
+				accessLines = accessLine(401, `"reason":"the token was signed with an unknown key"`) + accessLine(401, `"reason":"no token"`) + accessLine(401, `"reason":"no token"`)
 			case "runbook-stolen-proxy-host.md":
 				guardLogin = s.loginAsGuard()
 				accessLines = fmt.Sprintf(`{"path":"/call","status":200,"jti":%q,"sub":"people-alice","key_version":1}
@@ -191,7 +220,7 @@ func TestDocs(t *testing.T) {
 }
 
 // copyExamples copies the examples and replaces paths in them.
-func copyExamples(t *testing.T, to string, replacer *strings.Replacer) {
+func copyExamples(t testing.TB, to string, replacer *strings.Replacer) {
 	t.Helper()
 	err := filepath.WalkDir("../examples", func(path string, entry os.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
@@ -227,6 +256,26 @@ func (s *server) loginAsGuard() string {
 	login := s.write("", "auth/approle/login", data{"role_id": s.read(s.root, role+"/role-id").Data["role_id"], "secret_id": s.write(s.root, role+"/secret-id", nil).Data["secret_id"]})
 	s.read(login.Auth.ClientToken, "ati/guard")
 	return login.Auth.ClientToken
+}
+
+// guardLog is the file of a guard's access log.
+const guardLog = "var/log/ati-guard/access.jsonl"
+
+// accessLine returns a line of a guard's access log, with the fields after duration_ms.
+func accessLine(status int, fields string) string {
+	return fmt.Sprintf(`{"time":"2026-11-28T02:42:53.396Z","method":"POST","path":"/call","status":%d,"duration_ms":3.129,%s}`+"\n", status, fields)
+}
+
+// loginAsSandbox adds the sandbox abc123 as examples/approle does, and returns its Vault
+// token and the ID of an ATI token.
+func (s *server) loginAsSandbox() (token, jti string) {
+	s.t.Helper()
+	dir, replacer := s.t.TempDir(), strings.NewReplacer()
+	copyExamples(s.t, dir, replacer)
+	s.runExamples(dir, []example{{text: "approle/setup.sh\napprole/add-sandbox.sh abc123 .\n", output: "…\n"}})
+	login := data{"role_id": string(readFile(s.t, filepath.Join(dir, "role_id"))), "secret_id": string(readFile(s.t, filepath.Join(dir, "secret_id")))}
+	token = s.write("", "auth/approle/login", login).Auth.ClientToken
+	return token, s.write(token, "ati/creds/sandbox", nil).Data["jti"].(string)
 }
 
 // mintAsAlice returns the ID of a request for a token by a caller with an entity.
