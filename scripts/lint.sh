@@ -18,7 +18,7 @@ go tool -modfile="$tools" revive -config tools/lint/revive.toml -set_exit_status
 go test -count=1 ./tools/words >&2
 go mod verify >/dev/null
 go mod tidy -diff
-for module in bench tools/release; do
+for module in bench tools/release tools/monitor; do
   (
     cd "$module"
     trap 'echo "the paths above are in the module $module" >&2' ERR

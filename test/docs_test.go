@@ -159,7 +159,8 @@ func TestDocs(t *testing.T) {
 		run = append(run, name)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := startVault(t)
+			s := launch(t, "trace", `storage "inmem" {}`, nil, telemetry)
+			s.initialize()
 			s.mountEngine()
 			s.vault(s.root, "secrets", "disable", "ati")
 			s.vault(s.root, "secrets", "enable", "-path=ati", pluginName)
@@ -178,6 +179,13 @@ func TestDocs(t *testing.T) {
 				replace = append(replace, auditID, s.mintAsAlice())
 				accessLog = guardLog
 				accessLines = strings.Join(regexp.MustCompile(`(?m)^\{"time":.*\n`).FindAllString(string(readFile(t, page)), -1), "")
+			case "monitor.md":
+				s.loginAsGuard()
+				s.write(s.root, "ati/config", data{"guarded": true, "rotation_period": "30d"})
+				secretID := s.write(s.root, "auth/approle/role/proxy-guard/secret-id", nil).Data["secret_id"].(string)
+				if err := os.WriteFile(filepath.Join(work, "etc/ati-guard/secret_id"), []byte(secretID), 0o600); err != nil {
+					t.Fatal(err)
+				}
 			case "runbook-leaked-token.md":
 				leaked := s.write(s.root, "ati/creds/researcher", data{"agent_id": "sandbox:abc123"}).Data
 				if err := os.WriteFile(filepath.Join(work, "token.txt"), []byte(leaked["token"].(string)), 0o600); err != nil {
