@@ -182,6 +182,9 @@ func TestDocs(t *testing.T) {
 			case "monitor.md":
 				s.loginAsGuard()
 				s.write(s.root, "ati/config", data{"guarded": true, "rotation_period": "30d"})
+				if got := s.request(s.root, "PUT", "ati/creds/researcher", data{"tools": "other"}); got != 400 {
+					t.Errorf("a request for a tool that is not granted returns %d", got)
+				}
 				secretID := s.write(s.root, "auth/approle/role/proxy-guard/secret-id", nil).Data["secret_id"].(string)
 				if err := os.WriteFile(filepath.Join(work, "etc/ati-guard/secret_id"), []byte(secretID), 0o600); err != nil {
 					t.Fatal(err)
