@@ -337,8 +337,8 @@ func TestDocsPathHelp(t *testing.T) {
 	}
 }
 
-// TestDocsLinks checks that links between pages have a target, and the blocks of pages that no
-// test runs.
+// TestDocsLinks checks that links between pages have a target, that the README lists pages by
+// their titles, and the blocks of pages that no test runs.
 func TestDocsLinks(t *testing.T) {
 	t.Parallel()
 	pages, err := filepath.Glob("../docs/*.md")
@@ -387,6 +387,11 @@ func TestDocsLinks(t *testing.T) {
 			} else if anchor != "" && !anchors(target)[strings.ReplaceAll(anchor, "-", " ")] && !anchors(target)[anchor] {
 				t.Errorf("%s links to %s, which has no such heading", page, m[1])
 			}
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?m)\[([^\]]+)\]\(([\w/.-]+\.md)\)(?: ·|$)`).FindAllStringSubmatch(read("../README.md"), -1) {
+		if !strings.HasPrefix(read("../"+m[2]), "# "+m[1]+"\n") {
+			t.Errorf("the README calls %s %q, which is not its title", m[2], m[1])
 		}
 	}
 	if links < 100 {
