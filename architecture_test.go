@@ -23,7 +23,7 @@ const module = "vault-plugin-secrets-ati"
 // fileOrder lists the package's files from the top down. A file refers only to
 // files further down: the paths do not know each other, and only the factory
 // knows the paths.
-var fileOrder = []string{"factory.go", "path_*.go", "revocations.go", "backend.go", "node.go", "store.go", "config.go"}
+var fileOrder = []string{"factory.go", "path_*.go", "revocations.go", "backend.go", "node.go", "store.go", "role_cache.go", "config.go"}
 
 func TestArchitecture_FilesReferDownward(t *testing.T) {
 	t.Parallel()

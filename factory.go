@@ -31,10 +31,7 @@ func Factory(version string) logical.Factory {
 }
 
 func newBackend(version string, now func() time.Time) (*backend, error) {
-	st, err := newStore(now)
-	if err != nil {
-		return nil, err
-	}
+	st := newStore(now)
 	b := &backend{
 		store: st, node: node{now: now, sleep: time.Sleep, dropCaches: st.dropCaches},
 		hexFields: merged(role.Params.HexFields(), role.CredsParams.HexFields(), role.BatchParams.HexFields(), map[string]bool{"after": true}),

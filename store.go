@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-ati/internal/keyring"
@@ -27,21 +27,18 @@ const (
 	rolePrefix        = "role/"
 	revokedPrefix     = "revoked/"
 
-	// roleCacheSize limits the parsed roles in memory. A usual role takes about 2 KB.
-	roleCacheSize = 10_000
-
 	// writeTimeout is longer than the 90 s that Vault allows for a request.
 	writeTimeout = 2 * time.Minute
 )
 
-// store reads and writes the entries of a mount, and caches them in parsed form.
+// store reads and writes the entries of a mount, and caches them.
 type store struct {
 	// lock is held for a storage write and the change of the cache that belongs to it,
 	// and for reading while a cache is filled from storage: so no cache is filled with
 	// what a write has replaced.
 	lock   sync.RWMutex
 	config atomic.Pointer[cachedConfig]
-	roles  *lru.Cache[string, *role.Role]
+	roles  *roleCache
 
 	rotating   sync.Mutex    // held during an automatic step, which also takes lock
 	writtenTTL time.Duration // longest TTL of the roles that were written during the step
@@ -54,12 +51,8 @@ type store struct {
 // read jwks.
 type cachedConfig struct{ *config }
 
-func newStore(clock func() time.Time) (*store, error) {
-	roles, err := lru.New[string, *role.Role](roleCacheSize)
-	if err != nil {
-		return nil, fmt.Errorf("create role cache: %w", err)
-	}
-	return &store{roles: roles, clock: clock}, nil
+func newStore(clock func() time.Time) *store {
+	return &store{roles: newRoleCache(parseRole), clock: clock}
 }
 
 // getConfig returns the config, or nil if there is none.
@@ -124,33 +117,61 @@ func (st *store) putConfig(ctx context.Context, s logical.Storage, entry configE
 
 // getRole returns a role, or nil if it does not exist.
 func (st *store) getRole(ctx context.Context, s logical.Storage, name string) (*role.Role, error) {
-	if r, ok := st.roles.Get(name); ok {
-		return r, nil
+	if r, err := st.roles.get(name); r != nil || err != nil {
+		return r, err
 	}
 	st.lock.RLock()
 	defer st.lock.RUnlock()
-	entry, err := readRoleEntry(ctx, s, name)
-	if entry == nil || err != nil {
+	stored, err := readRole(ctx, s, name)
+	if stored == nil || err != nil {
+		return nil, err
+	}
+	r, err := parseRole(name, stored)
+	if err == nil {
+		st.roles.put(r, stored)
+	}
+	return r, err
+}
+
+// readRole returns a role as it is stored, or nil if it does not exist.
+func readRole(ctx context.Context, s logical.Storage, name string) ([]byte, error) {
+	entry, err := s.Get(ctx, rolePrefix+name)
+	if err != nil {
+		return nil, fmt.Errorf("read role %q: %w", name, err)
+	}
+	if entry == nil {
+		return nil, nil
+	}
+	return entry.Value, nil
+}
+
+// readRoleEntry returns the stored role, or nil if it does not exist.
+func readRoleEntry(ctx context.Context, s logical.Storage, name string) (*role.Entry, error) {
+	stored, err := readRole(ctx, s, name)
+	if stored == nil || err != nil {
+		return nil, err
+	}
+	return decodeRole(name, stored)
+}
+
+func decodeRole(name string, stored []byte) (*role.Entry, error) {
+	entry := new(role.Entry)
+	if err := decodeEntry(stored, entry, func() int { return entry.StorageVersion }); err != nil {
+		return nil, fmt.Errorf("read role %q: %w", name, err)
+	}
+	return entry, nil
+}
+
+func parseRole(name string, stored []byte) (*role.Role, error) {
+	entry, err := decodeRole(name, stored)
+	if err != nil {
 		return nil, err
 	}
 	r, err := entry.Parse(name)
 	if err != nil {
 		return nil, fmt.Errorf("read role %q: %w", name, err)
 	}
-	st.roles.Add(name, r)
 	return r, nil
-}
-
-// readRoleEntry returns the stored role, or nil if it does not exist.
-func readRoleEntry(ctx context.Context, s logical.Storage, name string) (*role.Entry, error) {
-	entry := new(role.Entry)
-	if err := readEntry(ctx, s, rolePrefix+name, entry, func() int { return entry.StorageVersion }); err != nil {
-		return nil, fmt.Errorf("read role %q: %w", name, err)
-	}
-	if entry.StorageVersion == 0 {
-		return nil, nil
-	}
-	return entry, nil
 }
 
 // raiseLongestTTL stores the longest TTL of a role that is about to be stored, if it
@@ -196,17 +217,17 @@ func (st *store) putRole(ctx context.Context, s logical.Storage, r *role.Role) e
 		st.writtenTTL = max(st.writtenTTL, r.LongestTTL())
 	}
 	// A write that failed may have been carried out: the next request reads storage.
-	st.roles.Remove(r.Name)
+	st.roles.remove(r.Name)
 	if err := put(ctx, s, entry); err != nil {
 		return fmt.Errorf("write role %q: %w", r.Name, err)
 	}
-	st.roles.Add(r.Name, r)
+	st.roles.put(r, entry.Value)
 	return nil
 }
 
 // deleteRole deletes a role. The caller holds the lock.
 func (st *store) deleteRole(ctx context.Context, s logical.Storage, name string) error {
-	st.roles.Remove(name)
+	st.roles.remove(name)
 	ctx, cancel := writeContext(ctx)
 	defer cancel()
 	if err := s.Delete(ctx, rolePrefix+name); err != nil {
@@ -315,7 +336,7 @@ func (st *store) dropCaches() {
 	st.lock.Lock()
 	defer st.lock.Unlock()
 	st.config.Store(nil)
-	st.roles.Purge()
+	st.roles.purge()
 	st.revoked = nil
 }
 
@@ -326,7 +347,7 @@ func (st *store) invalidate(_ context.Context, key string) {
 	if key == configStoragePath {
 		st.config.Store(nil)
 	} else if name, ok := strings.CutPrefix(key, rolePrefix); ok {
-		st.roles.Remove(name)
+		st.roles.remove(name)
 	} else if strings.HasPrefix(key, revokedPrefix) {
 		st.revoked = nil
 	}
@@ -342,7 +363,11 @@ func readEntry(ctx context.Context, s logical.Storage, path string, out any, ver
 	if err != nil || entry == nil {
 		return err
 	}
-	if err := entry.DecodeJSON(out); err != nil {
+	return decodeEntry(entry.Value, out, version)
+}
+
+func decodeEntry(stored []byte, out any, version func() int) error {
+	if err := jsonutil.DecodeJSON(stored, out); err != nil {
 		return damagedError{fmt.Errorf("decode storage entry: %w", err)}
 	}
 	if v := version(); v > storageVersion {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -374,6 +375,7 @@ func TestCache_WarmMintReadsNoStorage(t *testing.T) {
 	for range 100 {
 		m.ok(logical.ReadOperation, "creds/r", nil)
 		m.ok(logical.UpdateOperation, "creds/r", data{"tools": "web_search", "ttl": "5m"})
+		runtime.GC() // drops the parsed role
 	}
 	if got := m.storage.calls.Load(); got != 0 {
 		t.Errorf("200 warm mints did %d storage calls", got)
@@ -561,28 +563,38 @@ func TestCache_FailedWriteIsReadAgain(t *testing.T) {
 	}
 }
 
-// TestCache_IsBounded checks that 10,000 roles stay in the cache, and one more evicts
-// the role that was used least recently.
+// TestCache_IsBounded checks that 64 MiB of roles stay in the cache, and that one more
+// evicts the role that was used least recently.
 func TestCache_IsBounded(t *testing.T) {
 	t.Parallel()
-	m := configured(t, nil, nil)
+	m := configured(t, nil, data{"tools": "x"})
+	var globs []string
+	for i := range 500 {
+		globs = append(globs, fmt.Sprintf("%0127d*", i))
+	}
+	m.ok(logical.UpdateOperation, "roles/r", data{"allowed_agent_ids": globs})
 	m.storage.oneRole = true
 	reads := func(role int) int64 {
 		before := m.storage.calls.Load()
 		m.do(t, logical.ReadOperation, fmt.Sprintf("creds/r%d", role), nil)
 		return m.storage.calls.Load() - before
 	}
-	for i := range 10_000 {
+	fit := 64 << 20 / (len(m.storage.dump(t)["role/r"]) + 250)
+	for i := range fit {
 		if got := reads(i); got != 1 {
 			t.Fatalf("the first mint of role %d did %d reads", i, got)
 		}
 	}
-	for i := range 10_000 {
+	for i := range fit {
 		if got := reads(i); got != 0 {
 			t.Fatalf("the second mint of role %d did %d reads", i, got)
 		}
 	}
-	if got := []int64{reads(10_000), reads(1), reads(0)}; !cmp.Equal(got, []int64{1, 0, 1}) {
+	if got := []int64{reads(fit + 1), reads(1), reads(0)}; !cmp.Equal(got, []int64{1, 0, 1}) {
 		t.Errorf("reads of another role, of a cached one, and of the evicted one: %v", got)
+	}
+	m.ok(logical.DeleteOperation, "roles/r1", nil)
+	if got := []int64{reads(fit + 2), reads(3)}; !cmp.Equal(got, []int64{1, 0}) {
+		t.Errorf("reads of another role in the place of a deleted one, and of the oldest one: %v", got)
 	}
 }
