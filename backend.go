@@ -75,8 +75,11 @@ func (b *backend) GetRandomReader() io.Reader {
 	return rand.Reader
 }
 
-// HandleRequest reads and checks all parameters before the framework does. The
-// framework accepts a number as an ID after it was converted to a float, so that two
+// parameters is the key of a context for the parameters of a request.
+type parameters struct{}
+
+// HandleRequest reads and checks all parameters, and hides them from the framework, which
+// would take longer for it than the rest of a mint. The framework accepts a number as an ID after it was converted to a float, so that two
 // IDs become one; its errors quote values, and its warnings names, which would write a
 // misplaced secret to the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
@@ -85,7 +88,9 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 		return logical.ErrorResponse(param.Truncate(err.Error(), maxErrorBytes)), nil
 	}
 	read := *req
-	read.Data = data
+	if req.Data != nil {
+		read.Data, ctx = nil, context.WithValue(ctx, parameters{}, data)
+	}
 	resp, err := b.Backend.HandleRequest(ctx, &read)
 	if resp.IsError() {
 		resp.Data["error"] = param.Truncate(resp.Error().Error(), maxErrorBytes)
@@ -104,8 +109,11 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 
 // readParameters returns the parameters of a request that its operation takes.
 func (b *backend) readParameters(req *logical.Request) (map[string]any, error) {
+	if len(req.Data) == 0 {
+		return nil, nil // the usual mint, for which a look at the patterns of the paths would cost more than all else here
+	}
 	route := b.Route(req.Path)
-	if route == nil || len(req.Data) == 0 {
+	if route == nil {
 		return req.Data, nil
 	}
 	op, ok := route.Operations[req.Operation].(*operation)
@@ -232,6 +240,8 @@ func (b *backend) operation(on nodes, handler framework.OperationFunc, summary, 
 	}
 	return &operation{on: on, PathOperation: framework.PathOperation{
 		Callback: func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+			req.Data, _ = ctx.Value(parameters{}).(map[string]any)
+			maps.Copy(d.Raw, req.Data)
 			if err := b.checkNode(ctx, req, on); err != nil {
 				return nil, err
 			}

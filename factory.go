@@ -48,13 +48,13 @@ func newBackend(version string, now func() time.Time) (*backend, error) {
 			SealWrapStorage: []string{configStoragePath, rolePrefix, revokedPrefix},
 		},
 		Paths: framework.PathAppend(
+			pathCreds(b), // first, since the framework tries the patterns in this order
+			pathBatch(b),
 			pathConfig(b),
 			pathRotate(b),
 			pathProxyEnv(b),
 			pathJWKS(b),
 			pathRoles(b),
-			pathCreds(b),
-			pathBatch(b),
 			pathCheck(b),
 			pathValidate(b),
 			pathRevoke(b),

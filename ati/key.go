@@ -12,9 +12,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/golang-jwt/jwt/v5"
 )
@@ -46,8 +48,24 @@ type Key struct {
 type keyMaterial struct {
 	method jwt.SigningMethod
 	header string // encoded JOSE header, with the dot that follows it
-	sign   any    // key for method.Sign; nil for a public key
+	sign   signer // nil for a public key
 	verify any    // key for method.Verify
+}
+
+// signer returns the signature of a text.
+type signer func(text []byte) ([]byte, error)
+
+// hmacSigner returns the signer of an HS256 secret. To prepare an HMAC costs more than to
+// compute one, so it keeps some.
+func hmacSigner(secret []byte) signer {
+	prepared := sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}
+	return func(text []byte) ([]byte, error) {
+		mac := prepared.Get().(hash.Hash)
+		defer prepared.Put(mac)
+		mac.Reset()
+		mac.Write(text)
+		return mac.Sum(nil), nil
+	}
 }
 
 // ParseSecret returns the HS256 key of a secret in hexadecimal. Like ati-client,
@@ -67,7 +85,7 @@ func ParseSecret(secret string) (Key, error) {
 	if len(raw) == 0 {
 		return Key{}, parseKeyError("HS256 secret must not be empty")
 	}
-	return newKey(jwt.SigningMethodHS256, "", raw, raw), nil
+	return newKey(jwt.SigningMethodHS256, "", hmacSigner(raw), raw), nil
 }
 
 func isASCIISpace(r rune) bool {
@@ -111,7 +129,8 @@ func ParsePrivateKey(text string) (Key, error) {
 	if d, err := private.Bytes(); err != nil || len(slices.Compact(slices.Sorted(slices.Values(d)))) < minDistinctBytes {
 		return Key{}, parseKeyError("%s; key is not random (too few distinct bytes)", want)
 	}
-	return newKey(jwt.SigningMethodES256, "", private, &private.PublicKey), nil
+	sign := func(text []byte) ([]byte, error) { return jwt.SigningMethodES256.Sign(string(text), private) }
+	return newKey(jwt.SigningMethodES256, "", sign, &private.PublicKey), nil
 }
 
 // ParsePublicKey returns an ES256 key that can only verify, from a P-256 public
@@ -223,7 +242,7 @@ func parseKeyError(format string, args ...any) error {
 	return &TokenError{Op: "parse key", Err: fmt.Errorf(format, args...)}
 }
 
-func newKey(method jwt.SigningMethod, id string, sign, verify any) Key {
+func newKey(method jwt.SigningMethod, id string, sign signer, verify any) Key {
 	header := fmt.Appendf(nil, `{"alg":%q,"typ":"JWT"`, method.Alg())
 	if id != "" {
 		header = appendString(append(header, `,"kid":`...), id)
@@ -317,7 +336,7 @@ func (k Key) Sign(c *Claims) (string, error) {
 	token = segmentEncoding.AppendEncode(token, payload)
 	// jwt.Token.SignedString would marshal the header for every token, which
 	// costs more than the HMAC.
-	sig, err := (*k.material).method.Sign(string(token), (*k.material).sign)
+	sig, err := (*k.material).sign(token)
 	if err != nil {
 		return "", &TokenError{Op: "issue token", Err: err}
 	}

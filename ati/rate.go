@@ -1,8 +1,8 @@
 package ati
 
 import (
-	"regexp"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -16,7 +16,13 @@ type Rate struct {
 // String returns the rate in the form that [ParseRate] reads, such as "10/min".
 func (r Rate) String() string { return strconv.Itoa(r.Count) + "/" + r.Unit }
 
-var rateRegexp = regexp.MustCompile(`^(0|[1-9][0-9]{0,8})/(s|sec|second|m|min|minute|h|hr|hour|d|day)\z`)
+// windows are the windows by unit.
+var windows = map[string]time.Duration{
+	"s": time.Second, "sec": time.Second, "second": time.Second,
+	"m": time.Minute, "min": time.Minute, "minute": time.Minute,
+	"h": time.Hour, "hr": time.Hour, "hour": time.Hour,
+	"d": 24 * time.Hour, "day": 24 * time.Hour,
+}
 
 // ParseRate parses a rate such as "10/hour": a count from 0 to 999,999,999
 // without sign or leading zeros, a slash, and one of the units s, sec, second,
@@ -26,24 +32,11 @@ var rateRegexp = regexp.MustCompile(`^(0|[1-9][0-9]{0,8})/(s|sec|second|m|min|mi
 // This is a strict subset of the rates that the proxy accepts. The proxy drops
 // all limits of a token if it cannot parse one of them.
 func ParseRate(rate string) (Rate, error) {
-	m := rateRegexp.FindStringSubmatch(rate)
-	if m == nil {
+	digits, unit, _ := strings.Cut(rate, "/")
+	count, err := strconv.ParseUint(digits, 10, 32)
+	window, ok := windows[unit]
+	if err != nil || !ok || len(digits) > 9 || len(digits) > 1 && digits[0] == '0' {
 		return Rate{}, &ScopeError{rate, `must be a count from 0 to 999999999, "/", and a unit (s, sec, second, m, min, minute, h, hr, hour, d, or day), as in "10/hour"`}
 	}
-	count, _ := strconv.Atoi(m[1]) // cannot fail: at most 9 digits
-	return Rate{Count: count, Window: window(m[2]), Unit: m[2]}, nil
-}
-
-// window returns the duration of a unit that rateRegexp matches.
-func window(unit string) time.Duration {
-	switch unit[0] {
-	case 's':
-		return time.Second
-	case 'm':
-		return time.Minute
-	case 'h':
-		return time.Hour
-	default:
-		return 24 * time.Hour
-	}
+	return Rate{Count: int(count), Window: window, Unit: unit}, nil
 }

@@ -127,7 +127,7 @@ func (ps Set[T]) CheckFacts(raw map[string]any, of *T) error {
 
 // Data returns a T as the data of a response.
 func (ps Set[T]) Data(of *T) map[string]any {
-	data := map[string]any{}
+	data := make(map[string]any, len(ps))
 	for _, p := range ps {
 		if p.get == nil {
 			continue
