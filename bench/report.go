@@ -2,61 +2,54 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"math"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/go-analyze/charts"
 )
 
-// Names of the scenarios that the targets refer to.
+// Names of the scenarios that the text, the charts, and the targets refer to.
 const (
-	singleScenario = "single"
 	echoScenario   = "echo plugin"
+	singleScenario = "single"
 	bareScenario   = "echo plugin, bare callback"
+	queryScenario  = "narrowed, GET"
+	bodyScenario   = "echo plugin, POST"
+	leaseScenario  = "with lease"
+	leasedScenario = "echo plugin, with lease"
+	randomScenario = "random role, large mount"
+	sameScenario   = "same role, large mount"
 	batchScenario  = "batch of 1,000"
+
+	oneConnection = ", one connection"
 )
 
-// report holds the results of all rounds.
+// report holds all results.
 type report struct {
-	options   options
-	scenarios []*scenario
-	results   map[string]map[bool][]sample // by scenario and audit
-	memory    int64                        // peak of the plugin process, in bytes
-	machine   string
-	generator float64 // share of the CPU time that the load generator used, 0 to 1
-	proxies   *proxyResults
+	options options
+	machine string
+	servers []*serverResults
+	cluster *clusterResults
+	proxies *proxyResults
 }
 
-func newReport(o options, s *server, scenarios []*scenario, results map[string]map[bool][]sample) (*report, error) {
-	machine, err1 := describeMachine(o, s.dir)
-	own, err2 := cpuOf(os.Getpid())
-	u, err3 := s.cpu(engineName)
-	plugin, err4 := s.pluginProcess(engineName)
-	memory, err5 := peakMemory(plugin)
-	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
-		return nil, err
-	}
-	generator := float64(own) / float64(own+u.vault+u.plugin)
-	return &report{options: o, scenarios: scenarios, results: results, memory: memory, machine: machine, generator: generator}, nil
+// serverResults holds the results of all rounds on a server.
+type serverResults struct {
+	product
+	fileSystem string
+	scenarios  []*scenario
+	samples    map[string]map[bool][]sample // by scenario and audit
+	memory     int64                        // peak of the plugin process, in bytes
+	generator  float64                      // share of the CPU time that the load generator used, 0 to 1
 }
 
-// describeMachine returns the hardware, the software, and the date.
-func describeMachine(o options, dir string) (string, error) {
-	version, err := exec.Command(o.vault, "version").Output()
-	if err != nil {
-		return "", fmt.Errorf("get the version of Vault: %w", err)
-	}
-	vault, _, _ := strings.Cut(strings.TrimSpace(string(version)), ",")
-	vault, _, _ = strings.Cut(vault, " (")
-	return fmt.Sprintf("%s, %d cores%s, %s/%s, %s with raft storage on %s, %s, %s", cpuModel(), runtime.NumCPU(), memorySize(), runtime.GOOS, runtime.GOARCH, vault, fileSystem(dir), runtime.Version(), time.Now().UTC().Format("2006-01-02")), nil
+// describeMachine returns the hardware.
+func describeMachine() string {
+	return fmt.Sprintf("%s, %d cores%s, %s/%s", cpuModel(), runtime.NumCPU(), memorySize(), runtime.GOOS, runtime.GOARCH)
 }
 
 func cpuModel() string {
@@ -99,6 +92,8 @@ func fileSystem(dir string) string {
 // spread is the minimum, the median, and the maximum of a figure.
 type spread struct{ min, median, max float64 }
 
+func (s spread) String() string { return fmt.Sprintf("%.2f (%.2f–%.2f)", s.median, s.min, s.max) }
+
 func spreadOf(values []float64) spread {
 	v := slices.Sorted(slices.Values(values))
 	n := len(v)
@@ -106,89 +101,117 @@ func spreadOf(values []float64) spread {
 }
 
 // spread returns the spread of a figure over the rounds.
-func (r *report) spread(name string, audit bool, figure func(sample) float64) spread {
+func (r *serverResults) spread(name string, audit bool, figure func(sample) float64) spread {
 	var values []float64
-	for _, s := range r.results[name][audit] {
+	for _, s := range r.samples[name][audit] {
 		values = append(values, figure(s))
 	}
 	return spreadOf(values)
 }
 
-// ratio returns the spread of a figure divided by the figure of another scenario in
-// the same round.
-func (r *report) ratio(name, to string, audit bool, figure func(sample) float64) spread {
+// ratio returns the spread of a figure divided by a figure of another scenario in the same
+// round.
+func (r *serverResults) ratio(name string, figure func(sample) float64, to string, toFigure func(sample) float64, audit bool) spread {
 	var values []float64
-	for i, s := range r.results[name][audit] {
-		values = append(values, figure(s)/figure(r.results[to][audit][i]))
+	for i, s := range r.samples[name][audit] {
+		values = append(values, figure(s)/toFigure(r.samples[to][audit][i]))
 	}
 	return spreadOf(values)
 }
 
-func requests(s sample) float64 { return s.requests }
-func tokens(s sample) float64   { return s.tokens }
+func requests(s sample) float64  { return s.requests }
+func tokens(s sample) float64    { return s.tokens }
+func cpu(s sample) float64       { return float64(s.cpu.plugin + s.cpu.server) }
+func serverCPU(s sample) float64 { return float64(s.cpu.server) }
 
 // markdown returns the part of performance.md that this program writes.
 func (r *report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s. %d connections, %d rounds of %v per scenario. The load generator ran on the same cores and used %.0f%% of the CPU time.\n\n", r.machine, r.options.connections, r.options.rounds, r.options.duration, 100*r.generator)
+	fmt.Fprintf(&b, "%s\n\n", r.answer())
+	for _, c := range charts {
+		fmt.Fprintf(&b, "![%s](images/%s)\n\n", c.title, c.file)
+	}
+	fmt.Fprintf(&b, "%s, %s, %s. %d connections, %d rounds of %v per row. The load generator runs on the same cores. All figures are medians, with the minimum and maximum of the rounds in parentheses.\n",
+		r.machine, runtime.Version(), time.Now().UTC().Format("2006-01-02"), r.options.connections, r.options.rounds, r.options.duration)
+	for _, s := range r.servers {
+		fmt.Fprintf(&b, "\n## %s\n\n%s", s, s.markdown(r.options))
+	}
+	fmt.Fprint(&b, "\n## Three nodes of OpenBao\n\n", r.cluster.markdown())
+	fmt.Fprint(&b, "\n## Requests through the guard\n\n", r.proxies.markdown(r.options))
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// answer returns what most readers want to know.
+func (r *report) answer() string {
+	var parts []string
+	for _, s := range r.servers {
+		of := func(name string) string { return figure(s.spread(name, true, tokens).median) }
+		parts = append(parts, fmt.Sprintf("one node of %s minted %s tokens per second with a request for each, %s with a lease for each, and %s in batches of 1,000", s, of(singleScenario), of(leaseScenario), of(batchScenario)))
+	}
+	vault := r.servers[0]
+	share := vault.ratio(singleScenario, serverCPU, singleScenario, cpu, true).median
+	return fmt.Sprintf("On %d cores and with an audit device, %s. The server's own request handling takes %.0f%% of the CPU time of a request, so faster cores and more of them help, and a faster plugin would not. To measure your machine, run `make bench`, which writes the figures on this page.",
+		runtime.NumCPU(), strings.Join(parts, "; "), 100*share)
+}
+
+// markdown returns the section of a server.
+func (r *serverResults) markdown(o options) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Raft storage on %s. The large mount has %s roles, the small one %s. The load generator used %.0f%% of the CPU time. The plugin process, which served all mounts, used at most %d MiB of resident memory.\n\n",
+		r.fileSystem, thousands(o.roles), thousands(o.fewRoles()), 100*r.generator, r.memory>>20)
 	for _, audit := range []bool{false, true} {
 		fmt.Fprintln(&b, map[bool]string{false: "Without an audit device:\n", true: "With a file audit device:\n"}[audit])
-		fmt.Fprintln(&b, "| Scenario | Requests/s | Relative to echo plugin | Tokens/s | Relative to single | p50 | p99 | Plugin CPU | Vault CPU |")
-		fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+		fmt.Fprintf(&b, "| Request | Requests/s | Tokens/s | Compared with | p50 | p99 | Plugin CPU | %s CPU |\n", r.name)
+		fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- | --- |")
 		for _, sc := range r.scenarios {
 			fmt.Fprintln(&b, r.row(sc, audit))
 		}
 		fmt.Fprintln(&b)
 	}
-	fmt.Fprintf(&b, "Figures are medians, with the minimum and maximum of the rounds in parentheses. CPU time is per token, and per request for the kv read. The plugin process, which served all of these mounts, used at most %d MiB of resident memory.\n\n", r.memory>>20)
-	for _, line := range r.targets() {
+	for _, line := range r.targets(o) {
 		fmt.Fprintln(&b, line)
 	}
-	fmt.Fprint(&b, "\n## Requests through the guard\n\n", r.proxies.markdown(r.options))
-	return strings.TrimSuffix(b.String(), "\n")
+	return b.String()
 }
 
 // row returns the row of a scenario. A cell that does not apply is empty.
-func (r *report) row(sc *scenario, audit bool) string {
+func (r *serverResults) row(sc *scenario, audit bool) string {
 	rate := r.spread(sc.name, audit, requests)
-	toEcho, perSecond, toSingle, plugin := "", "", "", ""
-	if sc.name != echoScenario && sc.tokens <= 1 {
-		ratio := r.ratio(sc.name, echoScenario, audit, requests)
-		toEcho = fmt.Sprintf("%.2f (%.2f–%.2f)", ratio.median, ratio.min, ratio.max)
-	}
+	perSecond, relative, plugin := "", "", ""
 	if sc.tokens > 0 {
 		perSecond = figure(r.spread(sc.name, audit, tokens).median)
 	}
-	if sc.tokens > 1 {
-		ratio := r.ratio(sc.name, singleScenario, audit, tokens)
-		toSingle = fmt.Sprintf("%.1f (%.1f–%.1f)", ratio.median, ratio.min, ratio.max)
+	if sc.to != "" {
+		relative = fmt.Sprintf("%s × %s", r.ratio(sc.name, tokens, sc.to, tokens, audit), sc.to)
 	}
-	cpu := func(f func(cpuTime) time.Duration) string {
-		return fmt.Sprintf("%.0f µs", r.spread(sc.name, audit, func(s sample) float64 { return float64(f(s.cpu)) / 1e3 }).median)
+	duration := func(unit time.Duration, format string, figure func(sample) time.Duration) string {
+		return fmt.Sprintf(format, r.spread(sc.name, audit, func(s sample) float64 { return float64(figure(s)) / float64(unit) }).median)
 	}
 	if sc.plugin != "" {
-		plugin = cpu(func(u cpuTime) time.Duration { return u.plugin })
+		plugin = duration(time.Microsecond, "%.0f µs", func(s sample) time.Duration { return s.cpu.plugin })
 	}
-	latency := func(figure func(sample) time.Duration) string {
-		return fmt.Sprintf("%.1f ms", r.spread(sc.name, audit, func(s sample) float64 { return float64(figure(s)) / 1e6 }).median)
-	}
-	return fmt.Sprintf("| %s | %s (%s–%s) | %s | %s | %s | %s | %s | %s | %s |", sc.name, figure(rate.median), figure(rate.min), figure(rate.max), toEcho, perSecond, toSingle,
-		latency(func(s sample) time.Duration { return s.p50 }), latency(func(s sample) time.Duration { return s.p99 }), plugin, cpu(func(u cpuTime) time.Duration { return u.vault }))
+	return fmt.Sprintf("| %s | %s (%s–%s) | %s | %s | %s | %s | %s | %s |", sc.name, figure(rate.median), figure(rate.min), figure(rate.max), perSecond, relative,
+		duration(time.Millisecond, "%.1f ms", func(s sample) time.Duration { return s.p50 }), duration(time.Millisecond, "%.1f ms", func(s sample) time.Duration { return s.p99 }),
+		plugin, duration(time.Microsecond, "%.0f µs", func(s sample) time.Duration { return s.cpu.server }))
 }
 
 // targets returns a line for each target, with its result on this machine.
-func (r *report) targets() []string {
+func (r *serverResults) targets(o options) []string {
 	var lines []string
-	add := func(what string, got spread, want float64) {
-		lines = append(lines, target(r.options, what, got, "at least", want))
+	add := func(name, to string, audit bool, want float64) {
+		what := fmt.Sprintf("%s relative to %s, %s audit", name, to, map[bool]string{false: "without", true: "with"}[audit])
+		lines = append(lines, target(o, what, r.ratio(name, tokens, to, tokens, audit), "at least", want))
 	}
 	for _, audit := range []bool{false, true} {
-		name := map[bool]string{false: "without audit", true: "with audit"}[audit]
-		add("Requests per second of single reads relative to the echo plugin, "+name, r.ratio(singleScenario, echoScenario, audit, requests), 1.25)
-		add("Requests per second of single reads relative to its bare callback, "+name, r.ratio(singleScenario, bareScenario, audit, requests), 0.93)
+		add(singleScenario, echoScenario, audit, 1.25)
+		lines[len(lines)-1] += fmt.Sprintf(" A plugin that used no CPU time would reach %s.", r.ratio(echoScenario, cpu, singleScenario, serverCPU, audit))
+		add(singleScenario, bareScenario, audit, 0.93)
 	}
-	add("Tokens per second of batches of 1,000 relative to single reads, with audit", r.ratio(batchScenario, singleScenario, true, tokens), 22)
-	return lines
+	add(queryScenario, singleScenario, false, 0.95)
+	add(randomScenario, sameScenario, false, 0.95)
+	add(batchScenario+oneConnection, singleScenario+oneConnection, true, 45)
+	memory := float64(r.memory) / (1 << 20)
+	return append(lines, target(o, fmt.Sprintf("MiB of the plugin process with %s roles", thousands(o.roles)), spread{memory, memory, memory}, "at most", 200))
 }
 
 // target returns the line of a target, which is "at least" or "at most" a value.
@@ -200,7 +223,37 @@ func target(o options, what string, got spread, bound string, want float64) stri
 	case bound == "at least" && got.median < want, bound == "at most" && got.median > want:
 		result = "**not met**"
 	}
-	return fmt.Sprintf("- %s: %.2f (%.2f–%.2f). Target of %s %.2f: %s.", what, got.median, got.min, got.max, bound, want, result)
+	return fmt.Sprintf("- %s: %s. Target of %s %.2f: %s.", what, got, bound, want, result)
+}
+
+// markdown returns the section of the cluster.
+func (r *clusterResults) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, single reads without audit. All nodes share the cores here, so their rates do not add up. The CPU time of the active node shows what a standby saves it.\n\n", r)
+	fmt.Fprintln(&b, "| Requests to | Tokens/s | Compared with | p50 | CPU of the active node | CPU of the standbys |")
+	fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- |")
+	for _, row := range clusterRows {
+		of := func(figure func(clusterSample) float64) spread {
+			var values []float64
+			for _, s := range r.samples[row.name] {
+				values = append(values, figure(s))
+			}
+			return spreadOf(values)
+		}
+		relative := ""
+		if first := clusterRows[0].name; row.name != first {
+			i := -1
+			relative = fmt.Sprintf("%s × %s", of(func(s clusterSample) float64 { i++; return s.tokens / r.samples[first][i].tokens }), first)
+		}
+		rate := of(func(s clusterSample) float64 { return s.tokens })
+		micro := func(figure func(clusterSample) time.Duration) string {
+			return fmt.Sprintf("%.0f µs", of(func(s clusterSample) float64 { return float64(figure(s)) / 1e3 }).median)
+		}
+		fmt.Fprintf(&b, "| %s | %s (%s–%s) | %s | %.1f ms | %s | %s |\n", row.name, figure(rate.median), figure(rate.min), figure(rate.max), relative,
+			of(func(s clusterSample) float64 { return float64(s.p50) / 1e6 }).median,
+			micro(func(s clusterSample) time.Duration { return s.active }), micro(func(s clusterSample) time.Duration { return s.standbys }))
+	}
+	return b.String()
 }
 
 // figure formats a rate with three significant digits, or with one decimal below
@@ -250,42 +303,4 @@ func (r *report) writeInto(path string) error {
 		return err
 	}
 	return os.WriteFile(path, slices.Concat(before, []byte(begin), []byte("\n"+r.markdown()+"\n\n"), []byte(end), after), 0o644)
-}
-
-// writeChart writes a chart of the tokens per second of each scenario that issues
-// tokens.
-func (r *report) writeChart(path string) error {
-	var names []string
-	values := make([][]float64, 2)
-	for _, sc := range slices.Backward(r.scenarios) { // the chart starts at the bottom
-		if sc.tokens == 0 {
-			continue
-		}
-		names = append(names, sc.name)
-		for i, audit := range []bool{true, false} {
-			values[i] = append(values[i], r.spread(sc.name, audit, tokens).median)
-		}
-	}
-	o := charts.NewBarChartOptionWithData(values)
-	o.Horizontal = true
-	o.Title.Text = "Tokens per second"
-	o.Title.FontStyle.FontSize = 14
-	o.Legend.SeriesNames = []string{"with audit", "without audit"}
-	o.Legend.Offset = charts.OffsetRight
-	o.CategoryAxis.Labels = names
-	o.Padding = charts.NewBoxEqual(16)
-	for i := range o.SeriesList {
-		o.SeriesList[i].Label.Show = charts.Ptr(true)
-		o.SeriesList[i].Label.ValueFormatter = figure
-	}
-	o.ValueFormatter = figure
-	p := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputSVG, Width: 860, Height: 700})
-	if err := p.BarChart(o); err != nil {
-		return fmt.Errorf("draw the chart: %w", err)
-	}
-	svg, err := p.Bytes()
-	if err != nil {
-		return fmt.Errorf("draw the chart: %w", err)
-	}
-	return os.WriteFile(path, svg, 0o644)
 }

@@ -29,7 +29,7 @@ func describePrograms(o options) (string, error) {
 // markdown returns the section on the routes to the proxy.
 func (r *proxyResults) markdown(o options) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s. %d connections, %d rounds of %v per row. The load generator and the upstream ran on the same cores and used %.0f%% of the CPU time.\n\n", r.programs, o.connections, o.rounds, min(o.duration, maxDuration), 100*r.generator)
+	fmt.Fprintf(&b, "%s, with Vault. %d connections, %d rounds of %v per row. The load generator and the upstream ran on the same cores and used %.0f%% of the CPU time.\n\n", r.programs, o.connections, o.rounds, min(o.duration, maxDuration), 100*r.generator)
 	fmt.Fprintln(&b, "| Request | Through | Requests/s | Relative to the bare proxy | Relative to nginx | p50 | p99 | Guard or nginx CPU | ATI CPU |")
 	fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 	for _, request := range proxyRequests {
@@ -58,8 +58,7 @@ func (r *proxyResults) row(request, route string) string {
 		if route == bareRoute || route == to || !slices.Contains(r.routes, to) {
 			return ""
 		}
-		ratio := r.ratio(request, route, to)
-		return fmt.Sprintf("%.2f (%.2f–%.2f)", ratio.median, ratio.min, ratio.max)
+		return r.ratio(request, route, to).String()
 	}
 	duration := func(unit time.Duration, format string, figure func(proxySample) time.Duration) string {
 		return fmt.Sprintf(format, of(func(s proxySample) float64 { return float64(figure(s)) / float64(unit) }).median)

@@ -203,7 +203,7 @@ func (p *proxies) vaultLoad(ctx context.Context) (float64, error) {
 	began := time.Now()
 	sleep(ctx, guardPoll)
 	after, err2 := p.server.cpu(engineName)
-	used := after.vault + after.plugin - before.vault - before.plugin
+	used := after.server + after.plugin - before.server - before.plugin
 	return 100 * float64(used) / float64(time.Since(began)), errors.Join(err1, err2, ctx.Err())
 }
 

@@ -5,14 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/http"
-	"sync"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/vault/api"
 	vegeta "github.com/tsenart/vegeta/v12/lib"
+	"golang.org/x/sync/errgroup"
 )
 
 type data = map[string]any
@@ -27,6 +30,7 @@ type scenario struct {
 	tokens           int // number of tokens in a response
 	singleConnection bool
 	plugin           string // plugin whose process handles the request, or ""
+	to               string // scenario whose figure this one's is compared with, or ""
 	response         data   // data of one response
 }
 
@@ -71,12 +75,12 @@ func (s *server) setUp(ctx context.Context, o options) ([]*scenario, error) {
 	all := scenarios(o)
 	for _, sc := range all {
 		sc.token = login.Auth.ClientToken
-		if sc.method == "" {
-			sc.method = http.MethodGet
-		}
 		if sc.response, err = s.request(ctx, sc); err != nil {
 			return nil, fmt.Errorf("%s: %w", sc.name, err)
 		}
+	}
+	if err := s.warmRoles(ctx, all, o.roles); err != nil {
+		return nil, err
 	}
 	echo, single := all[0].response, all[1].response
 	if e, s := len(echo["token"].(string)), len(single["token"].(string)); e != s || len(echo) != len(single) {
@@ -88,28 +92,29 @@ func (s *server) setUp(ctx context.Context, o options) ([]*scenario, error) {
 // fewRoles is the number of roles of the second largest mount.
 func (o options) fewRoles() int { return o.roles / 100 }
 
-// writeEngines mounts the engine and writes its roles.
-func (w *writer) writeEngines(o options) {
-	role := data{
+func benchRole() data {
+	return data{
 		"tools": "web_search,github:*", "skills": "summarize", "scopes": "help", "rate": data{"tool:github:*": "10/hour"},
 		"allowed_agent_ids": "sandbox:*", "subject": "sandbox:abc123",
 	}
+}
+
+// writeEngines mounts the engine and writes its roles.
+func (w *writer) writeEngines(o options) {
 	with := func(field string, value any) data {
-		d := maps.Clone(role)
-		d[field] = value
-		return d
+		role := benchRole()
+		role[field] = value
+		return role
 	}
 	for mount, algorithm := range map[string]string{"ati": "HS256", "ati-es256": "ES256", "ati-few": "HS256", "ati-many": "HS256"} {
 		w.write("sys/mounts/"+mount, data{"type": engineName})
 		w.write(mount+"/config", data{"proxy_url": "https://ati.example.com", "algorithm": algorithm})
-		// The first role has the longest TTL, so that no later one raises the
-		// maximum TTL that the engine stores.
-		w.write(mount+"/roles/one", with("max_ttl", "24h"))
+		w.write(mount+"/roles/one", benchRole())
 	}
 	w.write("ati/roles/leased", with("generate_lease", true))
 	w.write("ati/roles/identity", with("subject", "sandbox:{{identity.entity.name}}"))
-	w.writeRoles("ati-few", o.fewRoles(), role)
-	w.writeRoles("ati-many", o.roles, role)
+	w.copyRole("ati-few", o.fewRoles())
+	w.copyRole("ati-many", o.roles)
 }
 
 // writeOthers writes what the engine is compared with, and a user.
@@ -127,32 +132,51 @@ func (w *writer) writeOthers() {
 // scenarios returns the scenarios in the order of the report. The first two are
 // those of the echo plugin and of single reads.
 func scenarios(o options) []*scenario {
-	batch := func(name string, n int) *scenario {
+	one := func(name, path, plugin, to string) *scenario {
+		return &scenario{name: name, method: http.MethodGet, path: fixed(path), tokens: 1, plugin: plugin, to: to}
+	}
+	narrowed := func(name, path, plugin, to string) *scenario {
+		sc := one(name, path, plugin, to)
+		sc.method, sc.body = http.MethodPut, data{"agent_id": "sandbox:000001", "tools": []string{"github:search"}, "ttl": "10m", "rate": data{"tool:github:*": "5/hour"}}
+		return sc
+	}
+	batch := func(name string, n int, to string) *scenario {
 		ids := make([]string, n)
 		for i := range ids {
 			ids[i] = fmt.Sprintf("sandbox:%06d", i)
 		}
-		return &scenario{name: name, method: http.MethodPut, path: fixed("ati/batch/one"), body: data{"agent_ids": ids}, tokens: n, plugin: engineName}
+		return &scenario{name: name, method: http.MethodPut, path: fixed("ati/batch/one"), body: data{"agent_ids": ids}, tokens: n, plugin: engineName, to: to}
 	}
-	oneConnection := batch(batchScenario+", one connection", 1000)
-	oneConnection.singleConnection = true
+	random := func(name, mount string, n int) *scenario {
+		sc := one(name, "", engineName, sameScenario)
+		sc.path = randomRole(mount, n)
+		return sc
+	}
+	onConnection := func(sc *scenario) *scenario { sc.singleConnection = true; return sc }
+	query := "?" + url.Values{"agent_id": {"sandbox:000001"}, "tools": {"github:search"}, "ttl": {"10m"}, "rate": {"tool:github:*=5/hour"}}.Encode()
+	kv := one("kv read", "kv/one", "", "")
+	kv.tokens = 0
 	return []*scenario{
-		{name: echoScenario, path: fixed("echo/creds/one"), tokens: 1, plugin: echoName},
-		{name: singleScenario, path: fixed("ati/creds/one"), tokens: 1, plugin: engineName},
-		{name: bareScenario, path: fixed("echo/bare/one"), tokens: 1, plugin: echoName},
-		{name: "narrowed", method: http.MethodPut, path: fixed("ati/creds/one"), body: data{"agent_id": "sandbox:000001", "tools": []string{"github:search"}, "ttl": "10m", "rate": data{"tool:github:*": "5/hour"}}, tokens: 1, plugin: engineName},
-		{name: "identity template", path: fixed("ati/creds/identity"), tokens: 1, plugin: engineName},
-		{name: "with lease", path: fixed("ati/creds/leased"), tokens: 1, plugin: engineName},
-		{name: "ES256", path: fixed("ati-es256/creds/one"), tokens: 1, plugin: engineName},
-		{name: "random role of " + thousands(o.fewRoles()), path: randomRole("ati-few", o.fewRoles()), tokens: 1, plugin: engineName},
-		{name: "random role of " + thousands(o.roles), path: randomRole("ati-many", o.roles), tokens: 1, plugin: engineName},
-		{name: "same role of " + thousands(o.roles), path: fixed("ati-many/creds/one"), tokens: 1, plugin: engineName},
-		batch("batch of 10", 10),
-		batch("batch of 100", 100),
-		batch(batchScenario, 1000),
-		oneConnection,
-		{name: "kv read", path: fixed("kv/one")},
-		{name: "Vault identity token (ES256)", path: fixed("identity/oidc/token/bench"), tokens: 1},
+		one(echoScenario, "echo/creds/one", echoName, ""),
+		one(singleScenario, "ati/creds/one", engineName, echoScenario),
+		one(bareScenario, "echo/bare/one", echoName, echoScenario),
+		one(queryScenario, "ati/creds/one"+query, engineName, singleScenario),
+		narrowed("narrowed, POST", "ati/creds/one", engineName, bodyScenario),
+		narrowed(bodyScenario, "echo/bare/one", echoName, echoScenario),
+		one("identity template", "ati/creds/identity", engineName, singleScenario),
+		one("ES256", "ati-es256/creds/one", engineName, singleScenario),
+		one(leaseScenario, "ati/creds/leased", engineName, leasedScenario),
+		one(leasedScenario, "echo/leased/one", echoName, echoScenario),
+		random("random role, small mount", "ati-few", o.fewRoles()),
+		random(randomScenario, "ati-many", o.roles),
+		one(sameScenario, "ati-many/creds/one", engineName, singleScenario),
+		batch("batch of 10", 10, singleScenario),
+		batch("batch of 100", 100, singleScenario),
+		batch(batchScenario, 1000, singleScenario),
+		onConnection(batch(batchScenario+oneConnection, 1000, singleScenario+oneConnection)),
+		onConnection(one(singleScenario+oneConnection, "ati/creds/one", engineName, "")),
+		kv,
+		one("Vault identity token (ES256)", "identity/oidc/token/bench", "", echoScenario),
 	}
 }
 
@@ -164,10 +188,13 @@ func (s *server) request(ctx context.Context, sc *scenario) (data, error) {
 	}
 	c.SetToken(sc.token)
 	var secret *api.Secret
-	if sc.method == http.MethodGet {
-		secret, err = c.Logical().ReadWithContext(ctx, sc.path())
+	if path, query, _ := strings.Cut(sc.path(), "?"); sc.method == http.MethodGet {
+		var values url.Values
+		if values, err = url.ParseQuery(query); err == nil {
+			secret, err = c.Logical().ReadWithDataWithContext(ctx, path, values)
+		}
 	} else {
-		secret, err = c.Logical().WriteWithContext(ctx, sc.path(), sc.body)
+		secret, err = c.Logical().WriteWithContext(ctx, path, sc.body)
 	}
 	switch {
 	case err != nil:
@@ -221,7 +248,7 @@ func (s *server) measure(ctx context.Context, sc *scenario, duration time.Durati
 	// batches.
 	got := sample{requests: m.Throughput, tokens: m.Throughput * float64(sc.tokens), p50: m.Latencies.P50, p99: m.Latencies.P99}
 	n := time.Duration(m.Requests) * time.Duration(max(sc.tokens, 1))
-	got.cpu = cpuTime{(after.plugin - before.plugin) / n, (after.vault - before.vault) / n}
+	got.cpu = cpuTime{(after.plugin - before.plugin) / n, (after.server - before.server) / n}
 	return got, nil
 }
 
@@ -262,25 +289,53 @@ func (w *writer) write(path string, d data) {
 	}
 }
 
-// writeRoles writes n roles in parallel.
-func (w *writer) writeRoles(mount string, n int, role data) {
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	next := make(chan int)
-	for range 16 {
-		wg.Go(func() {
-			one := &writer{ctx: w.ctx, c: w.c}
-			for i := range next {
-				one.write(fmt.Sprintf("%s/roles/r%06d", mount, i), role)
+// copyRole stores copies of the role "one" of a mount. A request to the engine for each
+// would take several minutes.
+func (w *writer) copyRole(mount string, n int) {
+	if w.err != nil {
+		return
+	}
+	mounts, err1 := w.c.Sys().ListMountsWithContext(w.ctx)
+	if err1 != nil {
+		w.err = err1
+		return
+	}
+	path := "sys/raw/logical/" + mounts[mount+"/"].UUID + "/role/"
+	stored, err := w.c.Logical().ReadWithContext(w.ctx, path+"one")
+	if err != nil || stored == nil {
+		w.err = fmt.Errorf("read the stored role of %s: %v, %w", mount, stored, err)
+		return
+	}
+	w.err = each(n, 32, func(i int) error {
+		_, err := w.c.Logical().WriteWithContext(w.ctx, fmt.Sprintf("%sr%06d", path, i), data{"value": stored.Data["value"]})
+		return err
+	})
+}
+
+// warmRoles mints a token of each role of the largest mount, so that its roles are in memory.
+func (s *server) warmRoles(ctx context.Context, all []*scenario, n int) error {
+	same := all[slices.IndexFunc(all, func(sc *scenario) bool { return sc.name == sameScenario })]
+	return each(n, s.connections, func(i int) error {
+		sc := *same
+		sc.path = fixed(fmt.Sprintf("ati-many/creds/r%06d", i))
+		_, err := s.request(ctx, &sc)
+		return err
+	})
+}
+
+// each calls f with 0 to n-1, some at a time, until a call fails.
+func each(n, parallel int, f func(i int) error) error {
+	var group errgroup.Group
+	group.SetLimit(parallel)
+	var failed atomic.Bool
+	for i := 0; i < n && !failed.Load(); i++ {
+		group.Go(func() error {
+			err := f(i)
+			if err != nil {
+				failed.Store(true)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			w.err = errors.Join(w.err, one.err)
+			return err
 		})
 	}
-	for i := range n {
-		next <- i
-	}
-	close(next)
-	wg.Wait()
+	return group.Wait()
 }

@@ -22,17 +22,46 @@ const (
 	echoName   = "echo"
 )
 
-// server is a temporary Vault server with raft storage.
+// product is Vault or OpenBao.
+type product struct {
+	name, version string
+	binary        string
+
+	// Settings of the configuration and of the listener; see docs/compatibility.md.
+	settings, listener string
+}
+
+// detectProduct returns the product of a binary.
+func detectProduct(binary string) (product, error) {
+	out, err := exec.Command(binary, "version").Output() // such as "Vault v1.21.0 (…), built …"
+	if err != nil {
+		return product{}, fmt.Errorf("%s version: %w", binary, err)
+	}
+	name, rest, _ := strings.Cut(string(out), " v")
+	version, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	p := product{name: name, version: strings.TrimSuffix(version, ","), binary: binary, settings: "disable_mlock = true"}
+	if name == "OpenBao" {
+		p.settings, p.listener = "unsafe_allow_api_audit_creation = true", "max_request_json_strings = 1100"
+	}
+	return p, nil
+}
+
+func (p product) String() string { return p.name + " " + p.version }
+
+// server is a node of a temporary server with raft storage.
 type server struct {
 	*api.Client
+	product
 	dir         string
 	cmd         *exec.Cmd
 	http        *http.Client
 	connections int
 	audited     bool
+	unsealKey   string
 }
 
-func startServer(ctx context.Context, o options) (s *server, err error) {
+// startServer starts a new server, or one that joins the cluster of another.
+func startServer(ctx context.Context, o options, p product, leader *server) (s *server, err error) {
 	dir, err := os.MkdirTemp("", "ati-bench")
 	if err != nil {
 		return nil, err
@@ -41,19 +70,19 @@ func startServer(ctx context.Context, o options) (s *server, err error) {
 		return nil, err
 	}
 	// All measurements share one client with the maximum number of connections.
-	s = &server{dir: dir, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxConnsPerHost: o.connections, MaxIdleConnsPerHost: o.connections}}, connections: o.connections}
-	if err := s.start(ctx, o.vault); err != nil {
+	s = &server{product: p, dir: dir, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxConnsPerHost: o.connections, MaxIdleConnsPerHost: o.connections}}, connections: o.connections}
+	if err := s.start(ctx, leader); err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
 	return s, nil
 }
 
-func (s *server) start(ctx context.Context, vault string) error {
-	address, err := s.writeConfig()
+func (s *server) start(ctx context.Context, leader *server) error {
+	address, err := s.writeConfig(leader)
 	if err != nil {
 		return err
 	}
-	if s.cmd, err = startProcess(s.log(), nil, vault, "server", "-config="+s.config()); err != nil {
+	if s.cmd, err = startProcess(s.log(), nil, s.binary, "server", "-config="+s.config()); err != nil {
 		return err
 	}
 	c := api.DefaultConfig()
@@ -63,11 +92,14 @@ func (s *server) start(ctx context.Context, vault string) error {
 		return err
 	}
 	s.ClearNamespace()
+	if leader != nil {
+		return s.join(ctx, leader)
+	}
 	return s.initialize(ctx)
 }
 
 // writeConfig writes the configuration of the server and returns its address.
-func (s *server) writeConfig() (address string, err error) {
+func (s *server) writeConfig(leader *server) (address string, err error) {
 	for _, sub := range []string{"raft", "plugins"} {
 		if err := os.Mkdir(filepath.Join(s.dir, sub), 0o700); err != nil {
 			return "", err
@@ -78,22 +110,29 @@ func (s *server) writeConfig() (address string, err error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return "", err
 	}
+	join := ""
+	if leader != nil {
+		join = fmt.Sprintf("retry_join {\n    leader_api_addr = %q\n  }", leader.Address())
+	}
 	text := fmt.Sprintf(`
 storage "raft" {
   path    = %q
-  node_id = "bench"
+  node_id = %q
+  %s
 }
 listener "tcp" {
   address         = %q
   cluster_address = %q
   tls_disable     = true
+  %s
 }
-api_addr         = "http://%s"
-cluster_addr     = "http://%s"
-plugin_directory = %q
-disable_mlock    = true
-log_level        = "warn"
-`, filepath.Join(s.dir, "raft"), address, cluster, address, cluster, filepath.Join(s.dir, "plugins"))
+api_addr             = "http://%s"
+cluster_addr         = "http://%s"
+plugin_directory     = %q
+raw_storage_endpoint = true
+log_level            = "warn"
+%s
+`, filepath.Join(s.dir, "raft"), filepath.Base(s.dir), join, address, cluster, s.listener, address, cluster, filepath.Join(s.dir, "plugins"), s.settings)
 	return address, os.WriteFile(s.config(), []byte(text), 0o600)
 }
 
@@ -112,10 +151,11 @@ func (s *server) initialize(ctx context.Context) error {
 			return ctx.Err()
 		}
 		text, _ := os.ReadFile(s.log())
-		return fmt.Errorf("start Vault: %w\n%s", err, text)
+		return fmt.Errorf("start %s: %w\n%s", s.name, err, text)
 	}
 	s.SetToken(keys.RootToken)
-	if _, err := s.Sys().UnsealWithContext(ctx, keys.Keys[0]); err != nil {
+	s.unsealKey = keys.Keys[0]
+	if _, err := s.Sys().UnsealWithContext(ctx, s.unsealKey); err != nil {
 		return err
 	}
 	return poll(ctx, func() error {
@@ -125,6 +165,20 @@ func (s *server) initialize(ctx context.Context) error {
 		}
 		return err
 	})
+}
+
+// join unseals a standby of a leader, and waits until it has the leader's mounts.
+func (s *server) join(ctx context.Context, leader *server) error {
+	s.SetToken(leader.Token())
+	for _, try := range []func() error{
+		func() error { _, err := s.Sys().UnsealWithContext(ctx, leader.unsealKey); return err },
+		func() error { _, err := s.Sys().ListMountsWithContext(ctx); return err },
+	} {
+		if err := poll(ctx, try); err != nil {
+			return fmt.Errorf("join the cluster: %w", err)
+		}
+	}
+	return nil
 }
 
 // poll calls try until it succeeds, for up to 30 seconds.
@@ -143,13 +197,19 @@ func (s *server) stop() error {
 	return os.RemoveAll(s.dir)
 }
 
-// register copies a plugin to the plugin directory and registers it.
-func (s *server) register(ctx context.Context, name, binary string) error {
+// install copies a plugin to the plugin directory.
+func (s *server) install(name, binary string) ([]byte, error) {
 	b, err := os.ReadFile(binary)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(s.dir, "plugins", name), b, 0o700); err != nil {
+	return b, os.WriteFile(filepath.Join(s.dir, "plugins", name), b, 0o700)
+}
+
+// register installs a plugin and registers it.
+func (s *server) register(ctx context.Context, name, binary string) error {
+	b, err := s.install(name, binary)
+	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(b)
@@ -184,12 +244,12 @@ func (s *server) pluginProcess(name string) (int, error) {
 }
 
 // cpuTime is the CPU time of two processes.
-type cpuTime struct{ plugin, vault time.Duration }
+type cpuTime struct{ plugin, server time.Duration }
 
-// cpu returns the CPU time that Vault and, unless its name is empty, a plugin have
+// cpu returns the CPU time that the server and, unless its name is empty, a plugin have
 // used.
 func (s *server) cpu(plugin string) (u cpuTime, err error) {
-	if u.vault, err = cpuOf(s.cmd.Process.Pid); err != nil || plugin == "" {
+	if u.server, err = cpuOf(s.cmd.Process.Pid); err != nil || plugin == "" {
 		return u, err
 	}
 	pid, err := s.pluginProcess(plugin)

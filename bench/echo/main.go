@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/api"
 	"github.com/hashicorp/vault/sdk/framework"
@@ -31,17 +32,27 @@ func fail(err error) {
 
 func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
 	read := func(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-		return &logical.Response{Data: map[string]any{
-			"token":       token,
-			"jti":         req.ID,
-			"sub":         "sandbox:abc123",
-			"scope":       scope,
-			"aud":         "ati-proxy",
-			"proxy_url":   "https://ati.example.com",
-			"token_ttl":   3600,
-			"expires_at":  1_800_003_600,
-			"key_version": 1,
-		}}, nil
+		return &logical.Response{Data: response(req.ID)}, nil
+	}
+	lease := &framework.Secret{Type: "echo", Revoke: func(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
+		return nil, nil
+	}}
+	leased := func(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+		resp := lease.Response(response(req.ID), map[string]any{"jti": req.ID, "expires": "2027-01-15T09:00:00Z"})
+		resp.Secret.TTL, resp.Secret.MaxTTL = time.Hour, time.Hour
+		return resp, nil
+	}
+	// For an operation that is declared like this, the SDK does not look up the replication
+	// state, which is a second round trip.
+	bare := func(path string, f framework.OperationFunc) *framework.Path {
+		return &framework.Path{
+			Pattern: path + framework.GenericNameRegex("name"),
+			Fields: map[string]*framework.FieldSchema{
+				"name": {Type: framework.TypeString}, "agent_id": {Type: framework.TypeString}, "tools": {Type: framework.TypeCommaStringSlice},
+				"ttl": {Type: framework.TypeDurationSecond}, "rate": {Type: framework.TypeKVPairs},
+			},
+			Callbacks: map[logical.Operation]framework.OperationFunc{logical.ReadOperation: f, logical.UpdateOperation: f},
+		}
 	}
 	b := &framework.Backend{
 		BackendType: logical.TypeLogical,
@@ -49,15 +60,25 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 			Pattern:    "creds/" + framework.GenericNameRegex("name"),
 			Fields:     map[string]*framework.FieldSchema{"name": {Type: framework.TypeString}},
 			Operations: map[logical.Operation]framework.OperationHandler{logical.ReadOperation: &framework.PathOperation{Callback: read}},
-		}, {
-			// For an operation declared like this, the SDK does not look up the replication
-			// state, which is a second round trip.
-			Pattern:   "bare/" + framework.GenericNameRegex("name"),
-			Fields:    map[string]*framework.FieldSchema{"name": {Type: framework.TypeString}},
-			Callbacks: map[logical.Operation]framework.OperationFunc{logical.ReadOperation: read},
-		}},
+		}, bare("bare/", read), bare("leased/", leased)},
+		Secrets: []*framework.Secret{lease},
 	}
 	return b, b.Setup(ctx, conf)
+}
+
+// response returns the fields that the engine returns for a single read.
+func response(id string) map[string]any {
+	return map[string]any{
+		"token":       token,
+		"jti":         id,
+		"sub":         "sandbox:abc123",
+		"scope":       scope,
+		"aud":         "ati-proxy",
+		"proxy_url":   "https://ati.example.com",
+		"token_ttl":   3600,
+		"expires_at":  1_800_003_600,
+		"key_version": 1,
+	}
 }
 
 const scope = "tool:web_search tool:github:* skill:summarize help"
