@@ -74,7 +74,7 @@ docs-test: ## Run the commands in the documents on a real Vault server (needs op
 api: ## Write docs/api.md from the path schemas and responses of a real server
 	@vault=$$(scripts/vault-bin.sh) && UPDATE=1 VAULT_BIN=$$vault go test -tags docs -run '^TestDocsAPI$$' -count=1 ./test
 
-bench: ## Run the benchmarks, including those on a real Vault server, and write docs/performance.md (about 14 minutes; needs what make interop needs)
+bench: ## Run the benchmarks, including those on real servers, and write docs/performance.md (about 20 minutes; needs what make interop needs)
 	@scripts/bench.sh
 
 check: lint ## Run lint, unit tests, and documentation checks (before each commit; under a minute)

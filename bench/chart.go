@@ -23,7 +23,7 @@ var charts = []chart{
 
 const (
 	chartWidth = 820
-	chartLeft  = 220 // of the bars
+	chartLeft  = 240 // of the bars
 	chartTop   = 92  // of the first bar
 	barHeight  = 18
 	groupGap   = 14

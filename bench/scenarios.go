@@ -176,7 +176,7 @@ func scenarios(o options) []*scenario {
 		onConnection(batch(batchScenario+oneConnection, 1000, singleScenario+oneConnection)),
 		onConnection(one(singleScenario+oneConnection, "ati/creds/one", engineName, "")),
 		kv,
-		one("Vault identity token (ES256)", "identity/oidc/token/bench", "", echoScenario),
+		one("identity token (ES256)", "identity/oidc/token/bench", "", echoScenario),
 	}
 }
 
