@@ -277,7 +277,7 @@ func Rates[T any](name string, d *framework.DisplayAttributes, description strin
 		}
 		return checkCount(name, len(rates), maxItems)
 	}
-	p.get = func(of *T) any { return maps.Clone(*at(of)) }
+	p.get = func(of *T) any { return Merge{}.of(*at(of)) }
 	return p
 }
 

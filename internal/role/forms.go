@@ -133,9 +133,9 @@ func scopesOf(tools, skills, scopes []string) []string {
 // checkStored reports a pattern in storage that would grant something else at the
 // proxy, which splits scopes at white space. Stored patterns may have characters that
 // requests may not: before version 0.2.0 of the plugin, "," and "=" were accepted.
-func checkStored(pattern string) error {
-	return ati.CheckPattern(strings.NewReplacer(",", "_", "=", "_").Replace(pattern))
-}
+func checkStored(pattern string) error { return ati.CheckPattern(oldCharacters.Replace(pattern)) }
+
+var oldCharacters = strings.NewReplacer(",", "_", "=", "_")
 
 // checkRateKey reports a key that matches no call at the proxy.
 func checkRateKey(field, key string) error {
