@@ -42,17 +42,18 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 		resp.Secret.TTL, resp.Secret.MaxTTL = time.Hour, time.Hour
 		return resp, nil
 	}
-	// For an operation that is declared like this, the SDK does not look up the replication
+	// For operations that are declared as Callbacks, the SDK does not look up the replication
 	// state, which is a second round trip.
 	bare := func(path string, f framework.OperationFunc) *framework.Path {
-		return &framework.Path{
+		p := framework.Path{
 			Pattern: path + framework.GenericNameRegex("name"),
 			Fields: map[string]*framework.FieldSchema{
 				"name": {Type: framework.TypeString}, "agent_id": {Type: framework.TypeString}, "tools": {Type: framework.TypeCommaStringSlice},
 				"ttl": {Type: framework.TypeDurationSecond}, "rate": {Type: framework.TypeKVPairs},
 			},
-			Callbacks: map[logical.Operation]framework.OperationFunc{logical.ReadOperation: f, logical.UpdateOperation: f},
 		}
+		p.Callbacks = map[logical.Operation]framework.OperationFunc{logical.ReadOperation: f, logical.UpdateOperation: f} //lint:ignore SA1019 see above
+		return &p
 	}
 	b := &framework.Backend{
 		BackendType: logical.TypeLogical,
