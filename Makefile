@@ -28,7 +28,6 @@ test: ## Run all tests that need only Go, including those on a real Vault server
 	@vault=$$(scripts/vault-bin.sh) && VAULT_BIN=$$vault go test -count=1 -timeout 20m ./...
 	@cd bench && go test -count=1 ./...
 	@cd tools/release && go test -count=1 ./...
-	@cd tools/monitor && go test -count=1 ./...
 
 soak: ## Run the tests of faults, load, and hostile input in their long form, and print counts (needs what make interop needs)
 	@SOAK_KILLS=$(SOAK_KILLS) FUZZ_TIME=$(SOAK_FUZZ_TIME) scripts/soak.sh
@@ -45,7 +44,7 @@ fuzz: ## Run all fuzz targets, one after the other, for FUZZ_TIME in total (defa
 # runs only the tests of guards. Most tests wait most of the time, so more of them run in
 # parallel than there are processors.
 interop_full     = ^TestInterop
-interop_short     = ^TestInterop((AppRole|AuditTrail|GettingStarted|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$|Guard_)
+interop_short    = ^TestInterop((AppRole|AuditTrail|GettingStarted|Grants|JWKS|Kubernetes|Orchestrators|SandboxAgentEnv)$$|Guard_)
 interop_guard    = ^TestInteropGuard_
 rotation_full    = ^(TestGuardRotation.*|TestRotation)$$
 rotation_short   = ^(TestGuardRotation(_Automatic)?|TestRotation)$$/HS256$$

@@ -91,7 +91,7 @@ var amend, at, once = at, once, ` + "`\nspelt\n`"
 }
 
 func TestWords(t *testing.T) {
-	list := exec.Command("git", "-C", "../..", "ls-files", "*.go", "*.md", "*.sh", "*Makefile", "*Dockerfile", ".ci", "examples", "scripts", ":!tools/words")
+	list := exec.Command("git", "-C", "../..", "ls-files", "*.go", "*.md", "*.py", "*.sh", "*.svg", "*.yml", "*Makefile", "*Dockerfile", ".ci", "examples", "scripts", ":!tools/words")
 	names, err := list.Output()
 	if err != nil {
 		t.Fatal(err)
