@@ -32,7 +32,7 @@ var notOnThePage = func() map[string]string {
 		"it is not for people":                         {"ati", "unknown member"},
 		"reason says that no key of the mount matches": {"signature does not match"},
 		"it cannot happen: Vault passes a configuration, and sizes and types are fixed": {
-			"backend configuration is nil", "create role cache: …", "encode JWK Set: …",
+			"backend configuration is nil", "encode JWK Set: …",
 		},
 		"parseSecret rejects such a secret first": {"HS256 secret must be pairs of hexadecimal digits", "HS256 secret must not be empty"},
 		"it is for callers in Go: the engine has checked the value, or does not use the function": {
