@@ -121,6 +121,8 @@ class VaultOrchestrator(AtiOrchestrator):
         fetch_skills = getattr(self, "fetch_skills", None)
         if fetch_skill_content and not fetch_skills:
             raise ProvisionError("fetch_skill_content requires a newer ati-client; upgrade it, or omit fetch_skill_content")
+        if agent_id is None:  # Vault would take the orchestrator's own identity
+            raise ProvisionError("agent_id is required: the subject of the token, such as sandbox:1")
         request = _narrowed(tools, skills, extra_scopes, ttl_seconds, rate)
         request.update(agent_id=agent_id, format="env")
         data = self._mint("creds", request)
@@ -150,7 +152,7 @@ class VaultOrchestrator(AtiOrchestrator):
         One request to ati/batch/<role>. If it fails, no agent has a token. The role must not
         have generate_lease=true.
         """
-        ids = list(agent_ids)
+        ids = _items("agent_ids", agent_ids)
         if not ids:
             return {}
         request = _narrowed(tools, skills, extra_scopes, ttl_seconds, rate)
@@ -205,7 +207,7 @@ class VaultOrchestrator(AtiOrchestrator):
         """Return the data of a response from Vault, and log its warnings."""
         path = f"{self._mount}/{path}"
         request = {name: value for name, value in request.items() if value is not None}
-        with _errors(path, rejected, f"its policy must allow update on {path}, and its Vault token must not have expired"):
+        with _errors(path, rejected, f"the Vault token must not have expired, and its policy must allow update on {path}"):
             try:
                 response = self._vault.write_data(path, data=request)
             except hvac.exceptions.Forbidden:
@@ -235,13 +237,20 @@ def _narrowed(
 ) -> dict[str, Any]:
     """Return the parameters that narrow the role. Empty lists must not grant everything."""
     lists = {"tools": tools, "skills": skills, "scopes": extra_scopes}
-    given = {name: list(items) for name, items in lists.items() if items is not None}
+    given = {name: _items(name, items) for name, items in lists.items() if items is not None}
     narrowed = {name: items for name, items in given.items() if items}
     if given and not narrowed:
         raise ProvisionError(
             f"{' and '.join(given)}: empty; list at least one that the role grants, or pass None to get everything that it grants"
         )
     return {**narrowed, "ttl": ttl_seconds, "rate": dict(rate) if rate else None}
+
+
+def _items(name: str, items: Iterable[str]) -> list[str]:
+    """Return the items of a list. A string is an iterable too, of its characters."""
+    if isinstance(items, str):
+        raise ProvisionError(f"{name} {items!r}: must be a list of strings")
+    return list(items)
 
 
 @contextmanager

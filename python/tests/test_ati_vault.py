@@ -83,6 +83,16 @@ class Provision(Case):
             message = f"{names}: empty; list at least one that the role grants, or pass None to get everything that it grants"
             self.assert_fails(ati.ProvisionError, message, orchestrator().provision_sandbox, agent_id="sandbox:1", **lists)
 
+    def test_string_instead_of_a_list(self):
+        one = orchestrator()
+        for name, argument in ("tools", "tools"), ("skills", "skills"), ("scopes", "extra_scopes"):
+            self.assert_fails(ati.ProvisionError, f"{name} 'help': must be a list of strings", one.provision_sandbox, agent_id="sandbox:1", **{argument: "help"})
+        self.assert_fails(ati.ProvisionError, "agent_ids 'sandbox:1': must be a list of strings", one.provision_many, "sandbox:1")
+
+    def test_agent_id_is_required(self):
+        message = "agent_id is required: the subject of the token, such as sandbox:1"
+        self.assert_fails(ati.ProvisionError, message, orchestrator().provision_sandbox, agent_id=None)
+
     def test_ttl_beyond_the_maximum(self):
         message = "ttl_seconds 14401: the maximum for role researcher is 14400; request at most that, or raise max_ttl of the role, the config, or the mount"
         for function, agents in (orchestrator().provision_sandbox, {"agent_id": "sandbox:1"}), (orchestrator().provision_many, {"agent_ids": ["sandbox:1"]}):
@@ -211,7 +221,7 @@ class Errors(Case):
     def test_rejected(self):
         for role, mount, arguments, message in (
             ("researcher", "ati", {"tools": ["shell"]}, 'ati/creds/researcher: scope "tool:shell" is not granted by role "researcher"'),
-            ("other", "ati", {}, "ati/creds/other: permission denied; its policy must allow update on ati/creds/other, and its Vault token must not have expired"),
+            ("other", "ati", {}, "ati/creds/other: permission denied; the Vault token must not have expired, and its policy must allow update on ati/creds/other"),
         ):
             self.assert_fails(ati.ProvisionError, message, VaultOrchestrator(role=role, mount=mount).provision_sandbox, agent_id="sandbox:1", **arguments)
         for role, mount, message in ("absent", "ati", "ati/creds/absent: .*absent"), ("x", "absent", "absent/creds/x: .*route entry not found; check mount, role, and namespace"):
@@ -232,7 +242,7 @@ class Errors(Case):
         one = orchestrator(vault=hvac.Client(token=""), login=login)
         one.provision_sandbox(agent_id="sandbox:1")
         self.assertEqual(logins, ["invalid", ""])
-        message = "ati/creds/other: permission denied; its policy must allow update on ati/creds/other, and its Vault token must not have expired"
+        message = "ati/creds/other: permission denied; the Vault token must not have expired, and its policy must allow update on ati/creds/other"
         self.assert_fails(ati.ProvisionError, message, orchestrator(role="other", login=login).provision_sandbox, agent_id="sandbox:1")
         self.assertEqual(len(logins), 3)
         with self.assertRaisesRegex(ati.ProvisionError, "^log in to Vault: "):
