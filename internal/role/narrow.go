@@ -66,7 +66,7 @@ var narrowParams = param.Set[Request]{
 
 // CredsParams are the parameters of creds.
 var CredsParams = slices.Concat(narrowParams, param.Set[Request]{
-	param.Text("agent_id", param.Display("Agent ID", "Identity"), "Subject (claim `sub`) of the token. Must match one of the role's allowed_agent_ids.",
+	param.Text("agent_id", param.Display("Agent ID", "Identity"), "Subject (claim `sub`) of the token. Must match one of the role's allowed_agent_ids. Defaults to the subject of the role, or else the ID of the caller's entity.",
 		func(r *Request) *string { return &r.ids[subject] }, CheckID).MayHoldHex(),
 	param.Text("job_id", param.Display("Job ID", "Identity"), "Claim `job_id`. Must match one of the role's allowed_job_ids.",
 		func(r *Request) *string { return &r.ids[jobID] }, CheckID).MayHoldHex(),
