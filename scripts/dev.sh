@@ -45,7 +45,7 @@ start_server() {
     echo $! >"$dir/server.pid"
     if wait_for_server $!; then
       [[ $product == OpenBao* ]] || vault audit enable file file_path="$path/audit.log" >/dev/null
-      (umask 077 && print_env "$path/bin" >"$dir/env" && printf %s "$VAULT_TOKEN" >"$dir/token")
+      (umask 077 && print_env "$path/bin" >"$dir/env")
       return
     fi
     stop_server
@@ -112,7 +112,7 @@ stop_server() {
 clean_up() {
   if [ ! -d "$dir" ]; then return; fi
   stop_server
-  rm -f "$dir"/{server.hcl,server.log,server.pid,audit.log,build.log,env,token,"$plugin.new"} "$dir/plugins/$plugin"
+  rm -f "$dir"/{server.hcl,server.log,server.pid,audit.log,build.log,env,"$plugin.new"} "$dir/plugins/$plugin"
   rm -rf "$dir"/bin/{vault,bao,ati-guard,ati-demo} "$dir"/guard.{log,token,ati}
   rmdir "$dir/plugins" "$dir/bin" "$dir" 2>/dev/null || true
 }
@@ -186,7 +186,5 @@ echo "eval \"\$(cat $(printf %q "$dir/env"))\""
 echo "$cli write ati/creds/researcher agent_id=sandbox:42"
 say "The first of these commands sets:"
 cat "$dir/env"
-say "To start an ATI proxy behind ati-guard, with its files in ~/.ati:"
-echo "make build && ATI_DIR=~/.ati ati init"
-echo "bin/ati-guard -ati_dir ~/.ati -vault.auth.token_file $(printf %q "$dir/token")"
+say "To start an ATI proxy behind ati-guard, and call a tool: docs/getting-started.md"
 say "To rebuild and reload the plugin: make dev. To stop the server: make dev-stop."
