@@ -78,8 +78,9 @@ func (b *backend) GetRandomReader() io.Reader {
 // parameters is the key of a context for the parameters of a request.
 type parameters struct{}
 
-// HandleRequest reads and checks all parameters, and hides them from the framework, which
-// would take longer for it than the rest of a mint. The framework accepts a number as an ID after it was converted to a float, so that two
+// HandleRequest reads and checks all parameters, and passes them to the handler in the
+// context. The framework would check them again, which takes longer than the rest of a
+// mint. It also accepts a number as an ID after it was converted to a float, so that two
 // IDs become one; its errors quote values, and its warnings names, which would write a
 // misplaced secret to the audit log.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {

@@ -299,16 +299,6 @@ func (s *server) mintAsAlice() string {
 	return s.read(s.logins("alice")["alice"], "ati/creds/researcher").Data["jti"].(string)
 }
 
-// list returns the keys of a LIST.
-func (s *server) list(path string) []any {
-	s.t.Helper()
-	secret, err := s.client(s.root).Logical().List(path)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return secret.Data["keys"].([]any)
-}
-
 // TestDocsPathHelp runs the commands in the help of each path.
 func TestDocsPathHelp(t *testing.T) {
 	s, _ := startEngine(t)

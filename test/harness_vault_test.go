@@ -432,3 +432,13 @@ func (s *server) pluginProcess(exited map[int]bool) (pid int) {
 	})
 	return pid
 }
+
+// list returns the keys of a LIST.
+func (s *server) list(path string) []any {
+	s.t.Helper()
+	secret, err := s.client(s.root).Logical().List(path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return secret.Data["keys"].([]any)
+}

@@ -98,6 +98,20 @@ func TestInteropGuard_VaultFaults(t *testing.T) {
 	fresh("access denied")
 }
 
+// A guard whose entity was deleted logs in again, and enforces the next revocation.
+func TestInteropGuard_EntityDeleted(t *testing.T) {
+	t.Parallel()
+	s := startGuarded(t, false, time.Hour)
+	g := s.startGuard(t, nil)
+	token := s.mint("r", nil)
+	g.expect("before the revocation", token, http.StatusOK)
+	for _, id := range s.list("identity/entity/id") {
+		s.vault(s.root, "delete", fmt.Sprint("identity/entity/id/", id))
+	}
+	s.write(s.root, "ati/revoke", data{"token": token})
+	t.Logf("after its entity was deleted, a revocation takes %v", g.untilRejected("a revocation with a new login", http.StatusUnauthorized, token))
+}
+
 // Guarantee: with a response that is not one of the path guard, the guard keeps what it knows.
 func TestInteropGuard_VaultResponses(t *testing.T) {
 	t.Parallel()

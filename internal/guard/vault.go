@@ -98,7 +98,13 @@ func (v *vaultClient) logIn(ctx context.Context) error {
 		return fmt.Errorf("log in: Vault has rejected this secret ID, which is tried again at %s, or another one immediately", v.rejectedUntil.UTC().Format(time.RFC3339))
 	}
 	v.login = time.Now().Add(loginRetry) // until then, the old token may do
-	secret, err := v.client.Auth().Login(ctx, method)
+	// Without the old token: Vault rejects every request with a token whose entity was deleted.
+	client, err := v.client.CloneWithHeaders()
+	if err != nil {
+		return err
+	}
+	client.ClearToken() // not the VAULT_TOKEN of a shell
+	secret, err := client.Auth().Login(ctx, method)
 	if err != nil {
 		if status := statusOf(err); status == http.StatusBadRequest || status == http.StatusForbidden {
 			v.rejections++
@@ -107,6 +113,7 @@ func (v *vaultClient) logIn(ctx context.Context) error {
 		return fmt.Errorf("log in: %w", brief(err))
 	}
 	v.rejections = 0
+	v.client.SetToken(secret.Auth.ClientToken)
 	v.setLogin(secret)
 	return nil
 }
