@@ -127,7 +127,7 @@ func (st *store) getRole(ctx context.Context, s logical.Storage, name string) (*
 		return nil, err
 	}
 	r, err := parseRole(name, stored)
-	if err == nil {
+	if r != nil {
 		st.roles.put(r, stored)
 	}
 	return r, err
@@ -154,17 +154,21 @@ func readRoleEntry(ctx context.Context, s logical.Storage, name string) (*role.E
 	return decodeRole(name, stored)
 }
 
+// decodeRole returns nil for an entry without a version, which this engine never wrote.
 func decodeRole(name string, stored []byte) (*role.Entry, error) {
 	entry := new(role.Entry)
 	if err := decodeEntry(stored, entry, func() int { return entry.StorageVersion }); err != nil {
 		return nil, fmt.Errorf("read role %q: %w", name, err)
+	}
+	if entry.StorageVersion == 0 {
+		return nil, nil
 	}
 	return entry, nil
 }
 
 func parseRole(name string, stored []byte) (*role.Role, error) {
 	entry, err := decodeRole(name, stored)
-	if err != nil {
+	if entry == nil || err != nil {
 		return nil, err
 	}
 	r, err := entry.Parse(name)

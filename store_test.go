@@ -105,6 +105,21 @@ func TestStore_RejectsNewerVersion(t *testing.T) {
 	}
 }
 
+// TestStore_IgnoresRoleWithoutVersion checks that an entry without a storage version,
+// which this engine never writes, is no role.
+func TestStore_IgnoresRoleWithoutVersion(t *testing.T) {
+	t.Parallel()
+	for _, stored := range []data{{}, {"tools": []string{"tool:x"}, "ttl": time.Hour}} {
+		m := configured(t, nil, nil)
+		m.put("role/z", stored)
+		m.refused(logical.ReadOperation, "creds/z", nil, roleNotFound("z"))
+		m.equal("role", (*logical.Response)(nil), m.ok(logical.ReadOperation, "roles/z", nil))
+		m.refused(logical.UpdateOperation, "roles/z", data{"description": "d"}, "at least one of tools, skills, or scopes is required")
+		m.ok(logical.UpdateOperation, "roles/z", data{"tools": "y"})
+		m.equal("scope", any("tool:y"), m.ok(logical.ReadOperation, "creds/z", nil).Data["scope"])
+	}
+}
+
 // TestStore_ReadsEachStorageVersion checks that entries of each released storage
 // version can be read. testdata/storage has them as keys and values, and is never
 // changed after the release. In v1, the current version is for ES256; the previous
