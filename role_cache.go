@@ -41,7 +41,7 @@ type cachedRole struct {
 
 func newRoleCache(parse func(name string, stored []byte) (*role.Role, error)) *roleCache {
 	c := &roleCache{parse: parse}
-	c.lru, _ = simplelru.NewLRU(math.MaxInt, func(name string, r *cachedRole) { c.bytes -= r.size(name) }) // fails for a size of 0
+	c.purge()
 	return c
 }
 
@@ -81,10 +81,13 @@ func (c *roleCache) remove(name string) {
 	c.lru.Remove(name)
 }
 
+// purge drops all roles. It doesn't call the LRU's Purge, which takes 40 ms if the cache is
+// full, while all requests wait: a standby purges every maxAge.
 func (c *roleCache) purge() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lru.Purge()
+	c.lru, _ = simplelru.NewLRU(math.MaxInt, func(name string, r *cachedRole) { c.bytes -= r.size(name) }) // fails for a size of 0
+	c.bytes = 0
 }
 
 func (r *cachedRole) size(name string) int { return len(name) + len(r.stored) + roleOverhead }

@@ -613,3 +613,46 @@ func TestCache_IsBounded(t *testing.T) {
 		t.Errorf("with five more roles, reads of two that were used recently, and of one that was not: %v", got)
 	}
 }
+
+// TestCache_ParsesTheSameRoleAgain checks that a role reads the same after the garbage
+// collector has dropped the parsed one, whatever its texts look like in storage.
+func TestCache_ParsesTheSameRoleAgain(t *testing.T) {
+	t.Parallel()
+	for name, role := range map[string]data{
+		"empty": nil,
+		"texts that look like members": {
+			"description": `x,"disabled":false,"ttl":0,"tools":[],\",`, "rate": data{"tool:web_search": "0/s"}, "ttl": "10s",
+			"generate_lease": true, "disabled": true, "allowed_agent_ids": "a,disabled,false", "job_id": "0", "sandbox_id": "false",
+		},
+	} {
+		m := configured(t, nil, role)
+		before := m.ok(logical.ReadOperation, "roles/r", nil).Data
+		m.storage.calls.Store(0)
+		runtime.GC()
+		m.equal(name, before, m.ok(logical.ReadOperation, "roles/r", nil).Data)
+		m.equal(name+": storage calls", int64(0), m.storage.calls.Load())
+	}
+}
+
+// TestCache_DroppedRolesDoNotCount checks that roles that a standby has dropped do not
+// count toward the limit of the cache.
+func TestCache_DroppedRolesDoNotCount(t *testing.T) {
+	t.Parallel()
+	var globs []string
+	for i := range 500 {
+		globs = append(globs, fmt.Sprintf("%0127d*", i))
+	}
+	m := configured(t, data{"allow_standby_minting": true}, data{"allowed_agent_ids": globs})
+	m.storage.oneRole = true
+	reads := func() int64 {
+		before := m.storage.calls.Load()
+		for i := range 500 { // more than half of what fits
+			m.do(t, logical.ReadOperation, fmt.Sprintf("creds/r%d", i), nil)
+		}
+		return m.storage.calls.Load() - before
+	}
+	m.setState(standby, false)
+	first := reads()
+	m.now = m.now.Add(5 * time.Second)
+	m.equal("reads of 500 roles and the config: the first, after the drop, and again", []int64{501, 501, 0}, []int64{first, reads(), reads()})
+}
