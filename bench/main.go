@@ -62,7 +62,7 @@ func run(ctx context.Context, o options) error {
 	}
 	page := filepath.Join(o.out, "performance.md")
 	if o.out != "" { // fail before the measurement, not after it
-		if _, _, err := splitPage(page); err != nil {
+		if _, err := splitPage(page); err != nil {
 			return err
 		}
 	}
@@ -73,7 +73,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(r.markdown())
+	fmt.Print(r.summary(), "\n", r.tables())
 	if o.out == "" {
 		return nil
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 	"os"
@@ -124,8 +123,8 @@ func tokens(s sample) float64    { return s.tokens }
 func cpu(s sample) float64       { return float64(s.cpu.plugin + s.cpu.server) }
 func serverCPU(s sample) float64 { return float64(s.cpu.server) }
 
-// markdown returns the part of performance.md that this program writes.
-func (r *report) markdown() string {
+// summary returns the first part of performance.md that this program writes.
+func (r *report) summary() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n\n", r.answer())
 	for _, c := range charts {
@@ -133,12 +132,18 @@ func (r *report) markdown() string {
 	}
 	fmt.Fprintf(&b, "%s, %s, %s. %d connections, %d rounds of %v per row. The load generator runs on the same cores. All figures are medians, with the minimum and maximum of the rounds in parentheses.\n",
 		r.machine, runtime.Version(), time.Now().UTC().Format("2006-01-02"), r.options.connections, r.options.rounds, r.options.duration)
+	return b.String()
+}
+
+// tables returns the second part.
+func (r *report) tables() string {
+	var b strings.Builder
 	for _, s := range r.servers {
-		fmt.Fprintf(&b, "\n## %s\n\n%s", s, s.markdown(r.options))
+		fmt.Fprintf(&b, "## %s\n\n%s\n", s, s.markdown(r.options))
 	}
-	fmt.Fprint(&b, "\n## Three nodes of OpenBao\n\n", r.cluster.markdown())
+	fmt.Fprint(&b, "## Three nodes of OpenBao\n\n", r.cluster.markdown())
 	fmt.Fprint(&b, "\n## Requests through the guard\n\n", r.proxies.markdown(r.options))
-	return strings.TrimSuffix(b.String(), "\n")
+	return b.String()
 }
 
 // answer returns what most readers want to know.
@@ -210,8 +215,8 @@ func (r *serverResults) targets(o options) []string {
 	add(queryScenario, singleScenario, false, 0.95)
 	add(randomScenario, sameScenario, false, 0.95)
 	add(batchScenario+oneConnection, singleScenario+oneConnection, true, 45)
-	memory := float64(r.memory) / (1 << 20)
-	return append(lines, target(o, fmt.Sprintf("MiB of the plugin process with %s roles", thousands(o.roles)), spread{memory, memory, memory}, "at most", 200))
+	memory := float64(r.memory) / 1e6
+	return append(lines, target(o, fmt.Sprintf("MB of the plugin process with %s roles", thousands(o.roles)), spread{memory, memory, memory}, "at most", 200))
 }
 
 // target returns the line of a target, which is "at least" or "at most" a value.
@@ -229,7 +234,7 @@ func target(o options, what string, got spread, bound string, want float64) stri
 // markdown returns the section of the cluster.
 func (r *clusterResults) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, single reads without audit. All nodes share the cores here, so their rates do not add up. The CPU time of the active node shows what a standby saves it.\n\n", r)
+	fmt.Fprintf(&b, "%s, single reads without audit. Each node has one mount with one role. All nodes share the cores here, so their rates do not add up. The CPU time of the active node shows what a standby saves it.\n\n", r)
 	fmt.Fprintln(&b, "| Requests to | Tokens/s | Compared with | p50 | CPU of the active node | CPU of the standbys |")
 	fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- |")
 	for _, row := range clusterRows {
@@ -282,25 +287,34 @@ const (
 	end   = "<!-- to here -->\n"
 )
 
-// splitPage returns the parts of a page before and after the markers.
-func splitPage(path string) (before, after []byte, err error) {
+// splitPage returns the parts of a page around its two pairs of markers.
+func splitPage(path string) (parts [3]string, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, nil, err
+		return parts, err
 	}
-	before, rest, ok := bytes.Cut(b, []byte(begin))
-	_, after, ok2 := bytes.Cut(rest, []byte(end))
-	if !ok || !ok2 {
-		return nil, nil, fmt.Errorf("%s: markers %q and %q not found", path, begin, end)
+	rest := string(b)
+	for i := range 2 {
+		before, written, ok := strings.Cut(rest, begin)
+		_, after, ok2 := strings.Cut(written, end)
+		if !ok || !ok2 {
+			return parts, fmt.Errorf("%s: must have markers %q and %q twice", path, begin, end)
+		}
+		parts[i], rest = before, after
 	}
-	return before, after, nil
+	parts[2] = rest
+	return parts, nil
 }
 
-// writeInto replaces the text between the markers of a page.
+// writeInto replaces the texts between the markers of a page.
 func (r *report) writeInto(path string) error {
-	before, after, err := splitPage(path)
+	parts, err := splitPage(path)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, slices.Concat(before, []byte(begin), []byte("\n"+r.markdown()+"\n\n"), []byte(end), after), 0o644)
+	page := parts[0]
+	for i, text := range []string{r.summary(), r.tables()} {
+		page += begin + "\n" + text + "\n" + end + parts[i+1]
+	}
+	return os.WriteFile(path, []byte(page), 0o644)
 }
