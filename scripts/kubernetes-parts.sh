@@ -11,10 +11,10 @@
 set -euo pipefail
 unset CDPATH
 
-cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME to locate the cache directory}/.cache}/vault-plugin-secrets-ati
 vault_secrets_operator=github.com/hashicorp/vault-secrets-operator@v0.10.0
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
+find_cache
 
 # assign NAME VALUE prints an assignment.
 assign() { printf '%s=%q\n' "$1" "$2"; }

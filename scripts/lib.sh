@@ -70,6 +70,25 @@ write_role() {
   show "$cli policy write ati-orchestrator examples/policies/orchestrator.hcl"
 }
 
+# find_cache sets cache to the directory for what is slow to download or build.
+find_cache() {
+  cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME to locate the cache directory}/.cache}/vault-plugin-secrets-ati
+}
+
+# has_python MINOR reports whether there is Python 3.MINOR or later with pip.
+has_python() {
+  python3 -m pip --version >/dev/null 2>&1 && python3 -c "import sys; sys.exit(sys.version_info < (3, $1))"
+}
+
+# python_tag prints the part of a cache directory's name for the version of Python.
+python_tag() { python3 -c 'import sys; print("py%d.%d" % sys.version_info[:2])'; }
+
+# pip_install ARGUMENTS... installs packages. For build_once, the last one is --target:
+# not into a virtual environment, because that cannot be renamed.
+pip_install() {
+  PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --disable-pip-version-check --no-input "$@"
+}
+
 # build_once DIR COMMAND... does nothing if DIR exists. Otherwise it appends DIR.new
 # to the command and runs it, and renames DIR.new to DIR if the command succeeds.
 build_once() {

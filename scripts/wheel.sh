@@ -6,19 +6,14 @@ unset CDPATH PYTHONPATH
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
+find_cache
 fail() { echo "$*" >&2; exit 1; }
 
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && python3 -m pip --version >/dev/null 2>&1 ||
+has_python 10 ||
   fail "the Python package needs Python 3.10 or later with pip: install python3 and python3-pip, or set WHEEL=no to release without the package"
 
-install_hatchling() {
-  PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
-    --require-hashes --requirement scripts/hatchling.txt --target "$1"
-}
-cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME to locate the cache directory}/.cache}/vault-plugin-secrets-ati
-python=py$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-hatchling=$cache/hatchling-$(sed -n 's/^hatchling==\([0-9.]*\).*/\1/p' scripts/hatchling.txt)-$python
-build_once "$hatchling" install_hatchling
+hatchling=$cache/hatchling-$(sed -n 's/^hatchling==\([0-9.]*\).*/\1/p' scripts/hatchling.txt)-$(python_tag)
+build_once "$hatchling" pip_install --only-binary :all: --require-hashes --requirement scripts/hatchling.txt --target
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
