@@ -237,7 +237,7 @@ func (p *apiPages) list(heading, title string, fields map[string]apiField) strin
 		}
 	}
 	for _, first := range slices.Sorted(maps.Keys(elsewhere)) {
-		text += fmt.Sprintf("- %s: see [%s](%s).\n", strings.Join(elsewhere[first], ", "), first, anchor(first))
+		text += fmt.Sprintf("- %s: see [%s](%s).\n", strings.Join(elsewhere[first], ", "), first, "#"+anchor(first))
 	}
 	p.complete[title+all] = true
 	return text
@@ -293,9 +293,4 @@ func codeSpans(text string) string {
 		code := strings.TrimRight(word, ".:")
 		return "`" + code + "`" + word[len(code):]
 	})
-}
-
-// anchor returns the link to a heading, as GitHub generates it.
-func anchor(heading string) string {
-	return "#" + strings.ReplaceAll(strings.ToLower(heading), " ", "-")
 }

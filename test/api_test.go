@@ -186,7 +186,7 @@ func (s *server) apiPage(samples map[string]string) string {
 		var links []string
 		for _, o := range family.operations {
 			sections.WriteString(p.section(s, o, samples))
-			links = append(links, fmt.Sprintf("[%s](%s)", o.title, anchor(o.title)))
+			links = append(links, fmt.Sprintf("[%s](%s)", o.title, "#"+anchor(o.title)))
 		}
 		fmt.Fprintf(&contents, "- **%s**: %s\n", family.title, strings.Join(links, " · "))
 	}

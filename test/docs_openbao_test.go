@@ -54,26 +54,21 @@ func TestDocsOpenBao(t *testing.T) {
 		t.Fatal(err)
 	}
 	etc := filepath.Join(work, "etc")
-	place := strings.NewReplacer(
+	place := []string{
 		"/etc/openbao", etc, "/opt/openbao", filepath.Join(work, "opt"), "/var/log/openbao", filepath.Join(work, "log"),
-		"127.0.0.1:8200", "127.0.0.1:"+port, "127.0.0.1:8201", fmt.Sprintf("127.0.0.1:%d", next+1),
-	).Replace
+		"127.0.0.1:8200", "127.0.0.1:" + port, "127.0.0.1:8201", fmt.Sprintf("127.0.0.1:%d", next+1),
+		// Keep the secrets that the page deletes.
+		"rm -r /etc/openbao/secrets\n", "mv " + filepath.Join(etc, "secrets") + " " + work + "\n",
+	}
 	config := filepath.Join(release, "examples/openbao/openbao.hcl")
-	if err := os.WriteFile(config, []byte(place(string(readFile(t, config)))), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte(strings.NewReplacer(place...).Replace(string(readFile(t, config)))), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	run := commandsFor(examples(t, "../docs/install-production.md"), "TestDocsOpenBao")
-	// Keep the secrets that the page deletes.
-	for i := range run {
-		run[i].text = strings.Replace(run[i].text, "rm -r /etc/openbao/secrets\n", "mv /etc/openbao/secrets "+work+"\n", 1)
-	}
-	environment := append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+work)
+	environment := []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + work}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "-c", "trap 'kill $(jobs -p) || true; wait' EXIT\n"+place(script(run)))
-	cmd.Dir, cmd.Env = release, environment
-	out, err := cmd.CombinedOutput()
-	checkOutput(t, run, string(out), err, func(text string) string { return text })
+	runCommands(ctx, t, release, environment, commandsFor(examples(t, "../docs/install-production.md"), "TestDocsOpenBao"), place...)
+	environment = append(os.Environ(), environment...)
 	log := filepath.Join(work, "log", "server.log")
 
 	bao := func(token string, args ...string) (string, error) {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -67,14 +68,25 @@ func unindent(text, indent string) string {
 	return strings.TrimPrefix(strings.ReplaceAll("\n"+text, "\n"+indent, "\n"), "\n")
 }
 
-// commandsFor returns the blocks of commands that a test runs: those with the reason "run by
-// TestX", or with "", those that have no reason.
-func commandsFor(all []example, test string) (run []example) {
-	if test != "" {
-		test = "run by " + test
+// anchors returns the anchors of a page's headings.
+func anchors(page string) map[string]bool {
+	found := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^#+ (.*)$").FindAllStringSubmatch(fence.ReplaceAllString(page, ""), -1) {
+		found[anchor(m[1])] = true
 	}
+	return found
+}
+
+// anchor returns the anchor of a heading, as GitHub generates it.
+func anchor(heading string) string {
+	return strings.ReplaceAll(regexp.MustCompile("[^a-z0-9 _-]").ReplaceAllString(strings.ToLower(heading), ""), " ", "-")
+}
+
+// commandsFor returns the blocks of commands that a test runs: those with the reason "run by
+// TestX" for one of the names, or with "", those that have no reason.
+func commandsFor(all []example, names ...string) (run []example) {
 	for _, e := range all {
-		if e.language == "sh" && e.reason == test {
+		if e.language == "sh" && slices.Contains(names, strings.TrimPrefix(e.reason, "run by ")) {
 			run = append(run, e)
 		}
 	}
@@ -114,6 +126,14 @@ const (
 // what they print with the pages.
 func (s *server) runExamples(dir string, run []example, replace ...string) {
 	s.t.Helper()
+	env := []string{"PATH=" + pathWithVault(s.t), "VAULT_ADDR=" + s.addr, "VAULT_TOKEN=" + s.root, "ATI_JWT_SECRET=" + oldSecret}
+	runCommands(s.t.Context(), s.t, dir, env, run, replace...)
+}
+
+// runCommands runs the commands of pages in a directory, with additional variables and after
+// replacements, and compares what they print with the pages.
+func runCommands(ctx context.Context, t testing.TB, dir string, env []string, run []example, replace ...string) {
+	t.Helper()
 	var back []string
 	for i := 0; i < len(replace); i += 2 {
 		if replace[i+1] != "" {
@@ -124,11 +144,10 @@ func (s *server) runExamples(dir string, run []example, replace ...string) {
 	for i := range run {
 		run[i].output = there.Replace(run[i].output)
 	}
-	cmd := exec.CommandContext(s.t.Context(), "bash", "-c", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"+there.Replace(script(run)))
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "PATH="+pathWithVault(s.t), "VAULT_ADDR="+s.addr, "VAULT_TOKEN="+s.root, "ATI_JWT_SECRET="+oldSecret)
+	cmd := exec.CommandContext(ctx, "bash", "-c", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"+there.Replace(script(run)))
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
-	checkOutput(s.t, run, string(out), err, strings.NewReplacer(back...).Replace)
+	checkOutput(t, run, string(out), err, strings.NewReplacer(back...).Replace)
 }
 
 var mark = regexp.MustCompile(`(?m)^(.*)@@ (\d+)\n`)

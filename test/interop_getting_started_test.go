@@ -4,9 +4,7 @@ package test
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
@@ -23,19 +21,13 @@ func TestInteropGettingStarted(t *testing.T) {
 		t.Errorf("this test runs %d of the %d blocks", len(run), len(all))
 	}
 	guard, upstream := freePort(t), freePort(t)
-	commands := strings.NewReplacer(
+	path := filepath.Dir(requireEnv(t, "ATI_BIN")) + ":" + os.Getenv("PATH")
+	env := append([]string{"VAULT_BIN=" + vaultBin, "DEV_DIR=" + dev, "ATI_JWT_SECRET=", "HOME=" + t.TempDir(), "PATH=" + path}, goEnv(t)...)
+	runCommands(t.Context(), t, "..", env, run,
 		"cargo install agent-tools-interface --version 0.7.15 --locked", "",
 		"make build dev", "scripts/dev.sh", "make dev-stop", "scripts/dev.sh stop",
 		"bin/dev", dev, "$PWD/bin/tutorial", tutorial, "bin/tutorial", tutorial,
 		"bin/ati-guard", buildGuard(t)+" -admin=",
-		"127.0.0.1:8090", "127.0.0.1:"+guard, "127.0.0.1:8080", "127.0.0.1:"+upstream, "http.server 8080", "http.server "+upstream,
-	).Replace(script(run))
-	cmd := exec.CommandContext(t.Context(), "bash", "-c", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"+commands)
-	cmd.Dir = ".."
-	path := filepath.Dir(requireEnv(t, "ATI_BIN")) + ":" + os.Getenv("PATH")
-	cmd.Env = append(os.Environ(), "VAULT_BIN="+vaultBin, "DEV_DIR="+dev, "ATI_JWT_SECRET=", "HOME="+t.TempDir(), "PATH="+path)
-	cmd.Env = append(cmd.Env, goEnv(t)...)
-	out, err := cmd.CombinedOutput()
-	checkOutput(t, run, string(out), err, func(text string) string { return text })
+		"127.0.0.1:8090", "127.0.0.1:"+guard, "127.0.0.1:8080", "127.0.0.1:"+upstream, "http.server 8080", "http.server "+upstream)
 	checkNothingLeft(t, parent)
 }

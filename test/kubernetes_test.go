@@ -49,12 +49,7 @@ func testKubernetesPage(t *testing.T, c *kube) {
 	if err := os.Symlink(all, filepath.Join(dir, "examples")); err != nil {
 		t.Fatal(err)
 	}
-	var run []example
-	for _, e := range examples(t, "../docs/kubernetes.md") {
-		if e.language == "sh" && (e.reason == "" || e.reason == "run by TestKubernetes") {
-			run = append(run, e)
-		}
-	}
+	run := commandsFor(examples(t, "../docs/kubernetes.md"), "", "TestKubernetes")
 	outside := fmt.Sprintf("kubernetes_host=%s kubernetes_ca_cert=@%s token_reviewer_jwt=%s disable_local_ca_jwt=true", c.url, filepath.Join(c.dir, "ca.crt"), c.token("vault", "vault"))
 	s.runExamples(dir, run, "kubernetes_host=https://kubernetes.default.svc", outside)
 }

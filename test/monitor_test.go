@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -88,11 +87,7 @@ func TestMonitor_RulesHaveRunbooks(t *testing.T) {
 		t.Errorf("%d alerts have %d runbooks", alerts, len(links))
 	}
 	for _, link := range links {
-		var sections []string
-		for _, m := range regexp.MustCompile("(?m)^#+ (.*)$").FindAllStringSubmatch(string(readFile(t, filepath.Join("../docs", link[1]))), -1) {
-			sections = append(sections, strings.ReplaceAll(regexp.MustCompile("[^a-z0-9 -]").ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-"))
-		}
-		if link[2] != "" && !slices.Contains(sections, link[2]) {
+		if sections := anchors(string(readFile(t, filepath.Join("../docs", link[1])))); link[2] != "" && !sections[link[2]] {
 			t.Errorf("docs/%s has no section %s", link[1], link[2])
 		}
 	}

@@ -316,10 +316,8 @@ func checkQuickStart(t *testing.T, dir string) {
 	if len(run) == 0 {
 		t.Fatal("the README has no quick start")
 	}
-	cmd := exec.CommandContext(t.Context(), "bash", "-c", strings.NewReplacer("make dev\n", "", "bin/dev", dir).Replace(script(run)))
-	cmd.Env = append(os.Environ(), "BAO_ADDR=http://127.0.0.1:1", "BAO_TOKEN=x", "VAULT_NAMESPACE=x", "HOME="+t.TempDir())
-	out, err := cmd.CombinedOutput()
-	checkOutput(t, run, string(out), err, func(text string) string { return text })
+	env := []string{"BAO_ADDR=http://127.0.0.1:1", "BAO_TOKEN=x", "VAULT_NAMESPACE=x", "HOME=" + t.TempDir()}
+	runCommands(t.Context(), t, ".", env, run, "make dev\n", "", "bin/dev", dir)
 }
 
 // vaultBinScript runs scripts/vault-bin.sh, or a copy of it, with the given variables and
