@@ -238,25 +238,22 @@ func (r *clusterResults) markdown() string {
 	fmt.Fprintln(&b, "| Requests to | Tokens/s | Compared with | p50 | CPU of the active node | CPU of the standbys |")
 	fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- |")
 	for _, row := range clusterRows {
-		of := func(figure func(clusterSample) float64) spread {
-			var values []float64
-			for _, s := range r.samples[row.name] {
-				values = append(values, figure(s))
-			}
-			return spreadOf(values)
+		first := clusterRows[0].name
+		var rates, ratios, p50s, active, standbys []float64
+		for i, s := range r.samples[row.name] {
+			rates = append(rates, s.tokens)
+			ratios = append(ratios, s.tokens/r.samples[first][i].tokens) // of the same round
+			p50s = append(p50s, float64(s.p50)/1e6)
+			active = append(active, float64(s.active)/1e3)
+			standbys = append(standbys, float64(s.standbys)/1e3)
 		}
 		relative := ""
-		if first := clusterRows[0].name; row.name != first {
-			i := -1
-			relative = fmt.Sprintf("%s × %s", of(func(s clusterSample) float64 { i++; return s.tokens / r.samples[first][i].tokens }), first)
+		if row.name != first {
+			relative = fmt.Sprintf("%s × %s", spreadOf(ratios), first)
 		}
-		rate := of(func(s clusterSample) float64 { return s.tokens })
-		micro := func(figure func(clusterSample) time.Duration) string {
-			return fmt.Sprintf("%.0f µs", of(func(s clusterSample) float64 { return float64(figure(s)) / 1e3 }).median)
-		}
-		fmt.Fprintf(&b, "| %s | %s (%s–%s) | %s | %.1f ms | %s | %s |\n", row.name, figure(rate.median), figure(rate.min), figure(rate.max), relative,
-			of(func(s clusterSample) float64 { return float64(s.p50) / 1e6 }).median,
-			micro(func(s clusterSample) time.Duration { return s.active }), micro(func(s clusterSample) time.Duration { return s.standbys }))
+		rate := spreadOf(rates)
+		fmt.Fprintf(&b, "| %s | %s (%s–%s) | %s | %.1f ms | %.0f µs | %.0f µs |\n", row.name, figure(rate.median), figure(rate.min), figure(rate.max), relative,
+			spreadOf(p50s).median, spreadOf(active).median, spreadOf(standbys).median)
 	}
 	return b.String()
 }
