@@ -111,7 +111,7 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 // readParameters returns the parameters of a request that its operation takes.
 func (b *backend) readParameters(req *logical.Request) (map[string]any, error) {
 	if len(req.Data) == 0 {
-		return nil, nil // the usual mint, for which a look at the patterns of the paths would cost more than all else here
+		return nil, nil // as in most requests for a token; finding the route would be most of the work here
 	}
 	route := b.Route(req.Path)
 	if route == nil {
